@@ -1,0 +1,32 @@
+# `make demo` and `make test` are all that a fresh machine needs; both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test bench lint clean
+
+demo: .venv/installed
+	$(BIN)/bluesky-denoise demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n 2
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+# The pinned set, torch first: left to itself, pip would take a build for GPUs with
+# several gigabytes of libraries.
+.venv/installed: requirements.lock setup.cfg pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	@echo "Installing the pinned packages into .venv; this takes some minutes, once."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf .venv demo_data demo.png

@@ -1,0 +1,77 @@
+"""``python -m benchmarks``: run all, print a table, and write it to docs/benchmarks.md."""
+
+import platform
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import live, networks
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+
+def main() -> None:
+    """Run all benchmarks; takes some minutes."""
+    console = Console()
+    rows: list[tuple[str, str]] = []
+    with console.status("RunEngine speed"):
+        ratio, added = live.run_engine_speed()
+    rows.append(("RunEngine events/s, with DenoiseProcess over with a no-op", f"{ratio:.2f}"))
+    rows.append(("added to each event", f"{added:.0f} us"))
+    with console.status("Frames into Tiled"):
+        ratio = live.frames_into_tiled()
+    rows.append(("frames/s into Tiled, raw and denoised over raw alone", f"{ratio:.2f}"))
+    with console.status("Latency"):
+        late = live.latencies()
+    rows.append(
+        (
+            "raw event to denoised event, p50 and p95, over the denoiser's time for one frame",
+            "{:.2f}, {:.2f}".format(*late["event"]),
+        )
+    )
+    rows.append(
+        (
+            "raw event to denoised frame readable in Tiled, p50 and p95, over the raw frame's p50",
+            "{:.2f}, {:.2f}".format(*late["readable"]),
+        )
+    )
+    with console.status("Networks and BM3D"):
+        slower = networks.times_slower()
+    rows += [
+        (f"time of {name} over ours, same frame, 1 thread", f"{x:.0f}")
+        for name, x in slower.items()
+    ]
+    table = Table("", "", show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    _write(rows)
+    console.print(f"Written to {PAGE.name}.")
+
+
+def _write(rows: list[tuple[str, str]]) -> None:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    lines = [
+        "# Benchmarks",
+        "",
+        "Printed and written by `make bench`. Everything is a ratio against a peer in the same",
+        "run, since times differ from machine to machine; the one time is what the RunEngine's",
+        "thread loses for each event.",
+        "",
+        f"Last run: Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
+        f"{torch.get_num_threads()} cores, {device}.",
+        "",
+        "| what | figure |",
+        "|---|---|",
+        *(f"| {what} | {figure} |" for what, figure in rows),
+        "",
+        "Frames of 195 x 487 pixels. `benchmarks/live.py` and `benchmarks/networks.py` say what",
+        "exactly is measured.",
+    ]
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

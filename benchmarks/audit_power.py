@@ -1,0 +1,95 @@
+"""Print how strong a peak must be for the audit to miss it when it is removed or invented.
+
+Run as ``python benchmarks/audit_power.py [--draws 40]``. Scenes are exposed, one half of the
+photons is denoised with the shipped weights, a peak is taken out of the estimate or put into
+it, and the other half is the judge. Strength is the peak's count in the whole exposure over
+the noise of the background under a matched filter, S / sqrt(4 pi sigma^2 B).
+"""
+
+import argparse
+
+import numpy as np
+
+from bluesky_denoise.audit import audit_frame, audit_rate
+from bluesky_denoise.denoiser import Denoiser
+from bluesky_denoise.simulation.random_scenes import random_mask, random_scene
+from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
+
+SHAPE = (128, 128)
+STRENGTHS = (4, 6, 8, 10, 12, 16, 24)
+SIGMA = 2.0
+
+
+def power(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
+    print("found of 100, by strength   " + "".join(f"{s:6d}" for s in STRENGTHS))
+    for background in (0.05, 0.5, 5.0, 50.0):
+        found = {"removed": np.zeros(len(STRENGTHS)), "invented": np.zeros(len(STRENGTHS))}
+        flat = np.full(SHAPE, background)
+        for _ in range(draws):
+            row, col = rng.uniform(30, 98, 2)
+            seen = rng.poisson(flat / 2)
+            estimate = denoiser.denoise(seen, 1.0).rate
+            for i, strength in enumerate(STRENGTHS):
+                photons = strength * np.sqrt(4 * np.pi * SIGMA**2 * background)
+                half = gaussian_peak(SHAPE, Peak(row, col, photons / 2, SIGMA, SIGMA))
+                gone = audit_rate(rng.poisson(flat / 2 + half), estimate, seen=seen)
+                made = audit_rate(rng.poisson(flat / 2), estimate + half, seen=seen)
+                found["removed"][i] += not gone.ok
+                found["invented"][i] += not made.ok
+        for what, number in found.items():
+            cells = "".join(f"{100 * n / draws:6.0f}" for n in number)
+            print(f"{what:9s} B = {background:5.2f} / px  {cells}")
+
+
+def alarms(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
+    """Count flags on simulated scenes; one that fresh photons do not repeat is false."""
+    for name in ("diffraction", "random"):
+        flagged = false = 0
+        for i in range(draws):
+            if name == "diffraction":
+                scene = diffraction_scene((195, 244), seed=i, hot_pixels=0)
+                rate, mask = scene.rate * 10 ** rng.uniform(-1.5, 1.5), scene.mask
+            else:
+                rate = random_scene((195, 244), rng, log10_level=(-2.5, 2.5))
+                mask = random_mask(rate.shape, rng)
+            seen, first, second, third = (rng.poisson(rate / 2) for _ in range(4))
+            estimate = denoiser.denoise(seen, 1.0, mask).rate
+            if not audit_rate(first, estimate, mask, seen=seen).ok:
+                flagged += 1
+                again = [audit_rate(n, estimate, mask, seen=seen).ok for n in (second, third)]
+                false += all(again)
+        print(f"{name:11s} scenes: {flagged} of {draws} flagged, {false} not by fresh photons")
+
+
+def defects(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
+    found = dict.fromkeys(("nothing", "hot pixel", "dead module", "gain 3.7"), 0)
+    for i in range(draws):
+        scene = diffraction_scene((195, 244), seed=i, hot_pixels=0)
+        counts = scene.expose(10 ** rng.uniform(-1, 1), rng).astype(np.int64)
+        cases = {name: counts.copy() for name in found}
+        row, col = rng.integers(5, 190), rng.integers(5, 60)
+        cases["hot pixel"][row, col] += 1000 * (not scene.mask[row, col])
+        cases["dead module"][:, 180:240] = 0
+        analog = counts * 3.7 + rng.normal(20, 2, counts.shape)
+        cases["gain 3.7"] = np.maximum(np.rint(analog), 0).astype(np.int64)
+        for name, case in cases.items():
+            verdict = audit_frame(case, 1.0, denoiser, mask=scene.mask, rng=rng)
+            found[name] += not verdict.ok
+    for name, number in found.items():
+        print(f"{name:12s} flagged in {number} of {draws} frames")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--draws", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    rng = np.random.default_rng(given.seed)
+    denoiser = Denoiser.load(threads=1)
+    power(denoiser, given.draws, rng)
+    alarms(denoiser, 5 * given.draws, rng)
+    defects(denoiser, given.draws // 2, rng)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The cost of denoising beside a scan: to the RunEngine, and until frames are in Tiled."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from bluesky import RunEngine
+from bluesky import plan_stubs as bps
+from bluesky import plans as bp
+from bluesky_tiled_plugins import TiledWriter
+from tiled.client import from_uri
+
+from bluesky_denoise import DenoiseProcess, Denoiser, DenoiseSettings, embedded_tiled
+from bluesky_denoise.simulation import ReplayFrames, recorded_frames
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
+
+KEY = "det_image"
+
+
+def _detector(directory: Path) -> AreaDetectorReplay:
+    recorded = recorded_frames()
+    frames = ReplayFrames(recorded.counts, recorded.exposure_s)
+    return AreaDetectorReplay(name="det", frames=frames, directory=directory / "raw")
+
+
+@contextmanager
+def _beamline() -> Iterator[tuple[Path, str]]:
+    with tempfile.TemporaryDirectory() as name, embedded_tiled(name) as uri:
+        yield Path(name), uri
+
+
+def run_engine_speed(events: int = 150, repeats: int = 3) -> tuple[float, float]:
+    """Return events per second with `DenoiseProcess` over a no-op's, and the added time.
+
+    Frames travel by reference, in files. The queue is long enough never to make the
+    RunEngine wait: what is measured is the cost of handing over, while the child works.
+
+    Returns
+    -------
+    tuple
+        The ratio, and microseconds added to each event.
+    """
+    RE = RunEngine()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        det = _detector(directory)
+        settings = DenoiseSettings(frames_directory=directory / "denoised", queue_size=100_000)
+
+        def speed(callback: Callable) -> float:
+            token = RE.subscribe(callback)
+            begin = time.perf_counter()
+            RE(bp.count([det], events))
+            elapsed = time.perf_counter() - begin
+            RE.unsubscribe(token)
+            return events / elapsed
+
+        with DenoiseProcess(settings) as denoise:
+            ratios, added = [], []
+            speed(denoise)  # warm up
+            denoise.wait(600)
+            for _ in range(repeats):
+                alone = speed(lambda name, doc: None)
+                beside = speed(denoise)
+                denoise.wait(600)
+                ratios.append(beside / alone)
+                added.append((1 / beside - 1 / alone) * 1e6)
+    return median(ratios), median(added)
+
+
+def frames_into_tiled(frames: int = 60) -> float:
+    """Return frames per second, raw and denoised in Tiled, over those of raw alone."""
+    with _beamline() as (directory, uri):
+        RE = RunEngine()
+        RE.subscribe(TiledWriter(from_uri(uri), batch_size=1))
+        det = _detector(directory)
+        RE(bp.count([det], 5))  # warm up
+        begin = time.perf_counter()
+        RE(bp.count([det], frames))
+        alone = time.perf_counter() - begin
+        settings = DenoiseSettings(
+            tiled_uri=uri, frames_directory=directory / "denoised", queue_size=100_000
+        )
+        with DenoiseProcess(settings) as denoise:
+            RE.subscribe(denoise)
+            RE(bp.count([det], 5))
+            denoise.wait(600)
+            begin = time.perf_counter()
+            RE(bp.count([det], frames))
+            denoise.wait(600)
+            both = time.perf_counter() - begin
+    return alone / both
+
+
+def latencies(frames: int = 40, period_s: float = 0.6) -> dict[str, tuple[float, float]]:
+    """Return p50 and p95 from a raw event to what comes of it.
+
+    Returns
+    -------
+    dict
+        ``"event"``: to the denoised event, in units of the time that the denoiser alone
+        takes for one frame; ``"readable"``: to the denoised frame in Tiled, in units of
+        the median time that the raw frame itself takes.
+    """
+    recorded = recorded_frames()
+    denoiser = Denoiser.load()
+    one = median(_timed(lambda: denoiser.denoise(recorded.counts[0], 1.0)) for _ in range(10))
+    done: dict[str, dict[int, float]] = {"raw": {}, "event": {}}
+    with _beamline() as (directory, uri):
+        RE = RunEngine()
+        client = from_uri(uri)
+        det = _detector(directory)
+        seen: dict[str, list[float]] = {"primary": [], "denoised": []}
+        settings = DenoiseSettings(tiled_uri=uri, frames_directory=directory / "denoised")
+        with DenoiseProcess(settings) as denoise:
+
+            def raw_event(name: str, doc: dict) -> None:
+                done["raw"][doc["seq_num"]] = time.perf_counter()
+
+            def derived_event(name: str, doc: dict) -> None:
+                done["event"][doc["data"]["raw_seq_num"]] = time.perf_counter()
+
+            denoise.subscribe(derived_event, "event")
+            RE.subscribe(raw_event, "event")
+            RE.subscribe(TiledWriter(client, batch_size=1))
+            RE.subscribe(denoise)
+            uids: list[str] = []
+            RE.subscribe(lambda name, doc: uids.append(doc["uid"]), "start")
+
+            def look() -> Iterator:
+                """Wait after each point until both frames are there."""
+                number = len(done["raw"])
+                begin = done["raw"][number]
+                for stream in ("primary", "denoised"):
+                    while not _length(client, uids[-1], stream) >= number:
+                        yield from bps.null()
+                    if number > 3:  # the first make the nodes
+                        seen[stream].append(time.perf_counter() - begin)
+                yield from bps.sleep(max(0.0, begin + period_s - time.perf_counter()))
+
+            def shot(detectors: list) -> Iterator:
+                yield from bps.one_shot(detectors)
+                yield from look()
+
+            RE(bp.count([det], frames, per_shot=shot))
+            denoise.wait(600)
+    events = [done["event"][number] - begin for number, begin in done["raw"].items()][3:]
+    unit = median(seen["primary"])
+    return {
+        "event": tuple(np.percentile(events, (50, 95)) / one),
+        "readable": tuple(np.percentile(seen["denoised"], (50, 95)) / unit),
+    }
+
+
+def _length(client, uid: str, stream: str) -> int:
+    try:
+        return client[uid][stream][KEY].shape[0]
+    except KeyError:
+        return 0
+
+
+def _timed(function: Callable) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin

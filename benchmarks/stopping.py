@@ -1,0 +1,45 @@
+"""Print what stopping at a relative error does to the mean, with and without the correction.
+
+Run as ``python -m benchmarks.stopping [--points 20000]``. Counts of known rates are drawn until
+`ExposureTally` has enough, as `adaptive_exposure_scan` does at each point.
+"""
+
+import argparse
+
+import numpy as np
+
+from bluesky_denoise.plans.stopping import ExposureTally
+
+CASES = ((3, 20, 0.1), (3, 20, 0.2), (10, 5, 0.1), (2, 10, 0.3))
+
+
+def stop_early(
+    rng: np.random.Generator, peak: float, background: float, relative_error: float
+) -> ExposureTally:
+    """Expose one point; peak and background in counts per frame."""
+    tally = ExposureTally(relative_error, max_frames=5000)
+    while not tally.enough:
+        counts = rng.poisson(peak + background)
+        tally.add(counts - background, np.sqrt(counts), 1.0)
+    return tally
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", type=int, default=20_000)
+    points = parser.parse_args().points
+    rng = np.random.default_rng(0)
+    print("peak, background, error asked | uncorrected, corrected | mean and width of the pulls")
+    for peak, background, error in CASES:
+        tallies = [stop_early(rng, peak, background, error) for _ in range(points)]
+        plain = np.mean([t.uncorrected for t in tallies]) / peak - 1
+        corrected = np.mean([t.intensity for t in tallies]) / peak - 1
+        pulls = np.array([(t.intensity - peak) / t.error for t in tallies])
+        print(
+            f"{peak:4} {background:4} {error:5.0%} | {plain:+7.1%} {corrected:+7.1%} | "
+            f"{pulls.mean():+.2f} {pulls.std():.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

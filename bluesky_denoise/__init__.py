@@ -1,0 +1,45 @@
+"""CNN denoising of detector frames on Bluesky's document stream."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("bluesky-denoise")
+
+# Public name -> module that defines it. Nothing heavy (torch, tiled) is imported
+# before it is asked for, so that `import bluesky_denoise` stays instant.
+_EXPORTS = {
+    "DenoiseError": "errors",
+    "DenoiseProcess": "process",
+    "DenoiseRouter": "router",
+    "DenoiseSettings": "settings",
+    "Denoised": "frames",
+    "DenoisedBestEffortCallback": "best_effort",
+    "DenoisedDetector": "denoised_detector",
+    "DenoisedSignals": "devices",
+    "DenoisedStream": "catalog",
+    "Denoiser": "denoiser",
+    "Frame": "frames",
+    "FrameViewer": "viewer",
+    "GapFiller": "gaps",
+    "ROI": "roi",
+    "TiledSink": "tiled_sink",
+    "denoised_streams": "catalog",
+    "embedded_tiled": "server",
+    "replay_backup": "tiled_sink",
+    "reprocess": "catalog",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _EXPORTS[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,266 @@
+"""The audit: whether a denoised frame fits photons that it has not seen."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
+from bluesky_denoise.photon_checks import dead_areas, hot_pixels, looks_poisson
+from bluesky_denoise.residuals import (
+    deviance_ratio,
+    lone_pixels,
+    neighbour_correlation,
+    step_px,
+    surprise_by_side,
+    tile_map,
+)
+from bluesky_denoise.thinning import thin
+
+__all__ = ["Audit", "audit_frame", "audit_rate"]
+
+MOST_DEVIANCE = 1.3
+LEAST_DEVIANCE = 0.75
+MOST_CORRELATION = 0.15
+SURE_Z = 5.0
+"""Global numbers must be off by their limit, and by this many standard deviations."""
+EIGER_INVALID = 2**32 - 1
+
+
+class SupportsDenoise(Protocol):
+    """What is asked of a denoiser here."""
+
+    def denoise(
+        self, counts: np.ndarray, exposure_s: Any, mask: np.ndarray | None = None
+    ) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """A verdict on one denoised frame, with the numbers behind it."""
+
+    ok: bool
+    """False if the denoised frame must not be trusted without a look."""
+    reason: str
+    """What is wrong, all of it; '' if nothing is."""
+    deviance: float
+    """Poisson deviance of held-out counts over its expectation for these rates: 1 if the
+    estimate is right, more if it misses something. NaN where nothing could be held out."""
+    whiteness: float
+    """Correlation of the residuals of neighbouring pixels: 0 if the estimate is right."""
+    map: np.ndarray
+    """(tiles down, tiles across) float32: the most extreme deviate z of each tile, positive
+    where photons came that the estimate lacks. NaN where all is masked, or nothing held out."""
+    limit: float
+    """|z| from which a tile fails."""
+    bad_pixels: np.ndarray
+    """(n, 2) rows and columns of single pixels that fit neither the estimate nor their
+    neighbours: dead, weak or warm, to be masked. Alone they do not fail a frame unless they count
+    three times what is expected, or are more than one in a thousand; hot ones always do."""
+
+
+def audit_frame(
+    counts: np.ndarray,
+    exposure_s: float,
+    denoiser: SupportsDenoise,
+    *,
+    mask: np.ndarray | None = None,
+    trained_range: tuple[float, float] | None = None,
+    rate_range: tuple[float, float] | None = None,
+    tile_px: int = 32,
+    rng: np.random.Generator | None = None,
+) -> Audit:
+    """Audit the denoising of one frame, without a reference.
+
+    Half of the photons, chosen at random, is denoised; the other half, independent if
+    counts are Poisson, must look like a draw from it. The raw frame is checked for hot
+    pixels, dead areas and counts that are no photons. ``docs/audit.md`` tells what is
+    found, from which strength, and how often good frames are flagged.
+
+    Parameters
+    ----------
+    counts : (H, W) raw counts. Pixels that are not finite, or hold 4294967295 as an
+        integer, count as masked
+    exposure_s : seconds, > 0
+    denoiser : has ``denoise(counts, exposure_s, mask)``
+    mask : (H, W) bool, True where a pixel is invalid
+    trained_range : least mean and largest single count that the weights were trained for,
+        counts; None leaves it unchecked
+    rate_range : mean counts / s and pixel that the user expects, least and most. The only
+        check that a wrong exposure time can fail: the counts alone do not tell it
+    tile_px : side of a tile of the map, pixels
+    rng : halves the photons; a fixed seed if None, so that a frame always gives the same
+
+    Returns
+    -------
+    Audit
+        A frame without any counts is ``ok``: there is nothing to be wrong about.
+
+    Raises
+    ------
+    FrameShapeError
+        If the counts are not (H, W).
+    FrameValueError
+        If the exposure is not above 0.
+    MaskError
+        If the mask does not have the shape of the frame.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 2:
+        raise FrameShapeError(f"A frame of shape {counts.shape} was given; expected (H, W).")
+    if not (np.isfinite(exposure_s) and exposure_s > 0):
+        raise FrameValueError(f"The exposure is {exposure_s!r}; expected seconds, > 0.")
+    valid = _valid(counts, mask)
+    known = np.where(valid, counts, 0)
+    no_photons = looks_poisson(known, ~valid)
+    if no_photons:
+        return _unheard(no_photons, counts.shape, tile_px)
+    photons = known.astype(np.int64)
+    reasons = _raw_reasons(photons, valid, exposure_s, trained_range, rate_range)
+    if not photons.any():
+        return _unheard("; ".join(reasons), counts.shape, tile_px)
+    seen, held_out = thin(photons, 0.5, np.random.default_rng(0) if rng is None else rng)
+    rate = denoiser.denoise(seen[None], 0.5 * exposure_s, mask=~valid).rate[0]
+    found = audit_rate(held_out, rate * (0.5 * exposure_s), ~valid, seen=seen, tile_px=tile_px)
+    reasons += [found.reason] if found.reason else []
+    return replace(found, ok=not reasons, reason="; ".join(reasons))
+
+
+def audit_rate(
+    held_out: np.ndarray,
+    expected: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    seen: np.ndarray | None = None,
+    tile_px: int = 32,
+) -> Audit:
+    """Compare counts with any prediction of them.
+
+    Sums over squares of 1, 3, 7 and 15 pixels are compared at every place, and so are the
+    deviance and the neighbour correlation of the whole frame.
+
+    Parameters
+    ----------
+    held_out : (H, W) integer counts >= 0 that the prediction has not seen
+    expected : (H, W) expected counts, >= 0
+    mask : (H, W) bool, True where a pixel is invalid
+    seen : (H, W) counts, of as long an exposure, that the prediction was made from: tells
+        how noisy it is itself. None takes it for exact
+    tile_px : side of a tile of the map, pixels
+
+    Returns
+    -------
+    Audit
+
+    Raises
+    ------
+    FrameShapeError
+        If the arrays are not (H, W), all of one shape.
+    MaskError
+        If the mask does not have the shape of the frame.
+    """
+    held_out, expected = np.asarray(held_out), np.asarray(expected)
+    shapes = [a.shape for a in (held_out, expected, seen) if a is not None]
+    if held_out.ndim != 2 or len(set(shapes)) > 1:
+        raise FrameShapeError(f"Counts and prediction have shapes {shapes}; expected all (H, W).")
+    valid = _valid(held_out, mask) & np.isfinite(expected)
+    counts = np.where(valid, held_out, 0).astype(np.float64)
+    model = np.where(valid, np.maximum(expected, 0), 0.0).astype(np.float64)
+    if not valid.any() or not (counts.any() or model.any()):
+        return _unheard("", counts.shape, tile_px)
+    known = None if seen is None else np.where(valid, seen, 0).astype(np.float64)
+    lone = lone_pixels(counts, model, known)
+    bad = np.argwhere(lone)
+    reasons = _pixel_reasons(counts, model, bad)
+    # The rest of the frame is judged without them.
+    counts[lone] = model[lone]
+    if known is not None:
+        known[lone] = model[lone]
+    surprise, limit, noise = surprise_by_side(counts, model, known)
+    fit = valid & ~lone
+    ratio, ratio_z = deviance_ratio(counts[fit], model[fit])
+    correlation, correlation_z = neighbour_correlation(counts, model)
+    reasons += _local_reasons(surprise, limit)
+    if ratio_z > SURE_Z and ratio > MOST_DEVIANCE + noise:
+        reasons.append(f"held-out counts fit badly (deviance {ratio:.2f}, expected 1)")
+    if ratio_z < -SURE_Z and ratio < LEAST_DEVIANCE:
+        reasons.append(f"held-out counts fit too well (deviance {ratio:.2f}, expected 1)")
+    if abs(correlation_z) > SURE_Z and abs(correlation) > MOST_CORRELATION + noise:
+        reasons.append(f"residuals of neighbouring pixels correlate ({correlation:+.2f})")
+    tiles = tile_map(surprise, valid, tile_px)
+    return Audit(not reasons, "; ".join(reasons), ratio, correlation, tiles, limit, bad)
+
+
+def _valid(counts: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    if mask is not None and np.shape(mask) != counts.shape:
+        raise MaskError(f"The mask has shape {np.shape(mask)}; the frame has {counts.shape}.")
+    valid = np.isfinite(counts)
+    if counts.dtype.kind in "ui" and counts.dtype.itemsize >= 4:
+        valid &= counts != EIGER_INVALID
+    return valid if mask is None else valid & (np.asarray(mask) == 0)
+
+
+def _unheard(reason: str, shape: tuple[int, ...], tile_px: int) -> Audit:
+    """Return a verdict without held-out counts."""
+    tiles = np.full([-(-n // tile_px) for n in shape], np.nan, np.float32)
+    none = np.empty((0, 2), dtype=np.int64)
+    return Audit(not reason, reason, float("nan"), float("nan"), tiles, float("nan"), none)
+
+
+def _raw_reasons(
+    photons: np.ndarray,
+    valid: np.ndarray,
+    exposure_s: float,
+    trained_range: tuple[float, float] | None,
+    rate_range: tuple[float, float] | None,
+) -> list[str]:
+    reasons = []
+    mean = float(photons.sum() / max(int(valid.sum()), 1))
+    if trained_range is not None and mean > 0:
+        most = int(photons.max())
+        if mean < trained_range[0] or most > trained_range[1]:
+            reasons.append(
+                f"counts (mean {mean:.3g}, largest {most}) are outside of the range of training, "
+                f"{trained_range[0]:g} to {trained_range[1]:g}"
+            )
+    if rate_range is not None and not rate_range[0] <= mean / exposure_s <= rate_range[1]:
+        reasons.append(
+            f"the mean rate, {mean / exposure_s:.3g} counts / s and pixel, is not in the range "
+            f"given, {rate_range[0]:g} to {rate_range[1]:g}: beam, or a wrong exposure time"
+        )
+    hot = hot_pixels(photons, ~valid)
+    if len(hot):
+        places = ", ".join(f"({row}, {col})" for row, col in hot[:3])
+        reasons.append(f"{len(hot)} hot pixels or spots of one pixel, at {places}")
+    dead = dead_areas(photons, ~valid)
+    if len(dead):
+        row, col, side = dead[-1]
+        reasons.append(
+            f"no counts around rows {row} to {row + side - 1}, columns {col} to {col + side - 1}, "
+            "next to lit pixels: a dead module, or a beam stop that no mask covers"
+        )
+    return reasons
+
+
+def _pixel_reasons(counts: np.ndarray, model: np.ndarray, bad: np.ndarray) -> list[str]:
+    """Say which single pixels fail a frame."""
+    if len(bad) > max(3, counts.size / 1000):
+        return [f"{len(bad)} single pixels do not fit"]
+    bright = [(int(r), int(c)) for r, c in bad if counts[r, c] > 3 * model[r, c] + 10]
+    if bright:
+        return [f"photons that the estimate lacks, in {len(bright)} single pixels, at {bright[0]}"]
+    return []
+
+
+def _local_reasons(surprise: dict[int, np.ndarray], limit: float) -> list[str]:
+    reasons = []
+    for sign, text in ((1, "photons that the estimate lacks"), (-1, "an estimate without photons")):
+        worst = max(surprise, key=lambda side: float((sign * surprise[side]).max()))
+        values = sign * surprise[worst]
+        if values.max() > limit:
+            row, col = np.unravel_index(int(values.argmax()), values.shape)
+            row, col = (int(i) * step_px(worst) + worst // 2 for i in (row, col))
+            reasons.append(
+                f"{text} around ({row}, {col}) over {worst} px (z = {sign * values.max():+.1f})"
+            )
+    return reasons

@@ -1,0 +1,74 @@
+"""Documents in JSON Lines files, for as long as Tiled cannot be reached."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["BackupFile", "read_backup"]
+
+_SUFFIX = ".jsonl"
+
+
+class BackupFile:
+    """The documents of one derived run, one a line.
+
+    Parameters
+    ----------
+    directory :
+        Made if missing.
+    run_uid :
+        The uid of the derived run; gives the file its name.
+    redact :
+        Applied to each line before it is written, to keep secrets out.
+    """
+
+    def __init__(self, directory: Path, run_uid: str, redact: Callable[[str], str] = str) -> None:
+        self.path = directory / f"{run_uid}{_SUFFIX}"
+        self._redact = redact
+
+    def append(self, documents: list[tuple[str, Mapping[str, Any]]]) -> None:
+        """Write documents, and see them safe on disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"name": n, "doc": d}, default=_encode) for n, d in documents]
+        with self.path.open("a") as file:
+            file.writelines(self._redact(line) + "\n" for line in lines)
+            file.flush()
+
+    def done(self) -> None:
+        """Remove the file: what it held is in Tiled."""
+        self.path.unlink(missing_ok=True)
+
+
+def backup_files(directory: Path) -> list[Path]:
+    """Return the backup files of a directory, oldest first."""
+    return sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
+
+
+def read_backup(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the documents of a backup file; a last line that was cut off is left out."""
+    with path.open() as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            item = json.loads(line, object_hook=_decode)
+            yield item["name"], item["doc"]
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        data = base64.b64encode(np.ascontiguousarray(value)).decode()
+        return {"__array__": data, "dtype": value.dtype.str, "shape": value.shape}
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)  # from the raw run's metadata: better kept as text than not at all
+
+
+def _decode(value: dict[str, Any]) -> Any:
+    if "__array__" not in value:
+        return value
+    data = np.frombuffer(base64.b64decode(value["__array__"]), np.dtype(value["dtype"]))
+    return data.reshape(value["shape"])

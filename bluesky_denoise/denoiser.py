@@ -1,0 +1,318 @@
+"""`Denoiser`: counts in, count rates out; numpy outside, torch inside."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError, SettingsError
+from bluesky_denoise.frames import Denoised
+from bluesky_denoise.models.checkpoint import load_checkpoint
+
+__all__ = ["Denoiser"]
+
+logger = logging.getLogger(__name__)
+
+MOST_PIXELS = {"cpu": 7_000_000, "cuda": 40_000_000}
+"""Pixels that go through the network at once, by device; more are cut into tiles. A CPU
+needs some 400 bytes for each: a Pilatus 6M goes in one piece, in 2.6 GB."""
+BATCH_PIXELS = {"cpu": 250_000, "cuda": 40_000_000}
+"""Pixels beyond which no further frame joins a batch: on a CPU larger ones leave its cache."""
+LEAST_PIXELS = 1024
+"""When there is no memory for so many pixels either, it is an error."""
+EIGER_INVALID = 2**32 - 1
+"""What Eiger detectors write into masked pixels, as uint32 or cast to more bits."""
+
+
+class Denoiser:
+    """A network with its weights on one device.
+
+    Made by `Denoiser.load`; not thread-safe, one per process is meant.
+
+    Parameters
+    ----------
+    model : network in evaluation mode; takes and returns (B, 1, H, W)
+    card : what the weights are; needs ``model`` and ``sha256``
+    name : what to call the weights
+    device : ``cpu``, ``cuda`` or ``cuda:N``; CUDA where there is one if None
+    """
+
+    def __init__(
+        self, model: nn.Module, card: dict[str, Any], name: str, device: str | None = None
+    ) -> None:
+        self.device: str = _choose_device(device)
+        self.name = name
+        self.card = card
+        self.weights_sha256: str = card["sha256"]
+        self.version: str = str(card.get("package_version", ""))
+        self._kind = torch.device(self.device).type
+        self._model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self._most_pixels = MOST_PIXELS[self._kind]
+
+    @classmethod
+    def load(
+        cls, name: str | Path = "default", device: str | None = None, *, threads: int | None = None
+    ) -> "Denoiser":
+        """Load shipped weights by name, or others by path.
+
+        Parameters
+        ----------
+        name : name of shipped weights, or path of a ``.safetensors`` with its card beside it
+        device : ``cpu``, ``cuda`` or ``cuda:N``; None takes CUDA where there is one
+        threads : CPU threads of torch in this process; None leaves them as they are
+
+        Raises
+        ------
+        ModelNotFound
+            If there are no such weights.
+        CheckpointError
+            If the weights are damaged.
+        SettingsError
+            If the device is not there, or ``threads`` is below 1.
+        """
+        if threads is not None:
+            if threads < 1:
+                raise SettingsError(f"threads is {threads}; at least 1 is needed.")
+            torch.set_num_threads(threads)
+        device = _choose_device(device)
+        model, card = load_checkpoint(name)
+        denoiser = cls(model, card, Path(name).stem, device)
+        logger.info("Weights %s (%.12s) on %s.", name, denoiser.weights_sha256, denoiser.device)
+        return denoiser
+
+    def denoise(
+        self,
+        counts: np.ndarray,
+        exposure_s: float | np.ndarray,
+        mask: np.ndarray | None = None,
+    ) -> Denoised:
+        """Estimate the count rate behind short frames.
+
+        The sum over valid pixels of ``rate * exposure_s`` is that of ``counts``: photons
+        are moved, never made. Exposure only divides, so one network serves all.
+
+        Parameters
+        ----------
+        counts : (B, H, W) or (H, W), integer or float, raw detector counts, >= 0. Pixels
+            that are not finite, or hold 4294967295 as an integer, count as masked
+        exposure_s : seconds, > 0; one for all frames, or (B,)
+        mask : (H, W) bool or integer, nonzero where a pixel is invalid
+
+        Returns
+        -------
+        Denoised
+            ``rate``, shape of ``counts``, float32, counts / s, >= 0; NaN where masked.
+
+        Raises
+        ------
+        FrameShapeError
+            If the frames are not (B, H, W) or (H, W), or have no pixels.
+        FrameValueError
+            If counts are negative or no numbers, or an exposure is not above 0.
+        MaskError
+            If the mask does not have the frames' height and width.
+        """
+        counts = np.asarray(counts)
+        if counts.ndim not in (2, 3) or 0 in counts.shape[-2:]:
+            raise FrameShapeError(
+                f"Frames of shape {counts.shape} were given; expected (B, H, W) or (H, W), with "
+                "at least one pixel."
+            )
+        stack = counts if counts.ndim == 3 else counts[None]  # (H, W) -> (1, H, W)
+        seconds = _check_exposure(exposure_s, len(stack), counts.ndim)
+        masked = _check_mask(mask, stack.shape[1:])
+        rate = np.empty(stack.shape, np.float32)
+        # Checked and converted a few frames at a time, so that a long stack fits memory.
+        each = max(1, self._most_pixels // (stack.shape[1] * stack.shape[2]))
+        start = 0
+        prepared = _prepare(stack[:each], masked)
+        while start < len(stack):
+            frames, valid = prepared
+            rate[start : start + len(frames)] = self._expected(frames, valid)
+            start += len(frames)
+            if start < len(stack):
+                prepared = _prepare(stack[start : start + each], masked)
+        rate /= seconds[:, None, None]
+        return Denoised(rate=rate.reshape(counts.shape))
+
+    def _expected(self, frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Estimate expected counts, NaN where not valid: (B, H, W) float32.
+
+        When memory runs out, the batch is halved, then the tile, and the work goes on.
+        """
+        while True:
+            try:
+                out = self._attempt(frames, valid)
+                break
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+            # Outside of the except clause, which would hold on to the tensors.
+            if self._kind == "cuda":
+                torch.cuda.empty_cache()
+            if self._most_pixels // 2 < LEAST_PIXELS:
+                raise MemoryError(
+                    f"{self.device} has no memory to denoise frames of shape {frames.shape[1:]}, "
+                    "even by single tiles. Free some, or use another device."
+                )
+            self._most_pixels //= 2
+            logger.warning(
+                "Out of memory on %s: going on with %d pixels at a time.",
+                self.device,
+                self._most_pixels,
+            )
+        return np.where(valid, out, np.float32(np.nan))
+
+    def _attempt(self, frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        batch, height, width = frames.shape
+        if height * width <= self._most_pixels:
+            most = min(self._most_pixels, BATCH_PIXELS[self._kind])
+            each = max(1, most // (height * width))
+            parts = [
+                self._run(frames[i : i + each], valid[i : i + each]) for i in range(0, batch, each)
+            ]
+            return np.concatenate(parts)
+        out = np.empty(frames.shape, np.float32)
+        for outer, inner, core in self._tiles(height, width):
+            for i in range(batch):
+                tile = self._run(frames[i : i + 1, *outer], valid[i : i + 1, *outer])
+                out[i, *core] = tile[0][inner]
+        return out
+
+    def _tiles(
+        self, height: int, width: int
+    ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], tuple[slice, slice]]]:
+        """Yield tile in the frame, core in the tile, core in the frame.
+
+        Tiles begin on multiples of the coarsest pixel, as the untiled frame does, and
+        overlap by the network's field, so that a core does not know that it was cut. This
+        makes the least tile a little wider than twice the field, whatever memory there is.
+        """
+        step = int(self._model.multiple)
+        field = -(-int(self._model.field_px) // step) * step
+        side = step
+        while (
+            side < max(height, width)
+            and min(height, side + step + 2 * field) * min(width, side + step + 2 * field)
+            <= self._most_pixels
+        ):
+            side += step
+        for row in range(0, height, side):
+            for col in range(0, width, side):
+                core = (slice(row, min(row + side, height)), slice(col, min(col + side, width)))
+                top, left = max(row - field, 0), max(col - field, 0)
+                outer = (slice(top, row + side + field), slice(left, col + side + field))
+                inner = tuple(
+                    slice(c.start - o, c.stop - o) for c, o in zip(core, (top, left), strict=True)
+                )
+                yield outer, inner, core
+
+    def _run(self, frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Run the network on frames that it can take at once: (B, H, W) -> (B, H, W)."""
+        height, width = frames.shape[1:]
+        step = int(self._model.multiple)
+        pad = (0, -width % step, 0, -height % step)
+        with torch.inference_mode():
+            x = self._tensor(frames, pad)  # (B, H, W) -> (B, 1, H + pad, W + pad)
+            # Padded pixels are masked: the network must not see them as dark.
+            v = self._tensor(valid, pad)
+            with self._autocast():
+                out = self._model(x, v)
+            out = out[:, 0, :height, :width].float()  # -> (B, H, W)
+            return out.cpu().numpy()
+
+    def _tensor(self, array: np.ndarray, pad: tuple[int, int, int, int]) -> Tensor:
+        x = torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
+        return torch.nn.functional.pad(x[:, None], pad)  # (B, H, W) -> (B, 1, H', W')
+
+    def _autocast(self) -> Any:
+        if self._kind == "cuda" and torch.cuda.is_bf16_supported():
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def _choose_device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = str(device).partition(":")[0]
+    if kind not in MOST_PIXELS:
+        raise SettingsError(f"Device {device!r} is not known; expected cpu, cuda or cuda:N.")
+    if kind == "cuda":
+        try:
+            index = torch.device(device).index or 0
+        except RuntimeError:
+            index = -1
+        if not 0 <= index < torch.cuda.device_count():
+            raise SettingsError(
+                f"Device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA "
+                "devices. Use cpu, or leave the device out."
+            )
+    return str(device)
+
+
+def _check_exposure(exposure_s: float | np.ndarray, batch: int, ndim: int) -> np.ndarray:
+    """Return (B,) float32 seconds."""
+    try:
+        seconds = np.asarray(exposure_s, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise FrameValueError(f"The exposure {exposure_s!r} is no number of seconds.") from None
+    if seconds.shape not in ((), (batch,)) or (ndim == 2 and seconds.shape == (batch, 1)):
+        raise FrameShapeError(
+            f"Exposures of shape {seconds.shape} were given for {batch} frames; expected one "
+            f"number, or ({batch},)."
+        )
+    if not (np.isfinite(seconds) & (seconds > 0)).all():
+        raise FrameValueError(f"The exposure is {exposure_s!r}; expected seconds, > 0.")
+    return np.broadcast_to(seconds, (batch,)).astype(np.float32)
+
+
+def _check_mask(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return (H, W) bool."""
+    if mask is None:
+        return None
+    mask = np.asarray(mask)
+    if mask.shape != shape:
+        raise MaskError(f"The mask has shape {mask.shape}; the frames need {shape}, (H, W).")
+    if mask.dtype.kind not in "bui":
+        raise MaskError(
+            f"The mask has dtype {mask.dtype}; expected bool or integer, nonzero where invalid."
+        )
+    return mask != 0
+
+
+def _prepare(stack: np.ndarray, masked: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return counts with 0 where invalid, (B, H, W) float32, and what is valid, bool."""
+    if stack.dtype.kind not in "buif":
+        raise FrameValueError(
+            f"Frames of dtype {stack.dtype} were given; expected integer or float counts."
+        )
+    valid = np.isfinite(stack) if stack.dtype.kind == "f" else np.ones(stack.shape, bool)
+    if stack.dtype.kind in "ui" and stack.dtype.itemsize >= 4:
+        valid &= stack != EIGER_INVALID
+    if masked is not None:
+        valid &= ~masked
+    frames = np.where(valid, stack, 0).astype(np.float32)
+    negative = frames < 0
+    if negative.any():
+        at = tuple(int(i) for i in np.argwhere(negative)[0])
+        raise FrameValueError(
+            f"{int(negative.sum())} pixels are negative, the first is {stack[at]} at (frame, row, "
+            f"column) {at}; expected photon counts, >= 0. Mask flagged pixels; frames of an "
+            "integrating detector, with its pedestal subtracted, are no photon counts."
+        )
+    return frames, valid
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "not enough memory" in text
+        or "can't allocate memory" in text
+        or "could not create a memory object" in text
+    )

@@ -1,0 +1,343 @@
+"""Results in, documents out: the run that is derived from a raw run."""
+
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import event_model
+import numpy as np
+from event_model.documents import EventDescriptor, RunStart, RunStop
+
+from .frame_store import GROUP, FrameStore
+from .results import Regions, event_keys, hinted_keys, number_keys
+
+__all__ = ["DerivedEvent", "DerivedRun", "stop_document", "stream_name"]
+
+logger = logging.getLogger(__name__)
+
+_NOT_COPIED = frozenset({"uid", "time"})
+_SCALARS = frozenset({"number", "integer", "boolean", "string"})
+
+
+@dataclass
+class DerivedEvent:
+    """What became of one raw event."""
+
+    seq_num: int
+    """Number of the raw event in its stream, from 1."""
+    time: float
+    """Time of the raw event, seconds since the epoch."""
+    data: Mapping[str, Any]
+    """Values of the raw event."""
+    timestamps: Mapping[str, float]
+    """Time stamps of the raw event."""
+    rates: dict[str, np.ndarray] = field(default_factory=dict)
+    """By data key, (n, H, W) float32, counts / s; none where denoising failed."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """What was measured on the frames, under the names of `results.number_keys`."""
+    problems: list[str] = field(default_factory=list)
+    """Why frames are missing; empty where all is well."""
+    latency_s: float = float("nan")
+    """From the arrival of the raw event to its result, seconds."""
+
+
+def stream_name(raw_stream: str) -> str:
+    """Return the name of the stream derived from a raw stream."""
+    return "denoised" if raw_stream == "primary" else f"denoised_{raw_stream}"
+
+
+def is_derived(start: Mapping[str, Any]) -> bool:
+    """Tell whether a start document is of a derived run, which is never denoised again."""
+    return "original_run_uid" in start and "denoise" in start
+
+
+def start_metadata(raw_start: RunStart, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the start document of a derived run carries."""
+    copied = {key: value for key, value in raw_start.items() if key not in _NOT_COPIED}
+    hints = copied.get("hints") or {}
+    if "dimensions" in hints:
+        # They name the stream to plot, which has another name here.
+        dimensions = [[fields, stream_name(stream)] for fields, stream in hints["dimensions"]]
+        copied["hints"] = {**hints, "dimensions": dimensions}
+    return {**copied, "original_run_uid": raw_start["uid"], "denoise": dict(provenance)}
+
+
+def stop_document(run_start: str, num_events: dict[str, int], reason: str) -> RunStop:
+    """Return the stop document for a derived run whose own composer is lost."""
+    return {
+        "uid": str(uuid.uuid4()),
+        "time": time.time(),
+        "run_start": run_start,
+        "exit_status": "fail",
+        "reason": reason,
+        "num_events": num_events,
+    }
+
+
+class DerivedRun:
+    """Compose the documents of one derived run, and save its frames.
+
+    Nothing is emitted before the first :meth:`add` or :meth:`close`: a raw run without
+    frames leaves no trace.
+
+    Parameters
+    ----------
+    raw_start :
+        The start document of the raw run.
+    provenance :
+        Versions, model, weights, and settings; goes into the start document.
+    emit :
+        Called with ``(name, doc)`` for each document.
+    frames_directory :
+        Where frames are saved; None: they travel inside the events.
+    """
+
+    def __init__(
+        self,
+        raw_start: RunStart,
+        provenance: Mapping[str, Any],
+        emit: Callable[[str, Mapping[str, Any]], None],
+        frames_directory: Path | None = None,
+    ) -> None:
+        self._raw_start, self._provenance = raw_start, provenance
+        self._emit, self._directory = emit, frames_directory
+        self._bundle: event_model.ComposeRunBundle | None = None
+        self._streams: dict[str, _DerivedStream] = {}
+
+    @property
+    def num_events(self) -> dict[str, int]:
+        """Events emitted, by stream."""
+        return {stream.name: stream.emitted for stream in self._streams.values()}
+
+    def open(self) -> event_model.ComposeRunBundle:
+        """Emit the start document, once."""
+        if self._bundle is None:
+            metadata = start_metadata(self._raw_start, self._provenance)
+            self._bundle = event_model.compose_run(metadata=metadata)
+            self._emit("start", self._bundle.start_doc)
+        return self._bundle
+
+    def add(
+        self, descriptor: EventDescriptor, regions: Regions, events: list[DerivedEvent]
+    ) -> None:
+        """Emit the documents for a batch of events of one raw stream.
+
+        Parameters
+        ----------
+        descriptor :
+            The raw descriptor of the stream.
+        regions :
+            The data keys that are denoised, each with the regions of its frames by name.
+        events :
+            In the order of their ``seq_num``.
+        """
+        if not events:
+            return
+        bundle = self.open()
+        name = stream_name(descriptor["name"])
+        if name not in self._streams:
+            self._streams[name] = _DerivedStream(
+                name, bundle, descriptor, regions, events, self._emit, self._directory
+            )
+        self._streams[name].add(events)
+
+    def close(self, exit_status: str, reason: str = "") -> None:
+        """Emit the stop document and close the files.
+
+        Parameters
+        ----------
+        exit_status :
+            ``"success"``, ``"abort"`` or ``"fail"``.
+        reason :
+            Why it failed.
+        """
+        for stream in self._streams.values():
+            stream.close()
+        self._emit("stop", self.open().compose_stop(exit_status=exit_status, reason=reason))
+
+
+class _DerivedStream:
+    """One stream of a derived run: its descriptor, its file, its events."""
+
+    def __init__(
+        self,
+        name: str,
+        bundle: event_model.ComposeRunBundle,
+        descriptor: EventDescriptor,
+        regions: Regions,
+        events: list[DerivedEvent],
+        emit: Callable[[str, Mapping[str, Any]], None],
+        directory: Path | None,
+    ) -> None:
+        self.name, self.emitted = name, 0
+        frame_keys = list(regions)
+        self._emit, self._frame_keys = emit, frame_keys
+        self._row_shapes = {
+            key: _row_shape(key, descriptor["data_keys"][key], events) for key in frame_keys
+        }
+        self._scalars = [
+            key
+            for key, spec in descriptor["data_keys"].items()
+            if key not in frame_keys and "external" not in spec and spec["dtype"] in _SCALARS
+        ]
+        start = bundle.start_doc
+        source = f"denoise:{start['denoise'].get('model', '')}"
+        data_keys = {key: dict(descriptor["data_keys"][key]) for key in self._scalars}
+        self._numbers = number_keys(regions, source)
+        data_keys |= self._numbers | event_keys(source)
+        for key, shape in self._row_shapes.items():
+            data_keys[key] = {
+                "dtype": "array",
+                "dtype_numpy": "<f4",
+                "shape": list(shape),
+                "units": "counts / s",
+                "source": source,
+                **({"external": "STREAM:"} if directory else {}),
+            }
+        self._descriptor = bundle.compose_descriptor(
+            name=name,
+            data_keys=data_keys,
+            object_keys=_object_keys(descriptor, data_keys),
+            hints=_hints(descriptor, self._scalars, regions),
+            configuration={"denoiser": _configuration(start["denoise"], source)},
+        )
+        emit("descriptor", self._descriptor.descriptor_doc)
+        self._store: FrameStore | None = None
+        if directory:
+            self._open_store(bundle, descriptor, directory)
+
+    def _open_store(
+        self,
+        bundle: event_model.ComposeRunBundle,
+        descriptor: EventDescriptor,
+        directory: Path,
+    ) -> None:
+        start = bundle.start_doc
+        day = datetime.fromtimestamp(start["time"])
+        name = f"{start['original_run_uid'][:8]}_{self.name}_{start['uid'][:8]}.h5"
+        self._store = FrameStore(
+            directory / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / name,
+            self._row_shapes,
+            {"original_run_uid": start["original_run_uid"], "run_uid": start["uid"]},
+        )
+        self._compose_datum = {}
+        for key in self._frame_keys:
+            resource, compose = bundle.compose_stream_resource(
+                mimetype="application/x-hdf5",
+                uri=self._store.path.absolute().as_uri().replace("file:///", "file://localhost/"),
+                data_key=key,
+                parameters={
+                    "dataset": f"/{GROUP}/{key}",
+                    "chunk_shape": [1, *self._row_shapes[key]],
+                    "swmr": True,
+                },
+            )
+            self._emit("stream_resource", resource)
+            self._compose_datum[key] = compose
+
+    def add(self, events: list[DerivedEvent]) -> None:
+        rows = {key: self._rows(key, events) for key in self._frame_keys}
+        if self._store:
+            for key, array in rows.items():
+                at = self._store.append(key, array)
+                datum = self._compose_datum[key](
+                    indices={"start": at.start, "stop": at.stop},
+                    seq_nums={"start": at.start + 1, "stop": at.stop + 1},
+                    descriptor=self._descriptor.descriptor_doc,
+                )
+                self._emit("stream_datum", datum)
+        for i, event in enumerate(events):
+            data = {key: event.data.get(key) for key in self._scalars} | self._results(event)
+            if not self._store:
+                data |= {key: rows[key][i] for key in self._frame_keys}
+            now = time.time()
+            stamps = {key: event.timestamps.get(key, now) for key in data}
+            self.emitted += 1
+            self._emit(
+                "event",
+                self._descriptor.compose_event(
+                    data=data, timestamps=stamps, time=event.time, validate=bool(self._store)
+                ),
+            )
+
+    def _rows(self, key: str, events: list[DerivedEvent]) -> np.ndarray:
+        """Return the frames of all events, NaN where there are none; note what does not fit."""
+        shape = self._row_shapes[key]
+        rows = np.full((len(events), *shape), np.nan, np.float32)
+        for row, event in zip(rows, events, strict=True):
+            rate = event.rates.get(key)
+            if rate is None:
+                continue
+            if rate.size == row.size and rate.shape[-2:] == row.shape[-2:]:
+                row[...] = rate.reshape(shape)
+            else:
+                event.problems.append(
+                    f"{key!r} has shape {rate.shape}; the first frames of this run had {shape}"
+                )
+        return rows
+
+    def _results(self, event: DerivedEvent) -> dict[str, Any]:
+        return {key: event.numbers.get(key, math.nan) for key in self._numbers} | {
+            "raw_seq_num": event.seq_num,
+            "latency_s": event.latency_s,
+            "denoise_ok": not event.problems,
+            "denoise_reason": "; ".join(event.problems),
+        }
+
+    def close(self) -> None:
+        if self._store:
+            self._store.close()
+
+
+def _row_shape(key: str, spec: Mapping[str, Any], events: list[DerivedEvent]) -> tuple[int, ...]:
+    """Return the shape of a row: as the raw key declares it, with the true frame size."""
+    declared = tuple(size for size in spec["shape"] if size != 0)
+    shown = next((event.rates[key].shape for event in events if key in event.rates), None)
+    if shown is None:
+        if len(declared) < 2 or None in declared:
+            return (1, 1)  # nothing is known: rows of one NaN, with the reason beside them
+        return declared[-3:]
+    return shown[1:] if shown[0] == 1 and len(declared) != 3 else shown
+
+
+def _object_keys(descriptor: EventDescriptor, data_keys: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the raw devices with the keys that are kept, and ``denoiser`` with the new ones."""
+    raw = {
+        name: [key for key in keys if key in data_keys]
+        for name, keys in descriptor.get("object_keys", {}).items()
+    }
+    owned = {key for keys in raw.values() for key in keys}
+    new = [key for key in data_keys if key not in owned]
+    return {name: keys for name, keys in raw.items() if keys} | {"denoiser": new}
+
+
+def _hints(
+    descriptor: EventDescriptor, scalars: list[str], regions: Regions
+) -> dict[str, dict[str, list[str]]]:
+    """Return hints, so that LiveTable and BestEffortCallback show the run untold."""
+    hints = {
+        name: {"fields": [key for key in hint.get("fields", []) if key in scalars]}
+        for name, hint in descriptor.get("hints", {}).items()
+    }
+    hints = {name: hint for name, hint in hints.items() if hint["fields"]}
+    return hints | {"denoiser": {"fields": hinted_keys(regions)}}
+
+
+def _configuration(provenance: Mapping[str, Any], source: str) -> dict[str, Any]:
+    now = time.time()
+    values = {
+        f"denoiser_{key}": str(provenance[key])
+        for key in ("model", "weights_sha256", "device", "version")
+        if key in provenance
+    }
+    return {
+        "data": values,
+        "timestamps": dict.fromkeys(values, now),
+        "data_keys": {key: {"dtype": "string", "shape": [], "source": source} for key in values},
+    }

@@ -1,0 +1,357 @@
+"""Denoised numbers as ophyd signals: what a plan reads, waits for, and decides from."""
+
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol, Self
+
+from ophyd import Component, Device, Kind
+from ophyd.signal import InternalSignal
+from ophyd.status import DeviceStatus
+
+from .errors import DenoiseError, DenoiseTimeout, SettingsError
+from .last_event import LastEvent, RawEvent
+from .results import hinted_keys, number_keys
+
+__all__ = ["DenoisedSignals", "DerivedDocuments"]
+
+logger = logging.getLogger(__name__)
+
+_NAN = float("nan")
+
+
+class DerivedDocuments(Protocol):
+    """Where the documents of derived runs come from: a `DenoiseProcess`, or a dispatcher."""
+
+    def subscribe(self, func: Callable[[str, Mapping[str, Any]], Any], /) -> int:
+        """Call `func` with each document."""
+
+
+class _Result(InternalSignal):
+    """One number of the newest denoised frame; read-only."""
+
+    def __init__(self, *args: Any, units: str = "", precision: int | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._more = {"units": units} if units else {}
+        if precision is not None:
+            self._more["precision"] = precision
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Describe the number, with its unit."""
+        described = super().describe()
+        described[self.name].update(self._more)
+        if isinstance(self.get(), bool):
+            described[self.name]["dtype"] = "boolean"  # an integer to ophyd
+        return described
+
+
+class DenoisedSignals(Device):
+    """The numbers of the newest denoised frame, for plans to read and to wait for.
+
+    A trigger is done when the result of the last raw event of the running run is there, so
+    it comes after the event has been saved: use the plans and stubs of
+    :mod:`bluesky_denoise.plans`, or ``yield from trigger_and_read([denoised], "signals")``.
+    Read in the same event as its detector it would be one point late, which is refused.
+
+    For each data key ``<key>_raw_total`` (counts), ``<key>_denoised_total`` (counts / s) and
+    ``<key>_exposure_s``. For each ROI ``<roi>_intensity`` and ``<roi>_intensity_error``
+    (counts / s, from raw counts, unbiased; hinted), ``_background`` (counts / s / px),
+    ``_raw_sum``, ``_raw_sum_error`` and ``_denoised_sum`` (counts / s), ``_center_row``,
+    ``_center_col``, ``_width_row``, ``_width_col`` (px; NaN where the peak is not
+    significant) and ``_significance``. And ``raw_seq_num``, ``latency_s``, ``denoise_ok``,
+    ``denoise_reason``. Their names begin with the name of the device.
+
+    Parameters
+    ----------
+    denoise :
+        A `DenoiseProcess`, or anything that calls what is subscribed to it with the
+        documents of derived runs, such as bluesky's ``RemoteDispatcher``.
+    name :
+        Name of the device.
+    data_keys, rois :
+        Which numbers there are; None: those of the settings of `denoise`.
+    streams :
+        The raw streams that are denoised; None: those of the settings of `denoise`, or
+        ``("primary",)``.
+    timeout_s :
+        How long a result may take, seconds.
+    on_timeout :
+        ``"raise"``: the trigger fails with `DenoiseTimeout`; ``"nan"``: all numbers become
+        NaN, and ``denoise_ok`` False.
+
+    Raises
+    ------
+    SettingsError
+        If it is not told which numbers there are.
+
+    Notes
+    -----
+    Where `denoise` is on another machine, the raw documents must be seen as well:
+    ``RE.subscribe(denoised.raw)``.
+
+    Examples
+    --------
+    >>> denoised = DenoisedSignals(denoise, rois=["satellite"])
+    >>> RE(denoised_scan([det], motor, -1, 1, 21, denoised=denoised))
+    """
+
+    rois: tuple[str, ...] = ()
+    """Names of the ROIs."""
+
+    def __new__(
+        cls,
+        denoise: DerivedDocuments,
+        *,
+        data_keys: Iterable[str] | None = None,
+        rois: Iterable[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a class that has a component for each number."""
+        settings = getattr(denoise, "settings", None)
+        if data_keys is None:
+            data_keys = getattr(settings, "data_keys", None) or ()
+        if rois is None:
+            by_key = getattr(settings, "rois", None) or {}
+            rois = [name for regions in by_key.values() for name in regions]
+        namespace = _components(tuple(data_keys), tuple(rois))
+        namespace |= {"__doc__": cls.__doc__, "__module__": cls.__module__, "rois": tuple(rois)}
+        return super().__new__(type(cls.__name__, (cls,), namespace))
+
+    def __init__(
+        self,
+        denoise: DerivedDocuments,
+        *,
+        name: str = "denoised",
+        data_keys: Iterable[str] | None = None,
+        rois: Iterable[str] | None = None,
+        streams: tuple[str, ...] | None = None,
+        timeout_s: float = 10.0,
+        on_timeout: Literal["raise", "nan"] = "raise",
+    ) -> None:
+        if not timeout_s > 0:
+            raise SettingsError(f"timeout_s is {timeout_s!r}; expected more than 0 s.")
+        if on_timeout not in ("raise", "nan"):
+            raise SettingsError(f"on_timeout is {on_timeout!r}; expected 'raise' or 'nan'.")
+        super().__init__("", name=name)
+        self.timeout_s, self.on_timeout = timeout_s, on_timeout
+        self._denoise = denoise
+        settings = getattr(denoise, "settings", None)
+        self.streams = tuple(streams or getattr(settings, "streams", None) or ("primary",))
+        """The raw streams whose results are followed."""
+        self.raw = LastEvent(self.streams, getattr(settings, "data_keys", None))
+        """Subscribe it to the RunEngine, where `denoise` is on another machine."""
+        self._keys = {_attribute(key): key for key in self._result_keys}
+        self._lock = threading.RLock()
+        self._results: dict[tuple[str, str], _Newest] = {}  # by raw run, raw stream
+        self._ended: dict[str, str] = {}  # raw run -> why its derived run ended
+        self._runs: dict[str, str] = {}  # derived run -> raw run
+        self._streams_of: dict[str, tuple[str, str]] = {}  # derived descriptor -> raw stream
+        self._missing: dict[tuple[str, str], str] = {}
+        self._waiting: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
+        denoise.subscribe(self._derived)
+
+    @property
+    def last_event(self) -> RawEvent | None:
+        """The raw event whose result the next trigger waits for."""
+        own = self.raw.value
+        return own if own is not None else getattr(self._denoise, "last_event", None)
+
+    def trigger(self) -> DeviceStatus:
+        """Wait for the result of the last raw event; the status is done when it is there."""
+        status = DeviceStatus(self)
+        wanted = self.last_event
+        with self._lock:
+            if wanted is None:
+                status.set_exception(
+                    DenoiseError(
+                        f"{self.name} was triggered before the running run had saved a frame. "
+                        "Trigger it after the event of its detector, not in the same one: "
+                        "`denoised_count`, `denoised_scan` and `denoised_per_step` do. If "
+                        "frames have been taken, subscribe the denoiser to the RunEngine, or, "
+                        f"where it is on another machine, `RE.subscribe({self.name}.raw)`."
+                    )
+                )
+            elif not self._answer(wanted, status):
+                timer = threading.Timer(self.timeout_s, self._late, (wanted, status))
+                timer.daemon = True
+                self._waiting.append((wanted, status, timer))
+                timer.start()
+        return status
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Read all numbers of one frame."""
+        with self._lock:
+            return super().read()
+
+    def _answer(self, wanted: RawEvent, status: DeviceStatus) -> bool:
+        """Finish a status if it can be known by now how it ends."""
+        run = wanted[:2]
+        newest = self._results.get(run)
+        if run in self._missing:
+            status.set_exception(SettingsError(self._missing[run]))
+        elif newest is not None and newest.answers(wanted):
+            self._show(newest.data)
+            status.set_finished()
+        elif wanted.run_uid in self._ended:
+            reason = (
+                f"{self.name}: event {wanted.seq_num} of run {wanted.run_uid:.8} will not be "
+                f"denoised: the derived run ended ({self._ended[wanted.run_uid]})."
+            )
+            self._do_without(wanted, status, DenoiseError(reason))
+        else:
+            return False
+        return True
+
+    def _late(self, wanted: RawEvent, status: DeviceStatus) -> None:
+        """Give up waiting (on the thread of a timer)."""
+        with self._lock:
+            if status.done:
+                return
+            self._waiting = [item for item in self._waiting if item[1] is not status]
+            newest = self._results.get(wanted[:2])
+            reason = (
+                f"{self.name}: event {wanted.seq_num} of run {wanted.run_uid:.8}, stream "
+                f"{wanted.stream!r}, was not denoised within {self.timeout_s} s. The newest result "
+                f"is that of {f'event {newest.seq_num}' if newest else 'no event of this run'}. "
+                "See the log for why, give `timeout_s` more time, or set `on_timeout='nan'`."
+            )
+            self._do_without(wanted, status, DenoiseTimeout(reason))
+
+    def _do_without(self, wanted: RawEvent, status: DeviceStatus, error: DenoiseError) -> None:
+        if self.on_timeout == "raise":
+            status.set_exception(error)
+            return
+        logger.warning("%s", error)
+        self._show(
+            {
+                "raw_seq_num": wanted.seq_num,
+                "denoise_ok": False,
+                "denoise_reason": str(error),
+            }
+        )
+        status.set_finished()
+
+    def _show(self, data: Mapping[str, Any]) -> None:
+        now = time.time()
+        for attribute, key in self._keys.items():
+            signal = getattr(self, attribute)
+            value = data.get(key, _default(key))
+            signal.put(value, internal=True, timestamp=now)
+
+    # From the derived runs -----------------------------------------------------------
+
+    def _derived(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take a document of a derived run (on a thread)."""
+        with self._lock:
+            handler = getattr(self, f"_derived_{name!s}", None)
+            if handler is not None:
+                handler(doc)
+                self._answer_all()
+
+    def _derived_start(self, doc: Mapping[str, Any]) -> None:
+        if "original_run_uid" in doc:
+            self._runs[doc["uid"]] = doc["original_run_uid"]
+
+    def _derived_descriptor(self, doc: Mapping[str, Any]) -> None:
+        raw_run = self._runs.get(doc["run_start"])
+        stream = _raw_stream(doc["name"])
+        if raw_run is None or stream not in self.streams or "raw_seq_num" not in doc["data_keys"]:
+            return
+        run = self._streams_of[doc["uid"]] = raw_run, stream
+        missing = [key for key in self._keys.values() if key not in doc["data_keys"]]
+        if missing:
+            there = ", ".join(key for key in doc["data_keys"])
+            self._missing[run] = (
+                f"{self.name} is to show {', '.join(missing)}, which the denoised stream of run "
+                f"{raw_run:.8} does not have; it has {there}. Build it with `data_keys` and "
+                "`rois` that the denoiser has."
+            )
+            logger.error("%s", self._missing[run])
+
+    def _derived_event(self, doc: Mapping[str, Any]) -> None:
+        run = self._streams_of.get(doc["descriptor"])
+        if run is None:
+            return
+        newest = _Newest(doc["data"]["raw_seq_num"], doc["time"], doc["data"])
+        self._results[run] = newest
+        if not self._waiting:
+            self._show(newest.data)
+
+    def _derived_stop(self, doc: Mapping[str, Any]) -> None:
+        raw_run = self._runs.pop(doc["run_start"], None)
+        if raw_run is None:
+            return
+        self._ended.clear()  # of the runs that have ended, the last will do
+        self._ended[raw_run] = doc.get("reason") or doc["exit_status"]
+        self._streams_of = {k: run for k, run in self._streams_of.items() if run[0] != raw_run}
+        # A plan that is still in the run can ask for what has come.
+        for old in [run for run in self._results if run[0] not in (*self._runs.values(), raw_run)]:
+            del self._results[old]
+            self._missing.pop(old, None)
+
+    def _answer_all(self) -> None:
+        still: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
+        for item in self._waiting:
+            if self._answer(item[0], item[1]):
+                item[2].cancel()
+            else:
+                still.append(item)
+        self._waiting = still
+
+
+class _Newest:
+    """The newest result of one stream."""
+
+    def __init__(self, seq_num: int, time: float, data: Mapping[str, Any]) -> None:
+        self.seq_num, self.time, self.data = seq_num, time, data
+
+    def answers(self, wanted: RawEvent) -> bool:
+        # A point that is taken again has the same number; its time tells it from the first.
+        again = self.seq_num == wanted.seq_num and self.time >= wanted.time
+        return self.seq_num > wanted.seq_num or again
+
+
+def _components(data_keys: tuple[str, ...], rois: tuple[str, ...]) -> dict[str, Component]:
+    """Return the components of a device, by attribute."""
+    if not data_keys and not rois:
+        raise SettingsError(
+            "DenoisedSignals is not told which numbers there are; name `data_keys`, such as "
+            "['det_image'], and `rois`, or set them for the denoiser."
+        )
+    regions = {key: {} for key in data_keys} or {"": {}}
+    first = next(iter(regions))
+    regions[first] = dict.fromkeys(rois)
+    shown = hinted_keys(regions)
+    components = {}
+    for key, spec in number_keys(regions, "").items():
+        if data_keys or not key.startswith("_"):
+            kind = Kind.hinted if key in shown else Kind.normal
+            components[key] = _component(_NAN, kind, spec.get("units", ""), spec.get("precision"))
+    components["raw_seq_num"] = _component(0, Kind.normal)
+    components["latency_s"] = _component(_NAN, Kind.normal, "s", 3)
+    components["denoise_ok"] = _component(False, Kind.normal)
+    components["denoise_reason"] = _component("", Kind.normal)
+    named = {_attribute(key): component for key, component in components.items()}
+    return {"_result_keys": tuple(components), **named}
+
+
+def _component(value: Any, kind: Kind, units: str = "", precision: int | None = None) -> Component:
+    return Component(_Result, value=value, kind=kind, units=units, precision=precision)
+
+
+def _attribute(key: str) -> str:
+    """Return a data key as an attribute: those of ophyd-async have hyphens."""
+    attribute = re.sub(r"\W", "_", key)
+    return attribute if attribute.isidentifier() else f"_{attribute}"
+
+
+def _default(key: str) -> Any:
+    return {"raw_seq_num": 0, "denoise_ok": False, "denoise_reason": ""}.get(key, math.nan)
+
+
+def _raw_stream(name: str) -> str:
+    """Return the raw stream that a derived stream belongs to."""
+    return "primary" if name == "denoised" else name.removeprefix("denoised_")

@@ -1,0 +1,1 @@
+"""Metrics on physics, baselines, and a table over sets of measured frames."""

@@ -1,0 +1,138 @@
+"""How long a frame was exposed: found in an event, a descriptor, or the settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ExposureNotFound
+
+__all__ = ["Exposure", "find_exposure"]
+
+# areaDetector `cam.acquire_time`, ophyd-async `driver-acquire_time`, and the names that
+# other detectors use. `acquire_period` is the time between frames and is left out.
+_SUFFIXES = ("acquire_time", "exposure_time", "exposure_s", "exposure", "count_time")
+_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6}
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Where the exposure time of a data key is found."""
+
+    key: str
+    """Key it was found under, or ``"settings"``."""
+    value_s: float | None
+    """Seconds; None where each event carries its own."""
+    factor: float = 1.0
+    """Multiplies what an event carries, to make seconds of it."""
+
+    def of_event(self, data: Mapping[str, Any]) -> float:
+        """Return the exposure of one event, seconds.
+
+        Raises
+        ------
+        ExposureNotFound
+            If the event carries none, or one that is not > 0.
+        """
+        if self.value_s is not None:
+            return self.value_s
+        try:
+            seconds = float(data[self.key]) * self.factor
+        except (KeyError, TypeError, ValueError):
+            seconds = float("nan")
+        if not seconds > 0:
+            raise ExposureNotFound(
+                f"exposure {self.key!r} is {data.get(self.key)!r}; expected a number > 0"
+            )
+        return seconds
+
+
+def find_exposure(
+    descriptor: Mapping[str, Any],
+    data_key: str,
+    *,
+    extra_keys: tuple[str, ...] = (),
+    default_s: float | None = None,
+) -> Exposure:
+    """Find the exposure time of a data key, in the order event, configuration, settings.
+
+    Parameters
+    ----------
+    descriptor :
+        The raw descriptor.
+    data_key :
+        The data key of the frames.
+    extra_keys :
+        More keys that may hold the exposure, looked at before the usual ones.
+    default_s :
+        Seconds, from the settings; used where the documents do not say.
+
+    Raises
+    ------
+    ExposureNotFound
+        If there is none; the message names the keys that were looked at.
+    """
+    data_keys = descriptor["data_keys"]
+    owner = _owner(descriptor, data_key)
+
+    event_keys = {key: data_keys[key] for key in data_keys if key != data_key}
+    for key in _candidates(event_keys, owner, extra_keys):
+        if event_keys[key].get("dtype") in ("number", "integer"):
+            return Exposure(key, None, _factor(event_keys[key]))
+
+    configurations = descriptor.get("configuration", {})
+    for name in [owner, *(n for n in configurations if n != owner)]:
+        configuration = configurations.get(name, {})
+        values = configuration.get("data", {})
+        wanted = extra_keys if name != owner else (*extra_keys, *_own(values, owner))
+        for key in wanted:
+            if key in values and _is_positive(values[key]):
+                spec = configuration.get("data_keys", {}).get(key, {})
+                return Exposure(key, float(values[key]) * _factor(spec))
+
+    if default_s is not None:
+        return Exposure("settings", default_s)
+    looked_at = [*extra_keys, *(f"{owner}*{suffix}" for suffix in _SUFFIXES)]
+    present = sorted({*event_keys, *(k for c in configurations.values() for k in c["data"])})
+    raise ExposureNotFound(
+        f"No exposure time for {data_key!r} in stream {descriptor.get('name')!r}: looked for "
+        f"{', '.join(looked_at)} among the event and configuration keys "
+        f"({', '.join(present) or 'there are none'}). Set `exposure_s`, or name the key in "
+        "`exposure_keys`."
+    )
+
+
+def _owner(descriptor: Mapping[str, Any], data_key: str) -> str:
+    """Return the name of the device that a data key belongs to."""
+    for name, keys in descriptor.get("object_keys", {}).items():
+        if data_key in keys:
+            return name
+    return descriptor["data_keys"][data_key].get("object_name", data_key)
+
+
+def _own(keys: Mapping[str, Any], owner: str) -> list[str]:
+    return [
+        key
+        for suffix in _SUFFIXES
+        for key in keys
+        if _belongs(key, owner) and key.lower().endswith(suffix)
+    ]
+
+
+def _belongs(key: str, owner: str) -> bool:
+    """Tell whether a key is of a device: that of `det10` is not of `det1`."""
+    return key.startswith(owner) and not key[len(owner) : len(owner) + 1].isalnum()
+
+
+def _candidates(keys: Mapping[str, Any], owner: str, extra: tuple[str, ...]) -> list[str]:
+    return [key for key in extra if key in keys] + _own(keys, owner)
+
+
+def _is_positive(value: Any) -> bool:
+    try:
+        return float(value) > 0
+    except (TypeError, ValueError):
+        return False
+
+
+def _factor(spec: Mapping[str, Any]) -> float:
+    return _SECONDS.get(str(spec.get("units") or "").strip().lower(), 1.0)

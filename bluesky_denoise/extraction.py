@@ -1,0 +1,181 @@
+"""Weights that sum the photons of one peak, drawn from a denoised frame."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bluesky_denoise.poisson import box_sum, tail_z
+
+__all__ = ["Ellipse", "find_ellipse", "linear_coefficients", "outside_is_quiet", "weights"]
+
+LEAST_SIGMA_PX = 0.6
+"""Peaks are not taken for narrower: all of their photons then lie in one pixel or two."""
+ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """Where a peak is and how wide, as the Gaussian that matches it."""
+
+    row: float
+    """Centre, pixels from the middle of the first row of the crop."""
+    col: float
+    """Centre, pixels from the middle of the first column of the crop."""
+    covariance: np.ndarray
+    """(2, 2) in pixels squared, axes (row, col)."""
+
+    def distance(self, shape: tuple[int, int]) -> np.ndarray:
+        """Return each pixel's distance from the centre in standard deviations, (h, w)."""
+        return np.sqrt(np.maximum(self.squared_distance(shape), 0))
+
+    def squared_distance(self, shape: tuple[int, int]) -> np.ndarray:
+        """Return the square of `distance`."""
+        rows, cols = np.ogrid[: shape[0], : shape[1]]
+        inverse = np.linalg.inv(self.covariance)
+        y, x = rows - self.row, cols - self.col
+        return inverse[0, 0] * y * y + 2 * inverse[0, 1] * y * x + inverse[1, 1] * x * x
+
+    def profile(self, region: np.ndarray) -> np.ndarray:
+        """Return the Gaussian of the ellipse, with sum 1 over the region, masked or not."""
+        shape = np.exp(-0.5 * self.squared_distance(region.shape)) * region
+        return shape / max(float(shape.sum()), 1e-300)
+
+
+def find_ellipse(excess: np.ndarray, region: np.ndarray, valid: np.ndarray) -> Ellipse | None:
+    """Measure the strongest peak of a smooth image by moments under a matched Gaussian.
+
+    The Gaussian that weighs the moments is refined until it has the peak's own centre and
+    widths; noise far from the peak then has no say.
+
+    Parameters
+    ----------
+    excess : (h, w) counts above the background; any value where not valid
+    region : (h, w) bool, the pixels where a peak is looked for
+    valid : (h, w) bool; the other pixels are filled with the Gaussian found so far
+
+    Returns
+    -------
+    Ellipse or None
+        None where no pixel is above the background, or the moments make no peak.
+
+    References
+    ----------
+    Bernstein & Jarvis (2002), doi:10.1086/338085, section 3 (adaptive moments)
+    """
+    found = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    window = tuple(slice(int(f[0]), int(f[-1]) + 1) for f in found)
+    origin = np.array([edge.start for edge in window], dtype=np.float64)
+    image = np.where(region & valid, excess, 0.0)[window]
+    missing = (region & ~valid)[window]
+    known, gaps = ~missing, bool(missing.any())
+    top = float(image.max(initial=0))
+    if not top > 0:
+        return None
+    row, col = np.unravel_index(int(image.argmax()), image.shape)
+    above = int((image > top / 2).sum())  # a Gaussian's is 2 pi ln(2) sigma^2
+    covariance = np.eye(2) * max(above / 4.36, LEAST_SIGMA_PX**2)
+    rows, cols = (np.arange(n, dtype=np.float64) for n in image.shape)
+    limit = max(max(image.shape) / 2, 1) ** 2
+    ellipse = Ellipse(float(row), float(col), covariance)
+    for _ in range(ROUNDS):
+        gaussian = np.exp(-0.5 * ellipse.squared_distance(image.shape))
+        if gaps:
+            height = (gaussian * image)[known].sum() / max((gaussian[known] ** 2).sum(), 1e-9)
+            image[missing] = (height * gaussian)[missing]
+        weight = gaussian * image
+        down, across = weight.sum(1), weight.sum(0)
+        total = float(down.sum())
+        if not total > 0:
+            return None
+        y, x = float(down @ rows) / total, float(across @ cols) / total
+        dy, dx = rows - y, cols - x
+        cross = float(dy @ weight @ dx)
+        moments = np.array([[down @ dy**2, cross], [cross, across @ dx**2]])
+        # Weighing a Gaussian with itself halves its covariance.
+        covariance = _bounded(2 * moments / total, limit)
+        moved = abs(y - ellipse.row) + abs(x - ellipse.col)
+        changed = np.abs(covariance - ellipse.covariance).max() / np.trace(covariance)
+        ellipse = Ellipse(y, x, covariance)
+        if moved < 0.02 and changed < 0.02 and not gaps:
+            break
+    if not (0 <= ellipse.row < image.shape[0] and 0 <= ellipse.col < image.shape[1]):
+        return None
+    return Ellipse(ellipse.row + origin[0], ellipse.col + origin[1], ellipse.covariance)
+
+
+def _bounded(covariance: np.ndarray, limit: float) -> np.ndarray:
+    values, axes = np.linalg.eigh(covariance)
+    return (axes * np.clip(values, LEAST_SIGMA_PX**2, limit)) @ axes.T
+
+
+def weights(ellipse: Ellipse, reach: float, region: np.ndarray) -> np.ndarray:
+    """Weigh pixels with 1 inside of ``reach`` standard deviations, 0 outside: (h, w).
+
+    The edge is one pixel wide, so that a shift of a fraction of a pixel moves no whole ones.
+    """
+    distance = ellipse.distance(region.shape)
+    scale = float(np.linalg.det(ellipse.covariance)) ** 0.25
+    return np.clip((reach - distance) * scale + 0.5, 0, 1) * region
+
+
+def outside_is_quiet(
+    counts: np.ndarray, background: np.ndarray, outside: np.ndarray, noise: float
+) -> bool:
+    """Say whether the region holds nothing but background outside of the ellipse.
+
+    Parameters
+    ----------
+    counts : (h, w) counts
+    background : (h, w) expected counts of the background
+    outside : (h, w) bool, the valid pixels of the region that are not in the ellipse
+    noise : standard error of the background, as a share of it
+    """
+    found, expected = float(counts[outside].sum()), float(background[outside].sum())
+    spread = np.sqrt(max(expected, 1) + (noise * expected) ** 2)
+    if found - expected > 2.5 * spread:
+        return False
+    side = min(5, *counts.shape)
+    near = box_sum(np.where(outside, counts, 0), side)
+    return float(tail_z(near, box_sum(np.where(outside, background, 0), side)).max()) < 4.5
+
+
+def linear_coefficients(
+    profile: np.ndarray, weight: np.ndarray, background: np.ndarray
+) -> np.ndarray | None:
+    """Find coefficients c, so that sum(c n) is the intensity of a peak on a background.
+
+    The intensity S and the background solve, exactly if ``profile`` is right::
+
+        sum(weight n)         = S sum(weight profile)         + sum(weight plane)
+        sum(background n)     = S sum(background profile)     + sum(background plane)
+        sum(background row n) = S sum(background row profile) + sum(background row plane)
+
+    and as the last for columns. As ``weight`` is 1 over nearly all of the peak, an error of
+    the profile has little effect.
+
+    Parameters
+    ----------
+    profile : (h, w) share of the peak's photons in each pixel; its sum, with the masked
+        pixels, is 1
+    weight : (h, w) 0 to 1, 0 where masked
+    background : (h, w) 0 to 1, the pixels that tell the background, 0 where masked
+
+    Returns
+    -------
+    numpy.ndarray or None
+        (h, w) float64; None where the equations have no solution.
+    """
+    rows, cols = np.ogrid[: profile.shape[0], : profile.shape[1]]
+    plane = np.empty((3, *profile.shape))
+    plane[0] = 1
+    plane[1] = (rows - profile.shape[0] / 2) / profile.shape[0]
+    plane[2] = (cols - profile.shape[1] / 2) / profile.shape[1]
+    tests = np.concatenate([weight[None], background * plane]).reshape(4, -1)
+    model = np.concatenate([profile[None], plane]).reshape(4, -1)
+    try:
+        # The equations are T M^T x = T n; the first row of the inverse gives S.
+        first = np.linalg.solve(model @ tests.T, np.array([1.0, 0, 0, 0]))
+    except np.linalg.LinAlgError:
+        return None
+    coefficients = (first @ tests).reshape(profile.shape)
+    return coefficients if np.isfinite(coefficients).all() else None

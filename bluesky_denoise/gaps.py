@@ -1,0 +1,157 @@
+"""Events that a message bus has lost, found by their numbers and fetched from Tiled."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .archive import archived_documents, archived_events
+from .router import DenoiseRouter
+
+__all__ = ["GapFiller"]
+
+logger = logging.getLogger(__name__)
+
+_LOST = "lost on the message bus, and not in Tiled"
+_POLL_S = 0.1
+
+
+@dataclass
+class _Run:
+    names: dict[str, str] = field(default_factory=dict)  # descriptor -> stream
+    descriptors: dict[str, str] = field(default_factory=dict)  # stream -> descriptor
+    last: dict[str, int] = field(default_factory=dict)  # stream -> seq_num
+
+
+class GapFiller:
+    """Stand in front of a router, and complete what comes over an unreliable transport.
+
+    0MQ drops documents without a word when a subscriber is slow or has not connected
+    yet. Events have numbers, so a gap shows: what is missing is read from Tiled, where
+    the raw run is written, and goes to the router in its place. What is not there is
+    recorded as lost. A run whose start was lost is denoised from Tiled at its stop.
+
+    Parameters
+    ----------
+    router :
+        Takes the completed documents.
+    client :
+        The Tiled catalog that raw runs are written to; None: gaps are only recorded.
+    patience_s :
+        How long a missing event may take to appear in Tiled, seconds.
+    """
+
+    def __init__(self, router: DenoiseRouter, client: Any = None, patience_s: float = 10.0) -> None:
+        self._router, self._client, self._patience_s = router, client, patience_s
+        self._runs: dict[str, _Run] = {}
+        self._run_of: dict[str, str] = {}
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take a document from the bus."""
+        name = str(name)
+        if name == "start":
+            self._runs[doc["uid"]] = _Run()
+        elif name == "descriptor" and doc["run_start"] in self._runs:
+            run = self._runs[doc["run_start"]]
+            run.names[doc["uid"]], run.descriptors[doc["name"]] = doc["name"], doc["uid"]
+            self._run_of[doc["uid"]] = doc["run_start"]
+        elif name == "event":
+            self._before(doc["descriptor"], doc["seq_num"], doc["seq_num"])
+        elif name == "event_page" and doc["seq_num"]:
+            self._before(doc["descriptor"], doc["seq_num"][0], doc["seq_num"][-1])
+        elif name == "stop":
+            self._at_stop(doc)
+        self._router(name, doc)
+
+    def _before(self, descriptor: str, first: int, last: int) -> None:
+        uid = self._run_of.get(descriptor)
+        if uid is None:
+            return  # the start or the descriptor was lost: all is done at the stop
+        run = self._runs[uid]
+        stream = run.names[descriptor]
+        expected = run.last.get(stream, 0) + 1
+        if first > expected:
+            self._fill(uid, stream, descriptor, expected, first - 1)
+        run.last[stream] = last
+
+    def _at_stop(self, doc: Mapping[str, Any]) -> None:
+        uid = doc["run_start"]
+        run = self._runs.pop(uid, None)
+        wanted = {
+            stream: number
+            for stream, number in (doc.get("num_events") or {}).items()
+            if stream in self._router.settings.streams
+        }
+        if run is None or any(s not in run.descriptors for s in wanted):
+            self._whole(uid, wanted)
+            return
+        for stream, number in wanted.items():
+            last = run.last.get(stream, 0)
+            if last < number:
+                self._fill(uid, stream, run.descriptors[stream], last + 1, number)
+        for descriptor in run.names:
+            self._run_of.pop(descriptor, None)
+
+    def _fill(self, uid: str, stream: str, descriptor: str, first: int, last: int) -> None:
+        """Send the events of a gap to the router: from Tiled, or as lost."""
+        found = {event["seq_num"]: event for event in self._fetch(uid, stream, first, last)}
+        for seq_num in range(first, last + 1):
+            event = found.get(seq_num)
+            if event:
+                self._router.accept("event", {**event, "descriptor": descriptor})
+            else:
+                self._router.accept("event", _lost(descriptor, seq_num), skipped=_LOST)
+        logger.warning(
+            "Run %.8s, stream %s: events %d to %d were lost on the bus; %d of them came from Tiled",
+            *(uid, stream, first, last, len(found)),
+        )
+
+    def _fetch(self, uid: str, stream: str, first: int, last: int) -> list[dict[str, Any]]:
+        if self._client is None:
+            return []
+        deadline = time.monotonic() + self._patience_s
+        events: list[dict[str, Any]] = []
+        while True:
+            try:
+                events = list(archived_events(self._client[uid], stream, first, last))
+            except Exception as error:
+                logger.debug("Run %.8s cannot be read from Tiled yet: %s", uid, error)
+            if len(events) == last - first + 1 or time.monotonic() >= deadline:
+                return events
+            time.sleep(_POLL_S)
+
+    def _whole(self, uid: str, wanted: Mapping[str, int]) -> None:
+        """Denoise a run from Tiled whose beginning was lost."""
+        if not wanted:
+            return
+        if self._client is None:
+            logger.error("Run %.8s is not denoised: its start was lost on the bus", uid)
+            return
+        for stream, number in wanted.items():
+            self._fetch(uid, stream, 1, number)  # waits until it is there
+        try:
+            documents = [
+                (name, doc)
+                for name, doc in archived_documents(
+                    self._client[uid], self._router.settings.streams
+                )
+                if name != "stop"
+            ]
+        except KeyError:
+            logger.error("Run %.8s is not denoised: its start was lost, and Tiled lacks it", uid)
+            return
+        logger.warning("Run %.8s: its start was lost on the bus; denoised from Tiled", uid)
+        self._router.feed(documents)
+
+
+def _lost(descriptor: str, seq_num: int) -> dict[str, Any]:
+    return {
+        "uid": f"{descriptor}/{seq_num}",
+        "descriptor": descriptor,
+        "seq_num": seq_num,
+        "time": time.time(),
+        "data": {},
+        "timestamps": {},
+        "filled": {},
+    }

@@ -1,0 +1,76 @@
+"""Which raw event came last: what a plan that waits for its result waits for."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .sources import is_frame_key
+
+__all__ = ["LastEvent", "RawEvent"]
+
+
+class RawEvent(NamedTuple):
+    """A raw event that carries frames."""
+
+    run_uid: str
+    """The uid of its run."""
+    stream: str
+    """Name of its stream."""
+    seq_num: int
+    """Its number in the stream, from 1."""
+    time: float
+    """Seconds since the epoch; 0 where only a stream datum has come of it. A point that is
+    taken again after a pause has the same ``seq_num`` and a later time."""
+
+
+class LastEvent:
+    """Follow raw documents, and know the last event with frames of the running run.
+
+    Parameters
+    ----------
+    streams :
+        The streams that are denoised.
+    data_keys :
+        The data keys that are denoised; None: every two-dimensional detector key.
+    """
+
+    def __init__(
+        self, streams: tuple[str, ...] = ("primary",), data_keys: tuple[str, ...] | None = None
+    ) -> None:
+        self._streams, self._data_keys = streams, data_keys
+        self._followed: dict[str, tuple[str, str]] = {}  # descriptor -> run, stream
+        self.value: RawEvent | None = None
+        """None before the first event, and once its run has ended."""
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take a document of a raw run."""
+        if name == "descriptor":
+            if doc["name"] in self._streams and any(
+                map(self._has_frames, doc["data_keys"].items())
+            ):
+                self._followed[doc["uid"]] = doc["run_start"], doc["name"]
+        elif name in ("event", "event_page", "stream_datum"):
+            self._event(name, doc)
+        elif name == "stop":
+            uid = doc["run_start"]
+            self._followed = {key: run for key, run in self._followed.items() if run[0] != uid}
+            if self.value and self.value.run_uid == uid:
+                self.value = None
+
+    def _has_frames(self, item: tuple[str, Mapping[str, Any]]) -> bool:
+        key, spec = item
+        return key in self._data_keys if self._data_keys is not None else is_frame_key(spec)
+
+    def _event(self, name: str, doc: Mapping[str, Any]) -> None:
+        run = self._followed.get(doc["descriptor"])
+        if run is None:
+            return
+        if name == "event":
+            seq_num, time = doc["seq_num"], doc["time"]
+        elif name == "event_page":
+            seq_num, time = doc["seq_num"][-1], doc["time"][-1]
+        else:
+            seq_num, time = doc["seq_nums"]["stop"] - 1, 0.0
+            known = self.value
+            if known and known[:2] == run and known.seq_num >= seq_num:
+                return
+        self.value = RawEvent(*run, seq_num, time)

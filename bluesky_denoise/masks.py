@@ -1,0 +1,65 @@
+"""Masks of invalid pixels, read from arrays and files."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from .errors import MaskError
+
+__all__ = ["load_mask"]
+
+
+def load_mask(source: str | Path | np.ndarray) -> np.ndarray:
+    """Read a mask of invalid pixels.
+
+    Parameters
+    ----------
+    source :
+        An array (H, W), nonzero where a pixel is invalid; or a file: ``.npy``,
+        ``.tif``, or HDF5 (``file.h5``, dataset ``mask``; ``file.h5::/path/of/dataset``
+        for another).
+
+    Returns
+    -------
+    numpy.ndarray
+        (H, W) bool, True where a pixel is invalid.
+
+    Raises
+    ------
+    MaskError
+        If the file cannot be read, or does not hold a two-dimensional array.
+    """
+    where = "The mask array" if isinstance(source, np.ndarray) else f"Mask {source}"
+    values = source if isinstance(source, np.ndarray) else _read(str(source))
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise MaskError(
+            f"{where} has shape {values.shape} and dtype {values.dtype}; "
+            "expected (H, W) numbers, nonzero where a pixel is invalid."
+        )
+    mask = values != 0
+    mask.flags.writeable = False
+    return mask
+
+
+def _read(source: str) -> np.ndarray:
+    name, _, dataset = source.partition("::")
+    suffix = Path(name).suffix.lower()
+    try:
+        if suffix == ".npy":
+            return np.load(name, allow_pickle=False)
+        if suffix in (".h5", ".hdf5", ".hdf", ".nxs"):
+            with h5py.File(name) as file:
+                return file[dataset or "mask"][()]
+        if suffix in (".tif", ".tiff"):
+            import tifffile  # optional
+
+            return tifffile.imread(name)
+    except (OSError, EOFError, KeyError, ValueError) as error:
+        raise MaskError(f"Mask {source} cannot be read: {error}") from None
+    except ImportError:
+        raise MaskError(
+            f"Mask {source} is a TIFF, which needs the package tifffile: "
+            "pip install bluesky-denoise[tiff]."
+        ) from None
+    raise MaskError(f"Mask {source} is of an unknown kind; expected .npy, .h5 or .tif.")

@@ -1,0 +1,372 @@
+"""PhotonExchange: a small U-Net that decides where photons are shared, and never makes any.
+
+The estimate is a rearrangement of the counted photons. At every level of a pyramid
+(full resolution, 2, 4, 8 and 16 pixels) the network gives each pixel a share ``u_k``
+of a few fixed symmetric kernels ``A_k`` (itself, a blur, lines of four directions)
+and of the next coarser level. Two pixels exchange photons through a kernel only as
+far as *both* ask for it:
+
+    M = sum_k diag(u_k) A_k diag(u_k),        M symmetric, >= 0
+
+After a symmetric rescaling ``s`` (one Sinkhorn step, bounded so that no row of
+``s M s`` exceeds 1) the estimate is
+
+    out = s M[s n] + (1 - s M[s]) n
+
+whose matrix is symmetric with rows, and hence columns, that sum to 1. So, whatever
+the weights: ``out >= 0``, the counts of the valid pixels keep their sum exactly, a
+flat frame stays flat up to masks and borders, and a hot pixel that asks for nothing
+gives nothing. ``docs/decisions/0001-photons-are-exchanged.md`` has the evidence.
+"""
+
+import itertools
+from functools import partial, reduce
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["PhotonExchange"]
+
+LEVELS = 5
+"""Levels of the pyramid; a pixel of the coarsest is 2 ** (LEVELS - 1) pixels wide."""
+
+
+DIRECTIONS = ((1, 0), (0, 1), (1, 1), (1, -1))
+"""Steps (rows, columns) of the lines that photons can be shared along."""
+
+
+class _Shares(NamedTuple):
+    """Square roots of the shares at one level: (B, 1, h, w) each, 0 where masked."""
+
+    kernels: list[Tensor]
+    coarser: Tensor | None
+
+
+def _halve(x: Tensor, axis: int) -> Tensor:
+    """Average over [1, 3, 3, 1] / 8 along one axis in steps of 2, the border repeated."""
+    size = x.shape[axis] // 2
+    pairs = x.unflatten(axis, (size, 2))
+    even, odd = pairs.select(axis + 1, 0), pairs.select(axis + 1, 1)
+    before = torch.cat([even.narrow(axis, 0, 1), odd.narrow(axis, 0, size - 1)], axis)
+    after = torch.cat([even.narrow(axis, 1, size - 1), odd.narrow(axis, size - 1, 1)], axis)
+    return (before + after).add(even + odd, alpha=3).mul(0.125)
+
+
+def _down(x: Tensor) -> Tensor:
+    """Average 4 x 4 pixels in steps of 2: (B, C, h, w) -> (B, C, h / 2, w / 2).
+
+    With the border repeated it is the transpose of `_up` over 4, exactly.
+    """
+    return _halve(_halve(x, 2), 3)
+
+
+def _double(x: Tensor, axis: int) -> Tensor:
+    """Interpolate along one axis, the border repeated; a third faster than `F.interpolate`."""
+    size = x.shape[axis]
+    before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, size - 1)], axis)
+    after = torch.cat([x.narrow(axis, 1, size - 1), x.narrow(axis, size - 1, 1)], axis)
+    return _interleave(torch.lerp(x, before, 0.25), torch.lerp(x, after, 0.25), axis)
+
+
+def _interleave(even: Tensor, odd: Tensor, axis: int) -> Tensor:
+    """Alternate the rows (axis 2) or columns (axis 3) of two images."""
+    if axis == 3 and even.dtype == torch.float32:
+        # Twice as fast as `stack` along the last axis.
+        return torch.view_as_real(torch.complex(even, odd)).flatten(3)
+    return torch.stack([even, odd], axis + 1).flatten(axis, axis + 1)
+
+
+def _up(x: Tensor) -> Tensor:
+    """Interpolate: (B, C, h, w) -> (B, C, 2 h, 2 w)."""
+    return _double(_double(x, 2), 3)
+
+
+def _spread(x: Tensor, *steps: tuple[int, int]) -> Tensor:
+    """Average over [1, 2, 1] / 4 once for each step (rows, columns), zeros outside.
+
+    Padded once for all steps: cut in between, the matrix would not stay symmetric.
+    """
+    high = sum(abs(rows) for rows, _ in steps)
+    wide = sum(abs(cols) for _, cols in steps)
+    x = F.pad(x, (wide, wide, high, high))
+    for rows, cols in steps:
+        height, width = x.shape[-2] - 2 * abs(rows), x.shape[-1] - 2 * abs(cols)
+        parts = []
+        for sign in (-1, 0, 1):
+            top, left = abs(rows) + sign * rows, abs(cols) + sign * cols
+            parts.append(x[..., top : top + height, left : left + width])
+        x = (parts[0] + parts[2]).add(parts[1], alpha=2)
+    return x * 0.25 ** len(steps)
+
+
+def _line(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Average over [1, 2, 3, 4, 3, 2, 1] / 16 along a direction."""
+    return _spread(x, (rows, cols), (2 * rows, 2 * cols))
+
+
+def _long(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Blur along one axis, sigma 7 pixels, width 1 pixel: (B, C, h, w), symmetric."""
+    axis = 2 if rows else 3
+    x = _line(_halve(_halve(x, axis), axis), rows, cols)
+    return _double(_double(x, axis), axis)
+
+
+def _blur(x: Tensor) -> Tensor:
+    """Average over 3 x 3 binomial taps."""
+    return _spread(x, (1, 0), (0, 1))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Average over 7 x 7 pixels, triangular along both axes."""
+    return _spread(x, (1, 0), (2, 0), (0, 1), (0, 2))
+
+
+def _wider(x: Tensor) -> Tensor:
+    """Average over 15 x 15 pixels, triangular along both axes."""
+    return _spread(x, (1, 0), (2, 0), (4, 0), (0, 1), (0, 2), (0, 4))
+
+
+def _ring_maximum(x: Tensor, reach: int = 3) -> Tensor:
+    """Largest of the eight pixels that are ``reach`` away, 0 outside of the frame."""
+    height, width = x.shape[-2:]
+    x = F.pad(x, (reach, reach, reach, reach))
+    shifts = itertools.product((0, reach, 2 * reach), repeat=2)
+    ring = [x[..., i : i + height, j : j + width] for i, j in shifts if (i, j) != (reach, reach)]
+    return reduce(torch.maximum, ring)
+
+
+def _largest_near(x: Tensor) -> Tensor:
+    """Largest of 3 x 3 pixels, 0 outside; twenty times faster than ``max_pool2d``."""
+    x = F.pad(x, (1, 1, 1, 1))
+    x = reduce(torch.maximum, (x[..., :-2, :], x[..., 1:-1, :], x[..., 2:, :]))
+    return reduce(torch.maximum, (x[..., :-2], x[..., 1:-1], x[..., 2:]))
+
+
+def _shuffle(x: Tensor) -> Tensor:
+    """Put pixels of four parities together: (B, 1, 2, 2, h, w) -> (B, 1, 2 h, 2 w)."""
+    even, odd = (_interleave(x[:, :, i, 0], x[:, :, i, 1], 3) for i in (0, 1))
+    return _interleave(even, odd, 2)
+
+
+def _point(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a 1 x 1 convolution to a channels-last image, and return plane by plane."""
+    batch, _, height, width = x.shape
+    weight = conv.weight.flatten(1).expand(batch, -1, -1)
+    out = torch.baddbmm(conv.bias[None, :, None], weight, x.flatten(2))
+    return out.unflatten(2, (height, width))
+
+
+def _soft(z: Tensor) -> Tensor:
+    """Bound a significance by 8."""
+    return 8 * z / (8 + z.abs())
+
+
+def _line_significance(both: Tensor, rows: int, cols: int, area: float) -> Tensor:
+    """Tell how far a long line stands out from its sides, in standard deviations.
+
+    Parameters
+    ----------
+    both : (B, 2, h, w), means of counts and of validity
+    rows, cols : direction of the line
+    area : pixels of the frame in one pixel of this level
+    """
+    along = _long(both, rows, cols)
+    sides = _line(along, cols, rows)
+    line, around = (x[:, :1] / x[:, 1:].clamp_min(1e-3) for x in (along, sides))
+    # A Gaussian of sigma 7 averages over 2 sqrt(pi) 7 = 25 pixels.
+    area = 25 * area
+    return (line - around) * torch.rsqrt((around + 0.3 / area) / area)
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions with a residual connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(F.relu(x)), inplace=True))
+
+
+class PhotonExchange(nn.Module):
+    """Estimate expected counts by exchanging photons between pixels.
+
+    Parameters
+    ----------
+    channels : channels of the U-Net at 2, 4, 8 and 16 pixels
+    full_counts : counts beyond which a pixel is left as it was counted: its share that
+        may be exchanged is ``exp(-(n / full_counts) ** 2)``
+    full_sigmas : a pixel that stands out by more than this many standard deviations over
+        all pixels 3 away stays as it was counted, with its neighbours: their share that
+        may be exchanged is ``exp(-(z / full_sigmas) ** 4)``
+    floor : least root of a share before it is normalised, so that no estimate near a
+        photon is 0
+    """
+
+    multiple = 2 ** (LEVELS - 1)
+    """Frames must be padded to a multiple of this many pixels."""
+    field_px = 384
+    """Pixels beyond this distance cannot change an estimate by more than rounding."""
+
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (24, 32, 48, 48),
+        full_counts: float = 4000.0,
+        full_sigmas: float = 6.0,
+        floor: float = 0.005,
+    ) -> None:
+        super().__init__()
+        self.full_counts = full_counts
+        self.full_sigmas = full_sigmas
+        self.floor = floor
+        fine = (_blur, *(partial(_line, rows=r, cols=c) for r, c in DIRECTIONS))
+        long = tuple(partial(_long, rows=r, cols=c) for r, c in DIRECTIONS[:2])
+        self.banks = (fine + long, fine + long, fine + long, fine, (*fine, _wide, _wider))
+        # Itself, the kernels, and the coarser level where there is one.
+        self.heads = [len(bank) + 2 for bank in self.banks[:-1]] + [len(self.banks[-1]) + 1]
+        ins = [4 * 4 + 6, 6] + [4] * (LEVELS - 3)
+        self.stems = nn.ModuleList(
+            nn.Conv2d(i, c, 3, padding=1) for i, c in zip(ins, channels, strict=True)
+        )
+        self.encoders = nn.ModuleList(_Block(c) for c in channels)
+        self.downs = nn.ModuleList(
+            nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(channels)
+        )
+        self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in itertools.pairwise(channels))
+        self.decoders = nn.ModuleList(_Block(c) for c in channels[:-1])
+        self.outs = nn.ModuleList(
+            nn.Conv2d(c, h, 1) for c, h in zip(channels, self.heads[1:], strict=True)
+        )
+        self.out_full = nn.Conv2d(channels[0], 4 * self.heads[0], 1)
+
+    def features(self, counts: Tensor, valid: Tensor) -> list[Tensor]:
+        """Describe every level by levels and significances: 4 or 6 channels, |x| below 20.
+
+        At 2 and 4 pixels that includes how far a long line stands out from its two sides.
+
+        Parameters
+        ----------
+        counts : (B, 1, H, W), counts, 0 where masked
+        valid : (B, 1, H, W), 1 or 0
+        """
+        sums, masses = [counts], [valid]
+        for _ in range(LEVELS - 1):
+            sums.append(_down(sums[-1]))
+            masses.append(_down(masses[-1]))
+        means = [a / b.clamp_min(1e-3) for a, b in zip(sums, masses, strict=True)]
+        last = F.avg_pool2d(torch.cat([sums[-1], masses[-1]], 1), 3, 1, 1)  # (B, 2, h, w)
+        beyond = last[:, :1] / last[:, 1:].clamp_min(1e-3)
+        out = []
+        for level in range(LEVELS):
+            area = 4.0**level
+            # What the two next coarser levels would expect here, and their own noise.
+            here = means[level]
+            around = _up(means[level + 1]) if level + 1 < LEVELS else beyond
+            wide = _up(_up(means[level + 2])) if level + 2 < LEVELS else beyond
+            if level + 2 == LEVELS:
+                wide = _up(wide)
+            near = (here - around) * torch.rsqrt((around + 0.3 / area) / area)
+            broad = (here - wide) * torch.rsqrt((wide + 0.3 / area) / area)
+            found = [torch.log1p(here * area) * 0.5, _soft(near), _soft(broad), masses[level]]
+            if level in (1, 2):
+                both = torch.cat([sums[level], masses[level]], 1)
+                found += [_soft(_line_significance(both, r, c, area)) for r, c in DIRECTIONS[:2]]
+            out.append(torch.cat(found, 1))
+        return out
+
+    def shares(self, counts: Tensor, valid: Tensor) -> list[_Shares]:
+        """Run the U-Net: shares of every kernel at every level."""
+        # Counts need all their digits: only the convolutions may run at half precision.
+        with torch.autocast(counts.device.type, enabled=False):
+            feats = self.features(counts, valid)
+        first = torch.cat([F.pixel_unshuffle(feats[0], 2), feats[1]], 1)  # (B, 20, H/2, W/2)
+        inputs = [first, *feats[2:]]
+        skips: list[Tensor] = []
+        x: Tensor | None = None
+        for i, (stem, encoder, feat) in enumerate(
+            zip(self.stems, self.encoders, inputs, strict=True)
+        ):
+            y = stem(feat.contiguous(memory_format=torch.channels_last))
+            x = y if x is None else y + self.downs[i - 1](x)
+            x = encoder(x)
+            skips.append(x)
+        logits = [_point(self.outs[-1], x)]
+        for i in reversed(range(len(skips) - 1)):
+            x = skips[i] + F.interpolate(self.ups[i](x), scale_factor=2.0)
+            x = self.decoders[i](x)
+            logits.insert(0, _point(self.outs[i], x))
+        # The frame's own shares stay apart by the parity of row and column until they are
+        # normalised: (B, 4 K, H/2, W/2) -> (B, K, 2, 2, H/2, W/2).
+        logits.insert(0, _point(self.out_full, x).unflatten(1, (-1, 2, 2)))
+        # Plane by plane from here on: shares multiply single-channel frames.
+        return self._bound([z.float() for z in logits], counts, valid)
+
+    def _bound(self, logits: list[Tensor], counts: Tensor, valid: Tensor) -> list[_Shares]:
+        full, *others = logits
+        both = torch.cat([self._free(counts) * valid, valid], 1)
+        free, some = F.pixel_unshuffle(both, 2).unflatten(1, (2, 2, 2)).split(1, 1)
+        # Bright pixels, and spots that stand out, are known well: they stay as counted.
+        own, *roots = self._roots(full, free)
+        planes = [torch.sqrt(torch.addcmul(1 - free * free, own, own)) * some, *roots]
+        shares = []
+        for z in ([_shuffle(plane) for plane in planes], *(self._roots(z) for z in others)):
+            gated = len(shares) < LEVELS - 1
+            shares.append(_Shares(z[:-1], z[-1]) if gated else _Shares(z, None))
+        return shares
+
+    def _free(self, counts: Tensor) -> Tensor:
+        """Tell how far a pixel may exchange photons at all, 0 to 1, as a root."""
+        ring = _ring_maximum(counts)
+        excess = (counts - ring).clamp_min(0) * torch.rsqrt(ring + 1) / self.full_sigmas
+        excess = _largest_near(excess)  # its neighbours, the spot's wings, stay too
+        return torch.exp(-0.5 * ((counts / self.full_counts) ** 2 + excess**4))
+
+    def _roots(self, z: Tensor, free: Tensor | None = None) -> list[Tensor]:
+        """Roots of a softmax, with a floor so that no estimate near a photon is 0."""
+        planes = z.split(1, 1)
+        top = reduce(torch.maximum, planes)
+        planes = [torch.exp(0.5 * (plane - top)) + self.floor for plane in planes]
+        square = planes[0] * planes[0]
+        for plane in planes[1:]:
+            square = torch.addcmul(square, plane, plane)
+        scale = torch.rsqrt(square) if free is None else torch.rsqrt(square) * free
+        return [plane * scale for plane in planes]
+
+    def exchange(self, shares: list[_Shares], x: Tensor, level: int = 0) -> Tensor:
+        """Apply M: (B, C, h, w) -> (B, C, h, w)."""
+        kernels, coarser = shares[level]
+        own, *others = kernels
+        out = own * own * x
+        for share, spread in zip(others, self.banks[level], strict=True):
+            out = torch.addcmul(out, share, spread(share * x))
+        if coarser is not None:
+            beyond = self.exchange(shares, _down(coarser * x), level + 1)
+            out = torch.addcmul(out, coarser, _up(beyond))
+        return out
+
+    def forward(self, counts: Tensor, valid: Tensor) -> Tensor:
+        """Estimate expected counts.
+
+        Parameters
+        ----------
+        counts : (B, 1, H, W) float32 counts, 0 where masked; H, W multiples of `multiple`
+        valid : (B, 1, H, W) float32, 1 where a pixel counts, else 0
+
+        Returns
+        -------
+        Tensor
+            (B, 1, H, W) float32 expected counts, 0 where masked.
+        """
+        shares = self.shares(counts, valid)
+        with torch.autocast(counts.device.type, enabled=False):
+            scale = torch.rsqrt(self.exchange(shares, valid).clamp_min(1e-6)) * valid
+            # No row of s M s may exceed 1, else a pixel would give more than it has.
+            reached = self.exchange(shares, scale)
+            scale = torch.minimum(scale, 1 / reached.clamp_min(1e-6)) * valid
+            both = self.exchange(shares, torch.cat([scale, scale * counts], 1))  # (B, 2, H, W)
+            share, moved = (scale * both).split(1, 1)
+            return (moved + (1 - share).clamp_min(0) * counts) * valid

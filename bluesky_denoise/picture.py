@@ -1,0 +1,64 @@
+"""A picture of one event: raw, denoised, and what lies between them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["draw_event"]
+
+
+def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
+    """Draw raw and denoised frames of an event, and their difference in standard deviations.
+
+    Parameters
+    ----------
+    run :
+        The raw run, from Tiled.
+    denoised :
+        One of its `DenoisedStream`.
+    event :
+        Number of the event, from 1.
+    path :
+        The PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    raw = run[_raw_stream(denoised.name)]
+    keys = [key for key in denoised.stream if denoised.stream[key].ndim >= 3 and key in raw]
+    figure, axes = plt.subplots(
+        len(keys), 3, figsize=(14, 4.2 * len(keys)), layout="constrained", squeeze=False
+    )
+    for row, key in zip(axes, keys, strict=True):
+        exposure_s = float(denoised.stream[f"{key}_exposure_s"].read()[event - 1])
+        rate = np.asarray(denoised.stream[key][event - 1], float)
+        rate = rate.reshape(-1, *rate.shape[-2:])[0]
+        counts = np.asarray(raw[key][event - 1], float)
+        counts = counts.reshape(-1, *counts.shape[-2:])[0]
+        valid = np.isfinite(rate)
+        top = max(float(np.nanpercentile(rate, 99.9)), 1e-6) if valid.any() else 1.0
+        norm = LogNorm(top / 1e3, top)
+        residual = (counts - rate * exposure_s) / np.sqrt(np.maximum(rate * exposure_s, 0.1))
+        images = (
+            (f"raw, {exposure_s:g} s", np.maximum(counts / exposure_s, top / 1e3), {"norm": norm}),
+            (f"denoised, {denoised.model}", np.maximum(rate, top / 1e3), {"norm": norm}),
+            ("difference / sqrt(counts)", residual, {"vmin": -4, "vmax": 4, "cmap": "RdBu_r"}),
+        )
+        for axis, (title, image, options) in zip(row, images, strict=True):
+            shown = axis.imshow(np.where(valid, image, np.nan), **options)
+            axis.set(title=title, xticks=[], yticks=[])
+            figure.colorbar(shown, ax=axis, shrink=0.7)
+        row[0].set_ylabel(key)
+    figure.suptitle(f"run {run.metadata['start']['uid'][:8]}, event {event}")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _raw_stream(name: str) -> str:
+    """Return the raw stream that ``denoised``, ``denoised_2`` or ``denoised_dark`` is of."""
+    suffix = name.removeprefix("denoised").strip("_")
+    return "primary" if not suffix or suffix.isdigit() else suffix.rstrip("_0123456789")

@@ -1,0 +1,271 @@
+"""Scans that decide from denoised numbers how long to expose, and where to go."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
+import numpy as np
+from bluesky.protocols import Reading
+from bluesky.utils import MsgGenerator
+from ophyd import Component, Device, Kind, Signal
+
+from ..devices import DenoisedSignals
+from ..errors import SettingsError
+from .exposures import exposure_signal, keep_exposures_wrapper
+from .scans import read_denoised, shown_in_wrapper
+from .stopping import ExposureTally
+
+__all__ = ["adaptive_denoised_scan", "adaptive_exposure_scan", "number"]
+
+logger = logging.getLogger(__name__)
+
+_NAN = float("nan")
+
+
+class _Point(Device):
+    """What one point of an adaptive exposure scan came to."""
+
+    intensity = Component(Signal, value=_NAN, kind=Kind.hinted)
+    intensity_error = Component(Signal, value=_NAN, kind=Kind.hinted)
+    frames = Component(Signal, value=0, kind=Kind.hinted)
+    exposure_s = Component(Signal, value=0.0, kind=Kind.hinted)
+    saved_s = Component(Signal, value=0.0, kind=Kind.normal)
+    reached = Component(Signal, value=False, kind=Kind.normal)
+
+
+class _Total(Device):
+    """What an adaptive exposure scan came to."""
+
+    exposure_s = Component(Signal, value=0.0, kind=Kind.hinted)
+    fixed_exposure_s = Component(Signal, value=0.0, kind=Kind.hinted)
+    saved_s = Component(Signal, value=0.0, kind=Kind.hinted)
+
+
+def adaptive_exposure_scan(
+    detectors: Sequence[Any],
+    denoised: DenoisedSignals,
+    roi: str,
+    motor: Any,
+    start: float,
+    stop: float,
+    num: int,
+    *,
+    relative_error: float,
+    max_frames: int,
+    exposure_s: float,
+    absolute_error: float | None = None,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[str]:
+    """Scan, with short frames at each point until an ROI is known well enough.
+
+    Each frame is an event of ``primary``, its denoised numbers one of ``signals``. For each
+    point an event of ``points`` has ``<roi>_point_intensity`` and ``_intensity_error``
+    (counts / s) of all its frames together, ``_frames``, ``_exposure_s``, ``_saved_s``
+    (seconds saved against ``max_frames``) and ``_reached``. At the end one of ``total`` has
+    the exposure of the run, ``<roi>_total_exposure_s``, and that of a scan which exposes
+    every point as long as the longest of these, ``_fixed_exposure_s``.
+
+    The decision is from the statistics of raw counts, never from how clean a frame looks;
+    see :class:`ExposureTally` for how the bias of stopping early is avoided.
+
+    Parameters
+    ----------
+    detectors :
+        The first exposes the frames of the ROI; all of them are exposed alike.
+    denoised :
+        The signals.
+    roi :
+        Name of the ROI.
+    motor, start, stop, num :
+        `num` points from `start` to `stop`.
+    relative_error :
+        Enough once the error is this share of the intensity, > 0.
+    max_frames :
+        Most frames at a point.
+    exposure_s :
+        Of each frame, seconds, > 0.
+    absolute_error :
+        Also enough once the error is this small, counts / s: it spares points beside the
+        peak, which never reach a relative error.
+    md :
+        Metadata.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such ROI, or a number is not above 0.
+
+    Examples
+    --------
+    >>> RE(adaptive_exposure_scan([det], denoised, "satellite", motor, -1, 1, 21,
+    ...                           relative_error=0.1, max_frames=50, exposure_s=0.05))
+    """
+    check_roi(denoised, roi)
+    for name, value in (
+        *(("relative_error", relative_error), ("max_frames", max_frames)),
+        *(("exposure_s", exposure_s), ("num", num)),
+    ):
+        if not value > 0:
+            raise SettingsError(f"{name} is {value!r}; expected a number above 0.")
+    point, total = _Point(name=f"{roi}_point"), _Total(name=f"{roi}_total")
+    exposures = [exposure_signal(detector) for detector in detectors]
+    positions = np.linspace(start, stop, num)
+    _md = {
+        "detectors": [detector.name for detector in detectors],
+        "motors": [motor.name],
+        "num_points": num,
+        "plan_args": {
+            "detectors": list(map(repr, detectors)),
+            "roi": roi,
+            "motor": repr(motor),
+            **{"start": start, "stop": stop, "num": num, "max_frames": max_frames},
+            **{"relative_error": relative_error, "absolute_error": absolute_error},
+            "exposure_s": exposure_s,
+        },
+        "plan_name": "adaptive_exposure_scan",
+        "exposures": {detector.name: {"short_s": exposure_s} for detector in detectors},
+        "hints": {"dimensions": [(motor.hints["fields"], "primary")]},
+        **(md or {}),
+    }
+
+    def one_point(position: float) -> MsgGenerator[ExposureTally]:
+        yield from bps.checkpoint()
+        yield from bps.mv(motor, position)
+        tally = ExposureTally(relative_error, max_frames, absolute_error)
+        while not tally.enough:
+            yield from bps.checkpoint()
+            yield from bps.trigger_and_read([*detectors, motor])
+            readings = yield from read_denoised(denoised, [motor])
+            ok = readings.get(f"{denoised.name}_denoise_ok", {"value": True})["value"]
+            intensity = number(readings, denoised, f"{roi}_intensity") if ok else _NAN
+            error = number(readings, denoised, f"{roi}_intensity_error")
+            tally.add(intensity, error, exposure_s)
+        # Plain values of this plan, put at once: `bps.mv` would wait for NaN to equal NaN.
+        point.intensity.put(tally.intensity)
+        point.intensity_error.put(tally.error)
+        point.frames.put(tally.frames)
+        point.exposure_s.put(tally.frames * exposure_s)
+        point.saved_s.put((max_frames - tally.frames) * exposure_s)
+        point.reached.put(tally.reached)
+        yield from bps.checkpoint()
+        yield from bps.trigger_and_read([point, motor], "points")
+        return tally
+
+    @bpp.stage_decorator([*detectors, motor])
+    @bpp.run_decorator(md=_md)
+    def scan() -> MsgGenerator[None]:
+        frames = []
+        for position in positions:
+            tally = yield from one_point(position)
+            frames.append(tally.frames)
+        used, fixed = sum(frames) * exposure_s, num * max(frames) * exposure_s
+        total.exposure_s.put(used)
+        total.fixed_exposure_s.put(fixed)
+        total.saved_s.put(fixed - used)
+        yield from bps.checkpoint()
+        yield from bps.trigger_and_read([total], "total")
+        logger.info("%d points took %.4g s of exposure instead of %.4g s", num, used, fixed)
+
+    def exposed() -> MsgGenerator[str]:
+        for signal in exposures:
+            yield from bps.mv(signal, exposure_s)
+        return (yield from shown_in_wrapper(scan(), "points"))
+
+    return (yield from keep_exposures_wrapper(exposed(), detectors))
+
+
+def adaptive_denoised_scan(
+    detectors: Sequence[Any],
+    target_field: str,
+    motor: Any,
+    start: float,
+    stop: float,
+    min_step: float,
+    max_step: float,
+    target_delta: float,
+    backstep: bool,
+    threshold: float = 0.8,
+    *,
+    denoised: DenoisedSignals,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[str]:
+    """Scan with steps that follow a denoised number, as `bluesky.plans.adaptive_scan` does.
+
+    Parameters
+    ----------
+    detectors, motor, start, stop, min_step, max_step, backstep, threshold, md :
+        As `bluesky.plans.adaptive_scan` has them.
+    target_field :
+        Data key of a denoised signal, such as ``"denoised_satellite_intensity"``.
+    target_delta :
+        Wanted change of the target between points.
+    denoised :
+        The signals; they are read after each point into the stream ``signals``.
+
+    Raises
+    ------
+    SettingsError
+        If `denoised` has no such signal, or the steps are not ``0 < min_step < max_step``.
+
+    Notes
+    -----
+    Where a point could not be denoised, the step stays as it is.
+    """
+    if not 0 < min_step < max_step:
+        raise SettingsError(f"Steps from {min_step} to {max_step}; expected 0 < min < max.")
+    if target_field not in (keys := list(denoised.describe())):
+        raise SettingsError(f"{denoised.name} has no {target_field!r}; it has {', '.join(keys)}.")
+    _md = {
+        "detectors": [detector.name for detector in detectors],
+        "motors": [motor.name],
+        "plan_args": {
+            "detectors": list(map(repr, detectors)),
+            **{"target_field": target_field, "motor": repr(motor), "start": start, "stop": stop},
+            **{"min_step": min_step, "max_step": max_step, "target_delta": target_delta},
+            **{"backstep": backstep, "threshold": threshold},
+        },
+        "plan_name": "adaptive_denoised_scan",
+        "hints": {"dimensions": [(motor.hints["fields"], "primary")]},
+        **(md or {}),
+    }
+    sign = 1 if stop >= start else -1
+
+    @bpp.stage_decorator([*detectors, motor])
+    @bpp.run_decorator(md=_md)
+    def scan() -> MsgGenerator[None]:
+        position, step = start, (max_step - min_step) / 2
+        past = _NAN
+        while position * sign < stop * sign:
+            yield from bps.checkpoint()
+            yield from bps.mv(motor, position)
+            yield from bps.trigger_and_read([*detectors, motor])
+            readings = yield from read_denoised(denoised, [motor])
+            value = float(readings.get(target_field, {"value": _NAN})["value"])
+            slope = abs(value - past) / step
+            if np.isfinite(slope):
+                wanted = target_delta / slope if slope else step * 1.1
+                new_step = float(np.clip(wanted, min_step, max_step))
+                if backstep and new_step < step * threshold:
+                    position -= step * sign
+                    step, value = new_step, past
+                else:
+                    step = 0.2 * new_step + 0.8 * step
+            if np.isfinite(value):
+                past = value
+            position += step * sign
+
+    return (yield from shown_in_wrapper(scan()))
+
+
+def number(readings: Mapping[str, Reading], denoised: DenoisedSignals, key: str) -> float:
+    """Return a number of a reading; NaN where the plan is only looked at."""
+    return float(readings.get(f"{denoised.name}_{key}", {"value": _NAN})["value"])
+
+
+def check_roi(denoised: DenoisedSignals, roi: str) -> None:
+    """Raise `SettingsError` if the signals have no such ROI."""
+    if roi not in denoised.rois:
+        known = ", ".join(denoised.rois) or "none"
+        raise SettingsError(f"{denoised.name} has no ROI {roi!r}; it has {known}.")

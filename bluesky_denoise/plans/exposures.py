@@ -1,0 +1,184 @@
+"""Shorter exposures for any plan, put back when it ends."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
+from bluesky.protocols import Readable
+from bluesky.utils import MsgGenerator, make_decorator
+
+from ..errors import SettingsError
+
+__all__ = [
+    "ExposureReading",
+    "exposure_signal",
+    "keep_exposures_wrapper",
+    "short_exposure_decorator",
+    "short_exposure_wrapper",
+]
+
+# `exposure_signal` is the hook for detectors of other kinds; then areaDetector through
+# ophyd, and ophyd-async (whose older releases call the driver `drv`).
+_PATHS = ("exposure_signal", "cam.acquire_time", "driver.acquire_time", "drv.acquire_time")
+
+
+def exposure_signal(detector: Any) -> Any:
+    """Return the signal that sets the exposure time of a detector, in seconds.
+
+    Parameters
+    ----------
+    detector :
+        One with ``cam.acquire_time`` (areaDetector), ``driver.acquire_time`` (ophyd-async),
+        or an attribute ``exposure_signal`` of its own.
+
+    Raises
+    ------
+    SettingsError
+        If it has none of them.
+    """
+    for path in _PATHS:
+        found = detector
+        for attribute in path.split("."):
+            found = getattr(found, attribute, None)
+        if found is not None:
+            return found
+    raise SettingsError(
+        f"{getattr(detector, 'name', detector)!r} has none of {', '.join(_PATHS)}. Give it an "
+        "attribute `exposure_signal`, the signal that sets its exposure time in seconds."
+    )
+
+
+class ExposureReading:
+    """The exposure time of a detector, to be read in the same event as its frames.
+
+    A descriptor has the configuration of the first event only. Where the exposure changes
+    within a run, each event must carry its own; and bluesky drops a part of a detector
+    that is read together with the detector, which this is not.
+
+    Parameters
+    ----------
+    detector :
+        See :func:`exposure_signal`.
+    """
+
+    parent = None
+
+    def __init__(self, detector: Any) -> None:
+        self.signal = exposure_signal(detector)
+
+    def __eq__(self, other: object) -> bool:
+        # A stream must be read from equal objects at each point.
+        return isinstance(other, ExposureReading) and other.signal is self.signal
+
+    def __hash__(self) -> int:
+        return hash((ExposureReading, id(self.signal)))
+
+    @property
+    def name(self) -> str:
+        """That of the signal."""
+        return self.signal.name
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """None: it is no result."""
+        return {}
+
+    def read(self) -> Any:
+        """Read the exposure time."""
+        return self.signal.read()
+
+    def describe(self) -> Any:
+        """Describe the exposure time."""
+        return self.signal.describe()
+
+    def read_configuration(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def describe_configuration(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+
+def keep_exposures_wrapper(plan: MsgGenerator, detectors: Sequence[Readable]) -> MsgGenerator:
+    """Put the exposure times back when a plan ends, also when it fails or is aborted.
+
+    Parameters
+    ----------
+    plan :
+        It may set the exposures.
+    detectors :
+        Those whose exposures are kept.
+    """
+    signals = [exposure_signal(detector) for detector in detectors]
+
+    def kept() -> MsgGenerator:
+        before = yield from _read(signals)
+        return (yield from bpp.finalize_wrapper(plan, lambda: _set(signals, before)))
+
+    return (yield from kept())
+
+
+def short_exposure_wrapper(
+    plan: MsgGenerator, detectors: Sequence[Readable], factor: float
+) -> MsgGenerator:
+    """Run a plan with shorter exposures, and put them back when it ends.
+
+    The start documents of its runs get ``exposures``: for each detector ``full_s``,
+    ``short_s`` and ``factor``.
+
+    Parameters
+    ----------
+    plan :
+        Any plan.
+    detectors :
+        Those to expose shorter; see :func:`exposure_signal`.
+    factor :
+        What the exposures are divided by, > 0: 20 for a twentieth.
+
+    Raises
+    ------
+    SettingsError
+        If the factor is not above 0, or a detector has no exposure.
+
+    Examples
+    --------
+    >>> RE(short_exposure_wrapper(scan([det], motor, -1, 1, 21), [det], 20))
+    """
+    if not factor > 0:
+        raise SettingsError(f"The factor is {factor!r}; expected a number above 0.")
+    signals = [exposure_signal(detector) for detector in detectors]
+
+    def shortened() -> MsgGenerator:
+        full = yield from _read(signals)
+        short = [exposure_s / factor for exposure_s in full]
+        exposures = {
+            detector.name: {"full_s": full_s, "short_s": short_s, "factor": factor}
+            for detector, full_s, short_s in zip(detectors, full, short, strict=True)
+        }
+
+        def exposed() -> MsgGenerator:
+            yield from _set(signals, short)
+            return (yield from bpp.inject_md_wrapper(plan, {"exposures": exposures}))
+
+        return (yield from bpp.finalize_wrapper(exposed(), lambda: _set(signals, full)))
+
+    return (yield from shortened())
+
+
+short_exposure_decorator = make_decorator(short_exposure_wrapper)
+"""As :func:`short_exposure_wrapper`, for functions that return plans."""
+
+
+def _read(signals: Sequence[Any]) -> MsgGenerator[list[float]]:
+    values = []
+    for signal in signals:
+        values.append(float((yield from bps.rd(signal, default_value=1.0))))
+    return values
+
+
+def _set(signals: Sequence[Any], values: Sequence[float]) -> MsgGenerator:
+    pairs = [item for pair in zip(signals, values, strict=True) for item in pair]
+    if pairs:
+        yield from bps.mv(*pairs)

@@ -1,0 +1,96 @@
+"""Short and long exposures of the same points, for training and for checking."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+from bluesky.utils import MsgGenerator
+
+from ..devices import DenoisedSignals
+from ..errors import SettingsError
+from .exposures import ExposureReading, exposure_signal, keep_exposures_wrapper
+from .scans import read_denoised, shown_in_wrapper
+
+__all__ = ["paired_exposures"]
+
+
+def paired_exposures(
+    detectors: Sequence[Any],
+    *args: Any,
+    num: int | None = None,
+    short_s: float,
+    long_s: float,
+    denoised: DenoisedSignals | None = None,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[str]:
+    """Take a short and a long exposure at each point of a scan, or some without a scan.
+
+    They go into the streams ``short`` and ``long``, each event with its exposure time.
+    `training` reads the pairs from there.
+
+    Parameters
+    ----------
+    detectors :
+        Those that expose twice.
+    *args :
+        As `bluesky.plans.scan` has them; none: `num` pairs without moving anything.
+    num :
+        Number of points.
+    short_s, long_s :
+        The exposures, seconds, > 0.
+    denoised :
+        Read after each short frame, into the stream ``signals``; its denoiser must be set
+        to denoise the stream ``short``.
+    md :
+        Metadata.
+
+    Raises
+    ------
+    SettingsError
+        If an exposure is not above 0, or the stream ``short`` is not denoised.
+
+    Examples
+    --------
+    >>> RE(paired_exposures([det], motor, -1, 1, 11, short_s=0.05, long_s=1.0))
+    """
+    if not (short_s > 0 and long_s > 0):
+        raise SettingsError(f"The exposures are {short_s!r} s and {long_s!r} s; expected above 0.")
+    if denoised is not None and "short" not in denoised.streams:
+        raise SettingsError(
+            f"{denoised.name} follows the streams {', '.join(denoised.streams)}; set the "
+            "`streams` of its denoiser to ['short']."
+        )
+    signals = [exposure_signal(detector) for detector in detectors]
+    readings = [ExposureReading(detector) for detector in detectors]
+
+    def pair(devices: Sequence[Any], motors: Sequence[Any]) -> MsgGenerator:
+        for stream, exposure_s in (("short", short_s), ("long", long_s)):
+            yield from bps.checkpoint()
+            for signal in signals:
+                yield from bps.mv(signal, exposure_s)
+            # The exposure is read in the event: a descriptor tells that of the first frame only.
+            yield from bps.trigger_and_read([*devices, *readings], stream)
+            if denoised is not None and stream == "short":
+                yield from read_denoised(denoised, motors)
+        return {}
+
+    def per_step(
+        detectors: Sequence[Any], step: Mapping[Any, Any], pos_cache: dict[Any, Any]
+    ) -> MsgGenerator:
+        def take_reading(devices: Sequence[Any]) -> MsgGenerator:
+            return (yield from pair(devices, list(step)))
+
+        yield from bps.one_nd_step(detectors, step, pos_cache, take_reading)
+
+    def per_shot(detectors: Sequence[Any]) -> MsgGenerator:
+        yield from pair(detectors, [])
+
+    exposures = {d.name: {"short_s": short_s, "long_s": long_s} for d in detectors}
+    md = {"plan_name": "paired_exposures", "exposures": exposures, **(md or {})}
+    if args:
+        plan = bp.scan(detectors, *args, num=num, per_step=per_step, md=md)
+    else:
+        plan = bp.count(detectors, num or 1, per_shot=per_shot, md=md)
+    plan = shown_in_wrapper(plan, "short" if denoised is None else "signals")
+    return (yield from keep_exposures_wrapper(plan, detectors))

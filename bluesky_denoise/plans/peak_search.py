@@ -1,0 +1,130 @@
+"""Find a peak in a scan, and tell how likely such a one is by chance anywhere in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ..errors import SettingsError
+
+__all__ = ["PeakCandidate", "search_peak"]
+
+_WIDTHS_STEPS = (0.6, 1.0, 1.6, 2.5, 4.0)
+"""Widths that are tried, standard deviations in steps of the scan."""
+_TRIALS = 20_000
+_FEWEST_POINTS = 5
+
+
+@dataclass(frozen=True)
+class PeakCandidate:
+    """The most significant peak of a scan."""
+
+    position: float
+    """Its centre, in the unit of the motor."""
+    width: float
+    """Its standard deviation, in the unit of the motor; one of those that were tried."""
+    height: float
+    """Counts / s above the constant under it."""
+    height_error: float
+    """Standard deviation of the height, counts / s."""
+    significance: float
+    """Height over its error under the hypothesis of no peak."""
+    p_value: float
+    """Chance of such a significance anywhere in a scan of this length without a peak."""
+
+
+def search_peak(
+    positions: Sequence[float], intensities: Sequence[float], errors: Sequence[float]
+) -> PeakCandidate | None:
+    """Find the most significant peak, with the chance that there is none.
+
+    Gaussians of several widths, at each point and between the points, are fitted with a
+    constant under them. Without a peak all points have the same error, so the mean
+    variance stands for each: errors that are themselves from few counts are small where
+    the counts happen to be low, and would favour chance peaks.
+
+    Parameters
+    ----------
+    positions : (n,), evenly spaced, in the unit of the motor
+    intensities : (n,), counts / s; NaN where there is none
+    errors : (n,), standard deviations, counts / s
+
+    Returns
+    -------
+    PeakCandidate or None
+        None where fewer than 5 points can be used.
+
+    Raises
+    ------
+    SettingsError
+        If the three are not as long as each other.
+
+    Notes
+    -----
+    The chance is from 20,000 simulated scans without a peak, searched in the same way:
+    the look-elsewhere effect of all positions and widths is in it.
+    """
+    x, y, sigma = (np.asarray(a, dtype=float) for a in (positions, intensities, errors))
+    if not (x.ndim == 1 and x.shape == y.shape == sigma.shape):
+        raise SettingsError(
+            f"A scan with {x.shape} positions, {y.shape} intensities and {sigma.shape} errors; "
+            "expected as many of each."
+        )
+    usable = np.isfinite(y) & np.isfinite(sigma)
+    if usable.sum() < _FEWEST_POINTS:
+        return None
+    variance = float(np.mean(sigma[usable] ** 2))
+    if not variance > 0:
+        return None
+    centres, widths, templates = _templates(len(x), usable.tobytes())
+    z = templates @ y[usable] / np.sqrt(variance)
+    best = int(z.argmax())
+    step = (x[-1] - x[0]) / (len(x) - 1)
+    z_best = float(z[best])
+    # (1 + k) / (1 + n): a chance is never reported as 0.
+    null = _null(len(x), usable.tobytes())
+    p_value = (1 + int((null >= z_best).sum())) / (1 + len(null))
+    norm = _shape_norm(len(x), usable, centres[best], widths[best])
+    return PeakCandidate(
+        position=float(x[0] + centres[best] * step),
+        width=float(widths[best] * abs(step)),
+        height=z_best * np.sqrt(variance) / norm,
+        height_error=float(np.sqrt(variance) / norm),
+        significance=z_best,
+        p_value=p_value,
+    )
+
+
+def _shapes(n: int, centres: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Return Gaussians of height 1: (m, n)."""
+    return np.exp(-0.5 * ((np.arange(n) - centres[:, None]) / widths[:, None]) ** 2)
+
+
+def _shape_norm(n: int, usable: np.ndarray, centre: float, width: float) -> float:
+    shape = _shapes(n, np.array([centre]), np.array([width]))[0, usable]
+    return float(np.linalg.norm(shape - shape.mean()))
+
+
+@lru_cache(maxsize=32)
+def _templates(n: int, usable: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return centres and widths, (m,) in steps, and templates of norm 1 and sum 0."""
+    used = np.frombuffer(usable, bool)
+    # Half steps; a peak must have a point on either side, to be told from a slope.
+    grid = np.arange(1.0, n - 1.5, 0.5)
+    centres, widths = (a.ravel() for a in np.meshgrid(grid, np.array(_WIDTHS_STEPS)))
+    shapes = _shapes(n, centres, widths)[:, used]
+    shapes -= shapes.mean(axis=1, keepdims=True)
+    return centres, widths, shapes / np.linalg.norm(shapes, axis=1, keepdims=True)
+
+
+@lru_cache(maxsize=32)
+def _null(n: int, usable: bytes) -> np.ndarray:
+    """Return the highest significance of each of many scans without a peak."""
+    templates = _templates(n, usable)[2]
+    rng = np.random.default_rng(0)
+    highest = [
+        (rng.standard_normal((1000, templates.shape[1])) @ templates.T).max(axis=1)
+        for _ in range(_TRIALS // 1000)
+    ]
+    return np.concatenate(highest)

@@ -1,0 +1,121 @@
+"""Full exposures at some of the points, to see during a scan whether the model still fits."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import bluesky.plan_stubs as bps
+from bluesky.protocols import Reading
+from bluesky.utils import MsgGenerator
+from ophyd import Component, Device, Kind, Signal
+
+from ..devices import DenoisedSignals
+from ..errors import SettingsError
+from .exposures import ExposureReading, exposure_signal
+
+__all__ = ["ReferencePoints"]
+
+logger = logging.getLogger(__name__)
+
+_STREAM = "reference"
+_DISAGREE_SIGMA = 4.0
+_NAN = float("nan")
+
+
+class ReferencePoints:
+    """Take a full exposure at each n-th point, and compare the denoised numbers with it.
+
+    The stream ``reference`` has the full exposures, ``reference_signals`` their numbers,
+    and ``agreement`` for each ROI ``<roi>_pull``, the difference of the intensities in
+    standard deviations, and ``<roi>_denoised_ratio``, what the network makes of the short
+    frame over what it makes of the full one.
+
+    Parameters
+    ----------
+    denoised :
+        Its denoiser must be set to denoise the stream ``reference`` as well.
+    every :
+        Each n-th point, beginning with the first.
+    exposure_s :
+        The full exposure, seconds.
+
+    Raises
+    ------
+    SettingsError
+        If the stream ``reference`` is not denoised, or a number is not above 0.
+    """
+
+    def __init__(self, denoised: DenoisedSignals, every: int, exposure_s: float) -> None:
+        if _STREAM not in denoised.streams:
+            raise SettingsError(
+                f"References need a denoiser of the stream {_STREAM!r} too; it is set to "
+                f"{', '.join(denoised.streams)}. Set `streams` to ['primary', {_STREAM!r}]."
+            )
+        if not (every >= 1 and exposure_s > 0):
+            raise SettingsError(
+                f"A reference of {exposure_s!r} s each {every!r} points was asked for; expected "
+                "numbers above 0."
+            )
+        self._denoised, self._every, self._exposure_s = denoised, every, exposure_s
+        self._points = 0
+        names = [f"{roi}_{what}" for roi in denoised.rois for what in ("pull", "denoised_ratio")]
+        components = {name: Component(Signal, value=_NAN, kind=Kind.hinted) for name in names}
+        self._agreement = type("Agreement", (Device,), components)(name="agreement")
+
+    def after_point(
+        self, detectors: Sequence[Any], motors: Sequence[Any], short: Mapping[str, Reading]
+    ) -> MsgGenerator:
+        """Take the reference of this point if it is one that gets it (a stub).
+
+        Parameters
+        ----------
+        detectors, motors :
+            Those of the scan.
+        short :
+            The readings of the signals at the short exposure.
+        """
+        self._points += 1
+        if (self._points - 1) % self._every:
+            return
+        signals = [exposure_signal(detector) for detector in detectors]
+        readings = [ExposureReading(detector) for detector in detectors]
+        before = []
+        for signal in signals:
+            before.append((yield from bps.rd(signal, default_value=1.0)))
+        yield from bps.checkpoint()
+        for signal in signals:
+            yield from bps.mv(signal, self._exposure_s)
+        # The exposure is read in the event: a descriptor tells that of the first frame only.
+        yield from bps.trigger_and_read([*detectors, *readings, *motors], _STREAM)
+        yield from bps.checkpoint()
+        full = yield from bps.trigger_and_read([self._denoised, *motors], f"{_STREAM}_signals")
+        for signal, exposure_s in zip(signals, before, strict=True):
+            yield from bps.mv(signal, exposure_s)
+        self._compare(short, full)
+        if self._denoised.rois:
+            yield from bps.trigger_and_read([self._agreement, *motors], "agreement")
+
+    def _compare(self, short: Mapping[str, Reading], full: Mapping[str, Reading]) -> None:
+        for roi in self._denoised.rois:
+            error = math.hypot(
+                self._number(short, f"{roi}_intensity_error"),
+                self._number(full, f"{roi}_intensity_error"),
+            )
+            difference = self._number(short, f"{roi}_intensity") - self._number(
+                full, f"{roi}_intensity"
+            )
+            pull = difference / error if error else _NAN
+            full_sum = self._number(full, f"{roi}_denoised_sum")
+            ratio = self._number(short, f"{roi}_denoised_sum") / full_sum if full_sum else _NAN
+            getattr(self._agreement, f"{roi}_pull").put(pull)
+            getattr(self._agreement, f"{roi}_denoised_ratio").put(ratio)
+            if abs(pull) > _DISAGREE_SIGMA:
+                logger.warning(
+                    "ROI %s, point %d: the short exposure differs from the reference by %.1f "
+                    "standard deviations",
+                    *(roi, self._points, pull),
+                )
+
+    def _number(self, readings: Mapping[str, Reading], key: str) -> float:
+        return float(readings.get(f"{self._denoised.name}_{key}", {"value": _NAN})["value"])

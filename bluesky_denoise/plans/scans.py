@@ -1,0 +1,238 @@
+"""Scans and counts that read the denoised numbers of each point into the same run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+import bluesky.preprocessors as bpp
+from bluesky.protocols import Reading
+from bluesky.utils import Msg, MsgGenerator
+
+from ..devices import DenoisedSignals
+from ..errors import SettingsError
+from .exposures import keep_exposures_wrapper
+from .reference import ReferencePoints
+
+__all__ = [
+    "denoised_count",
+    "denoised_per_shot",
+    "denoised_per_step",
+    "denoised_scan",
+    "read_denoised",
+    "shown_in_wrapper",
+]
+
+Readings = Mapping[str, Reading]
+
+
+def read_denoised(
+    denoised: DenoisedSignals, motors: Sequence[Any] = (), *, stream: str = "signals"
+) -> MsgGenerator[Readings]:
+    """Wait for the result of the event that was saved last, and read it (a stub).
+
+    Parameters
+    ----------
+    denoised :
+        The signals.
+    motors :
+        Read with them, so that the stream plots alone.
+    stream :
+        Where the reading goes; not ``"primary"``, which has the frames.
+
+    Returns
+    -------
+    dict
+        The readings, by data key; empty where the plan is only looked at.
+    """
+    # A pause while it waits must not take the frame again.
+    yield from bps.checkpoint()
+    return (yield from bps.trigger_and_read([denoised, *motors], stream))
+
+
+def denoised_per_step(
+    denoised: DenoisedSignals,
+    *,
+    stream: str = "signals",
+    reference: ReferencePoints | None = None,
+    one_motor: bool = False,
+) -> Callable[..., MsgGenerator]:
+    """Return a ``per_step`` for the scans of `bluesky.plans`.
+
+    Parameters
+    ----------
+    denoised :
+        Read after each point, with the motors.
+    stream :
+        Where the denoised numbers go.
+    reference :
+        Which points are taken with the full exposure too.
+    one_motor :
+        For ``log_scan``, whose ``per_step`` takes a motor and a position.
+
+    Examples
+    --------
+    >>> RE(grid_scan([det], x, 0, 1, 5, y, 0, 1, 5, per_step=denoised_per_step(denoised)))
+    """
+
+    def per_step(
+        detectors: Sequence[Any],
+        step: Mapping[Any, Any],
+        pos_cache: dict[Any, Any],
+        take_reading: Callable[..., MsgGenerator] | None = None,
+    ) -> MsgGenerator:
+        yield from bps.one_nd_step(detectors, step, pos_cache, take_reading)
+        readings = yield from read_denoised(denoised, list(step), stream=stream)
+        if reference is not None:
+            yield from reference.after_point(detectors, list(step), readings)
+
+    def per_step_of_one(detectors: Sequence[Any], motor: Any, step: Any) -> MsgGenerator:
+        yield from per_step(detectors, {motor: step}, {motor: None})
+
+    return per_step_of_one if one_motor else per_step
+
+
+def denoised_per_shot(
+    denoised: DenoisedSignals,
+    *,
+    stream: str = "signals",
+    reference: ReferencePoints | None = None,
+) -> Callable[..., MsgGenerator]:
+    """Return a ``per_shot`` for `bluesky.plans.count`.
+
+    Parameters
+    ----------
+    denoised :
+        Read after each shot.
+    stream :
+        Where the denoised numbers go.
+    reference :
+        Which shots are taken with the full exposure too.
+    """
+
+    def per_shot(detectors: Sequence[Any]) -> MsgGenerator:
+        yield from bps.one_shot(detectors)
+        readings = yield from read_denoised(denoised, stream=stream)
+        if reference is not None:
+            yield from reference.after_point(detectors, [], readings)
+
+    return per_shot
+
+
+def denoised_count(
+    detectors: Sequence[Any],
+    num: int | None = 1,
+    delay: Any = 0.0,
+    *,
+    denoised: DenoisedSignals,
+    reference_every: int | None = None,
+    reference_s: float | None = None,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[str]:
+    """Count, and read the denoised numbers of each shot into the same run.
+
+    Parameters
+    ----------
+    detectors, num, delay, md :
+        As `bluesky.plans.count` has them.
+    denoised :
+        The signals; they go into the stream ``signals``.
+    reference_every, reference_s :
+        As :func:`denoised_scan` has them.
+    """
+    reference = _reference(denoised, reference_every, reference_s)
+    plan = bp.count(
+        detectors,
+        num,
+        delay,
+        per_shot=denoised_per_shot(denoised, reference=reference),
+        md={"plan_name": "denoised_count", **(md or {})},
+    )
+    return (yield from _shown(plan, detectors, reference))
+
+
+def denoised_scan(
+    detectors: Sequence[Any],
+    *args: Any,
+    num: int | None = None,
+    denoised: DenoisedSignals,
+    reference_every: int | None = None,
+    reference_s: float | None = None,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[str]:
+    """Scan, and read the denoised numbers of each point into the same run.
+
+    Frames and motors go into the stream ``primary``, denoised numbers and motors into
+    ``signals``, which the start document hints as the one to show.
+
+    Parameters
+    ----------
+    detectors, *args, num, md :
+        As `bluesky.plans.scan` has them.
+    denoised :
+        The signals.
+    reference_every :
+        At the first and then each n-th point a full exposure too, in the stream
+        ``reference``; how well the denoised frame agrees with it goes into the stream
+        ``agreement``. The denoiser must be set to denoise ``reference`` as well.
+    reference_s :
+        The full exposure, seconds.
+
+    Raises
+    ------
+    SettingsError
+        If references are asked for that cannot be had.
+
+    Examples
+    --------
+    >>> RE(denoised_scan([det], motor, -1, 1, 21, denoised=denoised))
+    """
+    reference = _reference(denoised, reference_every, reference_s)
+    plan = bp.scan(
+        detectors,
+        *args,
+        num=num,
+        per_step=denoised_per_step(denoised, reference=reference),
+        md={"plan_name": "denoised_scan", **(md or {})},
+    )
+    return (yield from _shown(plan, detectors, reference))
+
+
+def shown_in_wrapper(plan: MsgGenerator, stream: str = "signals") -> MsgGenerator:
+    """Hint in the start document that tables and plots are to show another stream.
+
+    Parameters
+    ----------
+    plan :
+        A plan that hints its dimensions for the stream ``primary``.
+    stream :
+        The one to show, which must have the motors too.
+    """
+
+    def show(msg: Msg) -> Msg:
+        hints = msg.kwargs.get("hints", {}) if msg.command == "open_run" else {}
+        if "dimensions" not in hints:
+            return msg
+        dimensions = [(fields, stream) for fields, _ in hints["dimensions"]]
+        return msg._replace(kwargs={**msg.kwargs, "hints": {**hints, "dimensions": dimensions}})
+
+    return (yield from bpp.msg_mutator(plan, show))
+
+
+def _shown(
+    plan: MsgGenerator, detectors: Sequence[Any], reference: ReferencePoints | None
+) -> MsgGenerator:
+    plan = shown_in_wrapper(plan)
+    if reference is not None:
+        plan = keep_exposures_wrapper(plan, detectors)
+    return (yield from plan)
+
+
+def _reference(
+    denoised: DenoisedSignals, every: int | None, exposure_s: float | None
+) -> ReferencePoints | None:
+    if every is None:
+        return None
+    if exposure_s is None:
+        raise SettingsError("`reference_every` needs `reference_s`, the full exposure in seconds.")
+    return ReferencePoints(denoised, every, exposure_s)

@@ -1,0 +1,168 @@
+"""Find a weak peak with short exposures, and scan it."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
+import numpy as np
+from bluesky.utils import MsgGenerator
+from ophyd import Component, Device, Kind, Signal
+
+from ..devices import DenoisedSignals
+from ..errors import SettingsError
+from .adaptive import check_roi, number
+from .exposures import ExposureReading, exposure_signal, keep_exposures_wrapper
+from .peak_search import PeakCandidate, search_peak
+from .scans import read_denoised, shown_in_wrapper
+
+__all__ = ["find_weak_peak"]
+
+logger = logging.getLogger(__name__)
+
+_NAN = float("nan")
+
+
+class _WeakPeak(Device):
+    """What was found."""
+
+    found = Component(Signal, value=False, kind=Kind.hinted)
+    center = Component(Signal, value=_NAN, kind=Kind.hinted)
+    width = Component(Signal, value=_NAN, kind=Kind.hinted)
+    coarse_significance = Component(Signal, value=_NAN, kind=Kind.normal)
+    coarse_p_value = Component(Signal, value=_NAN, kind=Kind.normal)
+    fine_significance = Component(Signal, value=_NAN, kind=Kind.normal)
+    fine_p_value = Component(Signal, value=_NAN, kind=Kind.normal)
+
+
+def find_weak_peak(
+    detectors: Sequence[Any],
+    denoised: DenoisedSignals,
+    roi: str,
+    motor: Any,
+    start: float,
+    stop: float,
+    num: int,
+    *,
+    exposure_s: float,
+    fine_num: int = 15,
+    fine_exposure_s: float | None = None,
+    false_alarm: float = 0.002,
+    md: Mapping[str, Any] | None = None,
+) -> MsgGenerator[PeakCandidate | None]:
+    """Look for a peak of an ROI in a coarse scan, and scan finely around it.
+
+    The coarse scan proposes the most significant peak, if such a one comes by chance in
+    fewer than one of ten scans. The fine scan, whose frames are new, must then show it
+    again: only both together make a find. The streams ``coarse_signals`` and
+    ``fine_signals`` have the denoised numbers, ``weak_peak`` what was found.
+
+    Parameters
+    ----------
+    detectors, motor, start, stop, num :
+        As `bluesky.plans.scan` has them; at least 5 points.
+    denoised :
+        The signals.
+    roi :
+        Name of the ROI.
+    exposure_s :
+        Of the frames of the coarse scan, seconds, > 0.
+    fine_num :
+        Points of the fine scan, at least 5. It reaches three widths of the peak to either
+        side, three steps of the coarse scan at least, and never further than that scan.
+    fine_exposure_s :
+        Of its frames, seconds; None: as the coarse ones.
+    false_alarm :
+        Highest chance of a find where there is no peak, over both scans; it holds for
+        Gaussian noise, and is up to four times as high at two counts in a point.
+    md :
+        Metadata.
+
+    Returns
+    -------
+    PeakCandidate or None
+        From the fine scan; None where there is no peak. It is the value of the plan:
+        ``RE(...).plan_result``, or the value of ``yield from``.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such ROI, or a number is not as it must be.
+    """
+    check_roi(denoised, roi)
+    if min(num, fine_num) < 5 or not exposure_s > 0 or not 0 < false_alarm < 1:
+        raise SettingsError(
+            f"num {num!r}, fine_num {fine_num!r}, exposure_s {exposure_s!r}, false_alarm "
+            f"{false_alarm!r}; expected at least 5 points, an exposure above 0, and a chance "
+            "between 0 and 1."
+        )
+    # The two scans are independent: their chances multiply.
+    coarse_chance = max(0.1, false_alarm)
+    fine_chance = false_alarm / coarse_chance
+    exposures = [exposure_signal(detector) for detector in detectors]
+    exposures_read = [ExposureReading(detector) for detector in detectors]
+    result = _WeakPeak(name=f"{roi}_peak")
+    _md = {
+        "detectors": [detector.name for detector in detectors],
+        "motors": [motor.name],
+        "plan_args": {
+            "detectors": list(map(repr, detectors)),
+            **{"roi": roi, "motor": repr(motor), "start": start, "stop": stop, "num": num},
+            **{"exposure_s": exposure_s, "fine_num": fine_num, "false_alarm": false_alarm},
+        },
+        "plan_name": "find_weak_peak",
+        "hints": {"dimensions": [(motor.hints["fields"], "primary")]},
+        **(md or {}),
+    }
+
+    def search(
+        first: float, last: float, points: int, stream: str
+    ) -> MsgGenerator[PeakCandidate | None]:
+        positions = np.linspace(first, last, points)
+        intensities, errors = [], []
+        for position in positions:
+            yield from bps.checkpoint()
+            yield from bps.mv(motor, position)
+            yield from bps.trigger_and_read([*detectors, *exposures_read, motor])
+            readings = yield from read_denoised(denoised, [motor], stream=stream)
+            intensities.append(number(readings, denoised, f"{roi}_intensity"))
+            errors.append(number(readings, denoised, f"{roi}_intensity_error"))
+        return search_peak(positions, intensities, errors)
+
+    @bpp.stage_decorator([*detectors, motor])
+    @bpp.run_decorator(md=_md)
+    def scan() -> MsgGenerator[None]:
+        coarse = yield from search(start, stop, num, "coarse_signals")
+        fine = None
+        if coarse is not None and coarse.p_value <= coarse_chance:
+            low, high = sorted((start, stop))
+            step = (high - low) / (num - 1)
+            reach = max(3 * coarse.width, 3 * step)
+            first, last = max(low, coarse.position - reach), min(high, coarse.position + reach)
+            for signal in exposures:
+                yield from bps.mv(signal, fine_exposure_s or exposure_s)
+            fine = yield from search(first, last, fine_num, "fine_signals")
+        found = fine is not None and fine.p_value <= fine_chance
+        for name, candidate in (("coarse", coarse), ("fine", fine)):
+            significance = candidate.significance if candidate else _NAN
+            getattr(result, f"{name}_significance").put(significance)
+            getattr(result, f"{name}_p_value").put(candidate.p_value if candidate else _NAN)
+        result.found.put(found)
+        result.center.put(fine.position if found else _NAN)
+        result.width.put(fine.width if found else _NAN)
+        yield from bps.checkpoint()
+        yield from bps.trigger_and_read([result], "weak_peak")
+        logger.info("ROI %s: %s", roi, fine if found else "no peak")
+        finds.append(fine if found else None)
+
+    # Bluesky's decorators of runs return the uid, whatever the plan in them returns.
+    finds: list[PeakCandidate | None] = []
+
+    def exposed() -> MsgGenerator[None]:
+        for signal in exposures:
+            yield from bps.mv(signal, exposure_s)
+        yield from shown_in_wrapper(scan(), "coarse_signals")
+
+    yield from keep_exposures_wrapper(exposed(), detectors)
+    return finds[0]

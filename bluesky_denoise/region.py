@@ -1,0 +1,151 @@
+"""Regions of a frame: a rectangle or a mask, cut out with what surrounds it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError, SettingsError
+
+__all__ = ["ROI", "Crop", "cut", "deal", "photons"]
+
+MARGIN_PX = 8
+"""What the denoiser sees around the background frame."""
+EIGER_INVALID = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class ROI:
+    """A rectangle of pixels, with a frame around it that tells the background.
+
+    Raises
+    ------
+    SettingsError
+        If a range is empty, negative, or not of two integers.
+    """
+
+    rows: tuple[int, int]
+    """First row, and the one after the last."""
+    cols: tuple[int, int]
+    """First column, and the one after the last."""
+    background_px: int = 4
+    """Width of the frame around the rectangle, pixels; 0: no background is subtracted."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols"):
+            value = getattr(self, name)
+            try:
+                start, stop = (int(edge) for edge in value)
+                exact = start == value[0] and stop == value[1]
+            except (TypeError, ValueError):
+                exact = False
+            if not exact or not 0 <= start < stop:
+                raise SettingsError(
+                    f"The {name} of a ROI are {value!r}; expected (first, one after the last) "
+                    "with 0 <= first < last."
+                )
+            object.__setattr__(self, name, (start, stop))
+        if int(self.background_px) != self.background_px or self.background_px < 0:
+            raise SettingsError(
+                f"The background_px of a ROI is {self.background_px!r}; expected pixels, >= 0."
+            )
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise `FrameShapeError` if the rectangle is not inside of frames (H, W)."""
+        if self.rows[1] > shape[0] or self.cols[1] > shape[1]:
+            raise FrameShapeError(
+                f"A ROI of rows {self.rows} and columns {self.cols} does not fit frames of shape "
+                f"{tuple(shape)}."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """The pixels around a region that are looked at, all (h, w)."""
+
+    counts: np.ndarray
+    valid: np.ndarray
+    region: np.ndarray
+    frame: np.ndarray
+    origin: tuple[int, int]
+    exposure_s: float
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Valid pixels of the region."""
+        return self.region & self.valid
+
+    @property
+    def around(self) -> np.ndarray:
+        """Valid pixels of the background frame."""
+        return self.frame & self.valid
+
+
+def cut(
+    counts: np.ndarray,
+    exposure_s: float,
+    roi: ROI | np.ndarray,
+    mask: np.ndarray | None,
+    background_px: int,
+) -> Crop:
+    """Cut out a region with its surroundings; the arguments are those of `measure_roi`."""
+    if counts.ndim != 2:
+        raise FrameShapeError(f"A frame of shape {counts.shape} was given; expected (H, W).")
+    if counts.dtype.kind not in "buif":
+        raise FrameValueError(f"A frame of dtype {counts.dtype} was given; expected counts.")
+    if not (np.isfinite(exposure_s) and exposure_s > 0):
+        raise FrameValueError(f"The exposure is {exposure_s!r}; expected seconds, > 0.")
+    if mask is not None and np.shape(mask) != counts.shape:
+        raise MaskError(f"The mask has shape {np.shape(mask)}; the frame has {counts.shape}.")
+    if isinstance(roi, ROI):
+        roi.check(counts.shape)
+        region = np.zeros(counts.shape, bool)
+        (top, bottom), (left, right) = roi.rows, roi.cols
+        region[top:bottom, left:right] = True
+        background_px = roi.background_px
+    else:
+        region = np.asarray(roi) != 0
+        if region.shape != counts.shape or not region.any():
+            raise FrameShapeError(
+                f"A region of shape {region.shape} with {int(region.sum())} pixels was given for "
+                f"a frame of shape {counts.shape}; expected the same, with one pixel at least."
+            )
+        found = np.nonzero(region.any(1))[0], np.nonzero(region.any(0))[0]
+        (top, bottom), (left, right) = ((int(f[0]), int(f[-1]) + 1) for f in found)
+    reach = background_px + MARGIN_PX
+    window = (
+        slice(max(top - reach, 0), min(bottom + reach, counts.shape[0])),
+        slice(max(left - reach, 0), min(right + reach, counts.shape[1])),
+    )
+    region, inner = region[window], counts[window]
+    valid = np.isfinite(inner)
+    if inner.dtype.kind in "ui" and inner.dtype.itemsize >= 4:
+        valid &= inner != EIGER_INVALID
+    if mask is not None:
+        valid &= np.asarray(mask)[window] == 0
+    frame = _widen(region, background_px) & ~region
+    known = np.where(valid, inner, 0).astype(np.float64)
+    origin = (window[0].start, window[1].start)
+    return Crop(known, valid, region, frame, origin, float(exposure_s))
+
+
+def _widen(region: np.ndarray, pixels: int) -> np.ndarray:
+    for axis in (0, 1):
+        padded = np.pad(region, [(pixels, pixels) if a == axis else (0, 0) for a in (0, 1)])
+        region = np.lib.stride_tricks.sliding_window_view(padded, 2 * pixels + 1, axis).any(-1)
+    return region
+
+
+def photons(counts: np.ndarray) -> np.ndarray | None:
+    """Return integer counts, or None where they are not photons."""
+    whole = counts.astype(np.int64)
+    return whole if (whole == counts).all() and whole.min(initial=0) >= 0 else None
+
+
+def deal(counts: np.ndarray, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """Deal photons into equal parts at random: (h, w) -> (parts, h, w)."""
+    dealt, left = [], counts
+    for remaining in range(parts, 1, -1):
+        part = rng.binomial(left, 1 / remaining)
+        dealt.append(part)
+        left = left - part
+    return np.stack([*dealt, left])

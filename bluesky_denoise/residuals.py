@@ -1,0 +1,175 @@
+"""Residuals of held-out counts: squares that stand out, deviance, neighbour correlation."""
+
+import numpy as np
+
+from bluesky_denoise.poisson import deviance, expected_deviance, integral, square_sums, tail_z
+
+__all__ = [
+    "deviance_ratio",
+    "lone_pixels",
+    "neighbour_correlation",
+    "step_px",
+    "surprise_by_side",
+    "tile_map",
+]
+
+SCALES_PX = (1, 3, 7, 15)
+"""Sides of the squares whose counts are compared with the estimate."""
+FALSE_ALARMS = 0.001
+"""Chance that noise alone makes one of all squares of a frame stand out."""
+TOLERANCE = {1: 0.25, 3: 0.12, 7: 0.07, 15: 0.05}
+"""Misfit that is let pass, as one standard deviation, by side, as a share of how much a square
+differs from its surroundings: a denoiser that spreads a bright spot a little is no failure."""
+FLAT_TOLERANCE = 0.01
+"""Misfit that is let pass everywhere, as a share of the counts expected."""
+NOISE_PX = 16
+"""Side of the blocks over which the noise of the estimate itself is told."""
+LEAST_NOISE = 0.1
+"""Noise that every estimate is taken to have, as a share of Poisson variance."""
+FLOOR = 0.05
+"""Counts that damp the residuals of nearly dark pixels in the neighbour correlation."""
+
+
+def surprise_by_side(
+    counts: np.ndarray, model: np.ndarray, seen: np.ndarray | None
+) -> tuple[dict[int, np.ndarray], float, float]:
+    """Compare squares of every size.
+
+    Returns
+    -------
+    tuple
+        Deviates by side, their limit, and the estimate's own noise in one pixel, as a share
+        of Poisson noise and averaged over the frame.
+    """
+    images = (counts, model) if seen is None else (counts, model, seen)
+    totals = [integral(image) for image in images]
+    surprise, tests, noise = {}, 0.0, 0.0
+    for side in SCALES_PX:
+        if side > min(counts.shape):
+            break
+        step = step_px(side)
+        sums = images if side == 1 else [square_sums(total, side, step) for total in totals]
+        total, expected = sums[0], np.maximum(sums[1], 0)
+        block = max(1, NOISE_PX // step)
+        around = _by_block(expected, block) / _by_block(np.ones(expected.shape), block)
+        misfit = TOLERANCE[side] * np.abs(expected - around) + FLAT_TOLERANCE * expected
+        variance = 1 + misfit**2 / np.maximum(expected, 1e-9)
+        if seen is not None:
+            own = _own_noise(sums[2], expected, block)
+            # A peak is smaller than a block, and followed more closely than what is around it.
+            contrast = np.abs(expected - around) / np.maximum(expected, 1e-9)
+            own = np.maximum(own, LEAST_NOISE + 0.6 * np.minimum(contrast, 1))
+            variance += own
+            noise = float(own.mean()) if side == 1 else noise
+        surprise[side] = _deviate(total, expected) / np.sqrt(variance)
+        tests += total.size
+    return surprise, _limit(tests), noise
+
+
+def lone_pixels(
+    counts: np.ndarray, model: np.ndarray, seen: np.ndarray | None = None
+) -> np.ndarray:
+    """Find pixels that do not fit while the eight around them do: bad pixels, most likely.
+
+    Returns
+    -------
+    numpy.ndarray
+        (H, W) bool.
+    """
+    if min(counts.shape) < 3:
+        return np.zeros(counts.shape, bool)
+    variance = 1 + FLAT_TOLERANCE**2 * model
+    if seen is not None:
+        variance += _own_noise(seen, model, NOISE_PX)
+    z = _deviate(counts, model) / np.sqrt(variance)
+    found = np.abs(z) > _limit(counts.size)
+    for row, col in np.argwhere(found):
+        near = np.s_[max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2]
+        total = counts[near].sum() - counts[row, col]
+        expected = max(float(model[near].sum() - model[row, col]), 0.0)
+        z_near = tail_z(total, expected) / np.sqrt(1 + FLAT_TOLERANCE * expected)
+        found[row, col] = abs(float(z_near)) < 4
+    return found
+
+
+def step_px(side: int) -> int:
+    """Return how far squares are apart: the larger ones need not be at every pixel."""
+    return max(1, side // 3)
+
+
+def _deviate(total: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return z of each square: the exact tail where it matters, 2.5 and more."""
+    z = (total - expected) / np.sqrt(expected + 1e-9)
+    far = np.abs(z) > 2.5
+    z[far] = tail_z(np.rint(total[far]), expected[far])
+    return z
+
+
+def _own_noise(seen: np.ndarray, expected: np.ndarray, block: int) -> np.ndarray:
+    """Bound the variance of the estimate itself, as a share of Poisson variance: 0 to 1.
+
+    Where it follows the counts that it saw, it has their noise. A linear smoother M has
+    M^2 <= M, so its own variance is at most 1 - mean((seen - expected)^2) / mean(expected),
+    which is taken over blocks.
+    """
+    misfit, level = _by_block((seen - expected) ** 2, block), _by_block(expected, block)
+    return np.clip(1 - misfit / np.maximum(level, 1e-9), 0, 1)
+
+
+def _by_block(image: np.ndarray, block: int) -> np.ndarray:
+    """Replace every pixel by the sum over its block; the last block takes what is left over."""
+    sums, places = image, []
+    for axis, size in enumerate(image.shape):
+        starts = np.arange(0, max(size - block // 2, 1), block)
+        sums = np.add.reduceat(sums, starts, axis=axis)
+        places.append(np.minimum(np.arange(size) // block, len(starts) - 1))
+    return sums[np.ix_(*places)]
+
+
+def _limit(tests: float) -> float:
+    """Return the normal deviate that noise exceeds once in FALSE_ALARMS of frames."""
+    log = np.log(2 * tests / FALSE_ALARMS)
+    return float(np.sqrt(2 * log - np.log(4 * np.pi * log)))
+
+
+def deviance_ratio(counts: np.ndarray, model: np.ndarray) -> tuple[float, float]:
+    """Return the deviance over its expectation, and z of the difference; counts (n,)."""
+    # An estimate of exactly 0 would make one photon infinitely unlikely.
+    model = np.maximum(model, 1e-6)
+    found = float(deviance(counts, model).sum())
+    mean, variance = expected_deviance(model)
+    total = float(mean.sum())
+    return found / total, (found - total) / float(np.sqrt(variance.sum()))
+
+
+def neighbour_correlation(counts: np.ndarray, model: np.ndarray) -> tuple[float, float]:
+    """Return the correlation of residuals of pixels side by side, and its z; counts (H, W)."""
+    # Both images are 0 where masked.
+    damped = model + FLOOR
+    residual = (counts - model) / np.sqrt(damped)
+    spread = np.sqrt(model / damped)
+    found = total = squared = 0.0
+    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        found += float((residual[one] * residual[other]).sum())
+        product = spread[one] * spread[other]
+        total += float(product.sum())
+        squared += float((product**2).sum())
+    if not total > 0:
+        return 0.0, 0.0
+    return found / total, found / float(np.sqrt(squared))
+
+
+def tile_map(surprise: dict[int, np.ndarray], valid: np.ndarray, tile_px: int) -> np.ndarray:
+    """Return the most extreme deviate of each tile, by the centre of its square."""
+    starts = [np.arange(0, n, tile_px) for n in valid.shape]
+    worst = np.zeros([len(s) for s in starts])
+    for side, values in surprise.items():
+        tiles = [(np.arange(n) * step_px(side) + side // 2) // tile_px for n in values.shape]
+        firsts = [np.unique(t, return_index=True) for t in tiles]
+        for reduce in (np.maximum, np.minimum):
+            most = reduce.reduceat(values, firsts[0][1], 0)
+            most = reduce.reduceat(most, firsts[1][1], 1)
+            at = np.ix_(firsts[0][0], firsts[1][0])
+            worst[at] = np.where(np.abs(most) > np.abs(worst[at]), most, worst[at])
+    known = np.logical_or.reduceat(np.logical_or.reduceat(valid, starts[0], 0), starts[1], 1)
+    return np.where(known, worst, np.nan).astype(np.float32)

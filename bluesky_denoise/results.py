@@ -1,0 +1,131 @@
+"""The numbers that go with each denoised frame: which there are, and how they come about."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .audit import audit_frame
+from .frames import Frame
+from .roi import ROI, measure_roi
+
+__all__ = ["ROI_NUMBERS", "audit", "event_keys", "hinted_keys", "measure", "number_keys"]
+
+Regions = Mapping[str, Mapping[str, ROI]]
+"""By data key, the regions of its frames by name."""
+
+ROI_NUMBERS = {
+    "intensity": "counts / s",
+    "intensity_error": "counts / s",
+    "background": "counts / s / pixel",
+    "raw_sum": "counts / s",
+    "raw_sum_error": "counts / s",
+    "denoised_sum": "counts / s",
+    "center_row": "pixel",
+    "center_col": "pixel",
+    "width_row": "pixel",
+    "width_col": "pixel",
+    "significance": "",
+}
+"""Fields of `ROIValues` that go into events, as ``<name of the ROI>_<field>``; units."""
+
+
+def number_keys(regions: Regions, source: str) -> dict[str, dict[str, Any]]:
+    """Return the data keys of the numbers that are measured on frames."""
+    keys: dict[str, dict[str, Any]] = {}
+    for data_key, rois in regions.items():
+        keys[f"{data_key}_raw_total"] = _number(source, "counts", precision=0)
+        keys[f"{data_key}_denoised_total"] = _number(source, "counts / s", precision=1)
+        keys[f"{data_key}_exposure_s"] = _number(source, "s")
+        keys[f"{data_key}_audit_deviance"] = _number(source, "", precision=3)
+        for name in rois:
+            for field, units in ROI_NUMBERS.items():
+                keys[f"{name}_{field}"] = _number(source, units, precision=3)
+    return keys
+
+
+def event_keys(source: str) -> dict[str, dict[str, Any]]:
+    """Return the data keys that every derived event has."""
+    common = {"shape": [], "source": source}
+    return {
+        "raw_seq_num": {"dtype": "integer", "dtype_numpy": "<i8", **common},
+        "latency_s": _number(source, "s", precision=3),
+        "denoise_ok": {"dtype": "boolean", "dtype_numpy": "|b1", **common},
+        "denoise_reason": {"dtype": "string", **common},
+    }
+
+
+def hinted_keys(regions: Regions) -> list[str]:
+    """Return what LiveTable and BestEffortCallback show: intensities, or else totals."""
+    intensities = [f"{name}_intensity" for rois in regions.values() for name in rois]
+    return intensities or [f"{data_key}_denoised_total" for data_key in regions]
+
+
+def measure(
+    frame: Frame, rate: np.ndarray, rois: Mapping[str, ROI], denoiser: Any
+) -> dict[str, float]:
+    """Measure the frames of one event; of several frames, the sum.
+
+    Parameters
+    ----------
+    frame :
+        The raw frames.
+    rate : (n, H, W), counts / s
+        The denoised frames.
+    rois :
+        Regions by name.
+    denoiser :
+        Denoises thinned surroundings of the regions.
+
+    Returns
+    -------
+    dict
+        Values by the names of `number_keys`.
+    """
+    valid = np.isfinite(rate)
+    key = frame.data_key
+    numbers = {
+        f"{key}_raw_total": float(frame.counts.sum(where=valid, dtype=np.float64)),
+        f"{key}_denoised_total": float(rate.sum(where=valid, dtype=np.float64)),
+        f"{key}_exposure_s": frame.exposure_s,
+    }
+    if not rois:
+        return numbers
+    counts, exposure_s, mean_rate = frame.counts[0], frame.exposure_s, rate[0]
+    if len(rate) > 1:
+        counts = frame.counts.sum(0, dtype=_wider(frame.counts.dtype))
+        exposure_s, mean_rate = exposure_s * len(rate), rate.mean(0)
+    for name, roi in rois.items():
+        values = measure_roi(
+            counts, exposure_s, roi, denoiser, mask=frame.mask, rate=mean_rate
+        ).as_dict()
+        numbers |= {f"{name}_{field}": float(values[field]) for field in ROI_NUMBERS}
+    return numbers
+
+
+def audit(frame: Frame, denoiser: Any) -> tuple[dict[str, float], str]:
+    """Audit the frames of one event on photons that the denoiser has not seen.
+
+    Returns
+    -------
+    dict
+        The deviance, of several frames the one farthest from 1.
+    str
+        What is wrong; empty if nothing is.
+    """
+    verdicts = [
+        audit_frame(counts, frame.exposure_s, denoiser, mask=frame.mask) for counts in frame.counts
+    ]
+    worst = max((v.deviance for v in verdicts), key=lambda d: abs(d - 1), default=math.nan)
+    reasons = dict.fromkeys(verdict.reason for verdict in verdicts if not verdict.ok)
+    return {f"{frame.data_key}_audit_deviance": worst}, "; ".join(reasons)
+
+
+def _wider(dtype: np.dtype) -> type:
+    return np.int64 if dtype.kind in "iu" else np.float64
+
+
+def _number(source: str, units: str, **more: Any) -> dict[str, Any]:
+    spec = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": source, **more}
+    return {**spec, "units": units} if units else spec

@@ -1,0 +1,199 @@
+"""Documents of raw runs in, documents of derived runs out."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import event_model
+import numpy as np
+from bluesky.run_engine import Dispatcher
+from event_model import DocumentNames
+
+from .derived import is_derived
+from .errors import ModelNotFound
+from .frames import Denoised
+from .run import DenoisedRun
+from .settings import DenoiseSettings
+
+__all__ = ["DenoiseRouter", "DenoiserLike"]
+
+logger = logging.getLogger(__name__)
+
+
+class DenoiserLike(Protocol):
+    """What the router needs of a denoiser; `Denoiser` is one."""
+
+    name: str
+    device: str
+    weights_sha256: str
+    card: Mapping[str, Any]
+
+    def denoise(
+        self, counts: np.ndarray, exposure_s: float | np.ndarray, mask: np.ndarray | None = None
+    ) -> Denoised:
+        """Estimate the count rate behind frames (B, H, W)."""
+
+
+class DenoiseRouter:
+    """Denoise the frames of raw runs as their documents come, one object for each run.
+
+    A plain callable that takes ``(name, doc)``: subscribe it to a RunEngine, feed it from
+    a message bus, or from an archive. Runs may be nested or interleaved. It works in the
+    calling thread; :class:`DenoiseProcess` keeps it out of the RunEngine's way.
+
+    Parameters
+    ----------
+    settings :
+        What to denoise, and where frames are saved. Tiled is not written here.
+    denoiser :
+        None: the model that the settings name is loaded.
+
+    Notes
+    -----
+    Nothing that goes wrong with a document is raised: it is logged, and written into the
+    derived run.
+
+    Examples
+    --------
+    >>> router = DenoiseRouter(DenoiseSettings(exposure_s=1.0))
+    >>> router.subscribe(print)
+    0
+    >>> RE.subscribe(router)
+    0
+    """
+
+    def __init__(
+        self, settings: DenoiseSettings | None = None, denoiser: DenoiserLike | None = None
+    ) -> None:
+        self.settings = settings or DenoiseSettings()
+        self.denoiser = denoiser or _load(self.settings)
+        self._dispatcher = Dispatcher()
+        # One that fails must not keep documents from the others.
+        self._dispatcher.cb_registry.ignore_exceptions = True
+        self._subscribers: dict[int, Callable] = {}  # the dispatcher holds them weakly
+        self._runs: dict[str, DenoisedRun] = {}
+        self._run_of: dict[str, str] = {}  # uid of a descriptor or resource -> of its run
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What made the results: goes into the start document of each derived run."""
+        return {
+            "version": version("bluesky-denoise"),
+            "model": self.denoiser.name,
+            "weights_sha256": self.denoiser.weights_sha256,
+            "device": str(self.denoiser.device),
+            "settings": self.settings.describe(),
+        }
+
+    def subscribe(self, func: Callable[[str, Mapping[str, Any]], Any], name: str = "all") -> int:
+        """Call `func` with the documents of derived runs; returns a token."""
+        token = self._dispatcher.subscribe(func, name)
+        self._subscribers[token] = func
+        return token
+
+    def unsubscribe(self, token: int) -> None:
+        """Undo `subscribe`."""
+        self._dispatcher.unsubscribe(token)
+        self._subscribers.pop(token, None)
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take one document, and emit what follows from it."""
+        self.feed([(name, doc)])
+
+    def feed(self, documents: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Take several documents at once; their frames are denoised in batches."""
+        for name, doc in documents:
+            self.accept(name, doc)
+        self.flush()
+
+    def accept(self, name: str, doc: Mapping[str, Any], *, skipped: str = "") -> None:
+        """Take one document, and leave its frames for the next `flush`.
+
+        Parameters
+        ----------
+        name, doc :
+            The document.
+        skipped :
+            Why its frames are not to be denoised; goes into its events. Empty: they are.
+        """
+        try:
+            if name == "start":
+                self._start(doc)
+                return
+            if name in ("event_page", "datum_page"):
+                unpack = getattr(event_model, f"unpack_{name}")
+                for item in unpack(doc):
+                    self.accept(name.removesuffix("_page"), item, skipped=skipped)
+                return
+            run = self._route(name, doc)
+            if run is None:
+                return
+            if name == "stop":
+                self._end(run, doc)
+            else:
+                run.accept(name, doc, skipped=skipped)
+        except Exception:
+            logger.exception("A %s document could not be handled", name)
+
+    def flush(self) -> None:
+        """Denoise the frames that wait, and emit the events that they complete."""
+        for run in list(self._runs.values()):
+            run.flush()
+
+    def close(self, reason: str = "the denoiser was closed during the run") -> None:
+        """End the derived runs that are still open, as failed."""
+        for uid in list(self._runs):
+            run = self._runs.pop(uid)
+            run.close("fail", reason)
+        self._run_of.clear()
+
+    def _emit(self, name: str, doc: Mapping[str, Any]) -> None:
+        for error, _ in self._dispatcher.cb_registry.process(DocumentNames[name], name, doc):
+            logger.error(
+                "A subscriber of the denoised documents failed on a %s", name, exc_info=error
+            )
+
+    def _start(self, doc: Mapping[str, Any]) -> None:
+        if is_derived(doc):
+            return
+        self._runs[doc["uid"]] = DenoisedRun(
+            doc, self.settings, self.denoiser, self.provenance, self._emit
+        )
+
+    def _route(self, name: str, doc: Mapping[str, Any]) -> DenoisedRun | None:
+        """Return the run that a document belongs to; None where it is not followed."""
+        if name in ("descriptor", "resource", "stream_resource"):
+            # `run_start` is optional in a resource: then it is the youngest run's.
+            uid = doc.get("run_start") or next(reversed(self._runs), "")
+            if uid in self._runs:
+                self._run_of[doc["uid"]] = uid
+        elif name == "stop":
+            uid = doc["run_start"]
+        elif name in ("event", "stream_datum"):
+            uid = self._run_of.get(doc["descriptor"], "")
+        elif name == "datum":
+            uid = self._run_of.get(doc["resource"], "")
+        else:
+            return None
+        return self._runs.get(uid)
+
+    def _end(self, run: DenoisedRun, doc: Mapping[str, Any]) -> None:
+        run.stop(doc)
+        del self._runs[run.uid]
+        for key in [key for key, uid in self._run_of.items() if uid == run.uid]:
+            del self._run_of[key]
+
+
+def _load(settings: DenoiseSettings) -> DenoiserLike:
+    """Load the model of the settings, or call the factory that they name."""
+    module, _, factory = settings.model.partition(":")
+    if factory and module.replace(".", "").isidentifier():
+        try:
+            return getattr(import_module(module), factory)()
+        except (ImportError, AttributeError) as error:
+            raise ModelNotFound(f"Setting `model`, {settings.model!r}: {error}") from None
+    from .denoiser import Denoiser  # imports torch
+
+    return Denoiser.load(settings.model, settings.device, threads=settings.threads)

@@ -1,0 +1,110 @@
+"""A Tiled server inside this process, for demos, tests, and one-person beamlines."""
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from .errors import TiledUnavailable
+
+__all__ = ["embedded_tiled"]
+
+_LARGEST_MESSAGE = 256 * 1024 * 1024  # bytes; a live subscription must take a 4k float32 frame
+
+
+@contextmanager
+def embedded_tiled(
+    directory: str | Path,
+    *,
+    readable: Sequence[str | Path] = (),
+    port: int = 0,
+    api_key: str | None = None,
+) -> Iterator[str]:
+    """Run a Tiled server for Bluesky runs while the context lasts.
+
+    It stores metadata and tables in SQLite and arrays in files, which keep what two
+    writers write at the same time, and serves live subscriptions.
+
+    Parameters
+    ----------
+    directory :
+        Where the server keeps its files; made if missing, used again if not. Files
+        anywhere in it can be registered.
+    readable :
+        More directories whose files can be registered, such as those of detectors.
+    port :
+        0: any that is free.
+    api_key :
+        None: a new random one.
+
+    Yields
+    ------
+    str
+        The address, with the key in it: pass it to ``tiled.client.from_uri``, or to
+        ``DenoiseSettings(tiled_uri=...)``.
+
+    Examples
+    --------
+    >>> with embedded_tiled("my_data") as uri:
+    ...     client = from_uri(uri)
+    """
+    import uvicorn
+    from bluesky_tiled_plugins.exporters import json_seq_exporter
+    from bluesky_tiled_plugins.routers import validator
+    from tiled.catalog import from_uri as catalog_from_uri
+    from tiled.config import Authentication, StreamingCacheConfig
+    from tiled.media_type_registration import default_serialization_registry
+    from tiled.server.app import build_app
+    from tiled.server.simple import ThreadedServer
+
+    # It would greet on stderr each time.
+    logging.getLogger("tiled.server.app").setLevel(logging.WARNING)
+    directory = Path(directory).expanduser().absolute()
+    (directory / "data").mkdir(parents=True, exist_ok=True)
+    api_key = api_key or secrets.token_hex(16)
+    catalog = catalog_from_uri(
+        str(directory / "catalog.db"),
+        writable_storage=[str(directory / "data"), f"sqlite:///{directory / 'tables.db'}"],
+        readable_storage=[str(directory), *(str(Path(p).absolute()) for p in readable)],
+        init_if_not_exists=True,
+        # One connection to the tables: a second writer would find SQLite locked.
+        storage_pool_size=1,
+        storage_max_overflow=0,
+        specs=[{"name": "CatalogOfBlueskyRuns", "version": "3.0"}],
+        cache_config=StreamingCacheConfig(uri="memory").model_dump(),
+    )
+    # Without this, `run.documents()` is refused by the server.
+    default_serialization_registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
+    app = build_app(catalog, authentication=Authentication(single_user_api_key=api_key))
+    app.include_router(validator.router, prefix="/custom")  # `run.validate()` asks it
+    config = uvicorn.Config(
+        app,
+        port=port,
+        loop="asyncio",
+        log_config=None,
+        log_level="warning",
+        access_log=False,  # its lines would show the key of whoever opens the web page
+        ws_max_size=_LARGEST_MESSAGE,
+        timeout_graceful_shutdown=3,
+    )
+    with ThreadedServer(config).run_in_thread() as url:
+        _wait_until_ready(url)
+        yield f"{url}/api/v1?api_key={api_key}"
+
+
+def _wait_until_ready(url: str, timeout_s: float = 20.0) -> None:
+    """Wait for the application, which answers later than the socket listens."""
+    deadline = time.monotonic() + timeout_s
+    with httpx.Client(trust_env=False) as client:
+        while time.monotonic() < deadline:
+            try:
+                if client.get(f"{url}/healthz", timeout=1.0).is_success:
+                    return
+            except httpx.RequestError:
+                pass
+            time.sleep(0.05)
+    raise TiledUnavailable(f"The embedded Tiled server did not answer within {timeout_s} s.")

@@ -1,0 +1,275 @@
+"""What a user sets: validated, from keyword arguments or a YAML file."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import numpy as np
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from .errors import SettingsError
+from .masks import load_mask
+from .roi import ROI
+
+__all__ = ["DenoiseSettings"]
+
+_ARRAY_SUMMARY = "array of shape {}"
+
+
+class DenoiseSettings(BaseModel):
+    """Settings of a :class:`DenoiseRouter` or :class:`DenoiseProcess`.
+
+    Raises
+    ------
+    SettingsError
+        If a key is unknown or a value is not allowed; the message names the key,
+        and the file where there is one.
+
+    Examples
+    --------
+    >>> DenoiseSettings(data_keys=["pilatus_image"], exposure_s=1.0).streams
+    ('primary',)
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, validate_default=True
+    )
+
+    data_keys: tuple[str, ...] | None = None
+    """Data keys to denoise; None: every two-dimensional detector key of 16 x 16 or more."""
+    streams: tuple[str, ...] = ("primary",)
+    """Streams to denoise."""
+    exposure_s: PositiveFloat | dict[str, PositiveFloat] | None = None
+    """Seconds, for all data keys or by data key; used where the documents do not say."""
+    exposure_keys: tuple[str, ...] = ()
+    """More keys (event or configuration) that hold an exposure time, looked at first."""
+    mask: Path | np.ndarray | dict[str, Path | np.ndarray] | None = None
+    """Invalid pixels (nonzero), (H, W): array, or .npy / .tif / .h5 file; or one by data key."""
+
+    rois: dict[str, dict[str, ROI]] = Field(default_factory=dict)
+    """Regions whose intensity goes into each event, as ``{"satellite": ROI(rows=(80, 96),
+    cols=(200, 216))}`` for the first denoised data key, or by data key and name."""
+
+    model: str = "default"
+    """Name of weights that ship with the package, path of a safetensors file, or
+    ``"package.module:factory"`` for a denoiser of your own."""
+    device: str | None = None
+    """``"cuda"``, ``"cuda:1"``, ``"cpu"``; None: CUDA where there is one, else CPU."""
+    threads: PositiveInt | None = None
+    """CPU threads of the denoiser; None: all cores but one, which the RunEngine keeps."""
+
+    tiled_uri: str | None = None
+    """Tiled server; None: nothing is written to Tiled."""
+    tiled_api_key: SecretStr | None = None
+    """None: from ``tiled_uri``, or the environment variable ``TILED_API_KEY``."""
+    tiled_layout: Literal["stream", "run"] = "stream"
+    """``"stream"``: into the raw run; ``"run"``: a derived run of its own."""
+    tiled_container: str = "denoised"
+    """For the layout ``"run"``: path of the container of derived runs, made if missing."""
+    frames_directory: Path | None = None
+    """Where denoised frames are saved as HDF5; the Tiled server must be able to read it.
+    None: pixels go through HTTP, which is slower, for sites without a shared file system."""
+    backup_directory: Path | None = None
+    """Where documents wait when Tiled is down; None: beside the frames, or in the user's
+    data directory."""
+
+    audit: bool = False
+    """Look in each frame for what denoising may have added or removed, as long as the
+    denoiser keeps up with the scan; what fails is marked. Costs about as much again."""
+    batch_size: PositiveInt = 16
+    """Most frames that go through the network at once."""
+    queue_size: PositiveInt = 128
+    """Most events that may wait for the denoiser; then `queue_wait_s` applies."""
+    queue_wait_s: float = Field(default=1.0, ge=0)
+    """How long the RunEngine may be held up, seconds, before frames are skipped."""
+    read_timeout_s: PositiveFloat = 10.0
+    """How long a frame may take to become readable in its file, seconds."""
+    node_timeout_s: PositiveFloat = 60.0
+    """How long the raw run may take to appear in Tiled, seconds."""
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_explain(error, "DenoiseSettings")) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **overrides: Any) -> Self:
+        """Read settings from a YAML file.
+
+        Parameters
+        ----------
+        path :
+            The file; relative paths in it are relative to its directory.
+        **overrides :
+            Settings that take precedence over those of the file.
+
+        Raises
+        ------
+        SettingsError
+            If the file cannot be read, or a setting is wrong.
+        """
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise SettingsError(f"Settings file {path} cannot be read: {error}") from None
+        if not isinstance(values, dict):
+            raise SettingsError(
+                f"Settings file {path} holds {type(values).__name__}; expected `key: value` lines."
+            )
+        for key in ("frames_directory", "backup_directory", "mask"):
+            values[key] = _relative_to(path.parent, values.get(key))
+        try:
+            return cls.model_validate({**values, **overrides})
+        except (ValidationError, SettingsError) as error:
+            text = _explain(error, path) if isinstance(error, ValidationError) else str(error)
+            raise SettingsError(text.replace("DenoiseSettings", str(path), 1)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_api_key(cls, values: Any) -> Any:
+        """Take the key out of the address, so that no log or document can show it."""
+        if not isinstance(values, dict) or not isinstance(values.get("tiled_uri"), str):
+            return values
+        parts = urlsplit(values["tiled_uri"])
+        query = dict(parse_qsl(parts.query))
+        key = query.pop("api_key", None) or os.environ.get("TILED_API_KEY")
+        clean = urlunsplit(parts._replace(query=urlencode(query)))
+        values = {**values, "tiled_uri": clean}
+        if key and values.get("tiled_api_key") is None:
+            values["tiled_api_key"] = key
+        return values
+
+    @field_validator("tiled_uri")
+    @classmethod
+    def _is_http(cls, uri: str | None) -> str | None:
+        if uri is not None and urlsplit(uri).scheme not in ("http", "https"):
+            raise ValueError(f"got {uri!r}; expected an address such as http://localhost:8000")
+        return uri
+
+    @field_validator("data_keys", "streams", "exposure_keys", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("rois", mode="before")
+    @classmethod
+    def _by_data_key(cls, rois: Any) -> Any:
+        """Put regions that are named without a data key under ``"*"``."""
+        if not isinstance(rois, dict):
+            return rois
+        flat = {k: v for k, v in rois.items() if isinstance(v, ROI) or "rows" in (v or ())}
+        nested = {k: v for k, v in rois.items() if k not in flat}
+        return {**nested, "*": {**nested.get("*", {}), **flat}} if flat else rois
+
+    @field_validator("rois")
+    @classmethod
+    def _has_unique_names(cls, rois: dict[str, dict[str, ROI]]) -> dict[str, dict[str, ROI]]:
+        names = [name for regions in rois.values() for name in regions]
+        for name in names:
+            if not name.isidentifier() or names.count(name) > 1:
+                raise ValueError(f"{name!r} is taken or is no name such as 'satellite_1'")
+        return rois
+
+    @field_validator("frames_directory", "backup_directory")
+    @classmethod
+    def _is_writable(cls, directory: Path | None) -> Path | None:
+        if directory is None:
+            return None
+        directory = directory.expanduser().absolute()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as error:
+            raise ValueError(f"{directory} cannot be written to: {error.strerror}") from None
+        return directory
+
+    @field_validator("mask")
+    @classmethod
+    def _is_loadable(cls, mask: Any) -> Any:
+        """Load at once: a bad mask must not wait for the first frame to show."""
+        if mask is None:
+            return None
+        if isinstance(mask, dict):
+            return {key: load_mask(value) for key, value in mask.items()}
+        return load_mask(mask)
+
+    def mask_of(self, data_key: str) -> np.ndarray | None:
+        """Return the mask of a data key, (H, W) bool, True where invalid; or None."""
+        return self.mask.get(data_key) if isinstance(self.mask, dict) else self.mask
+
+    def exposure_of(self, data_key: str) -> float | None:
+        """Return the exposure time set for a data key, seconds; or None."""
+        if isinstance(self.exposure_s, dict):
+            return self.exposure_s.get(data_key)
+        return self.exposure_s
+
+    def rois_of(self, data_keys: Sequence[str]) -> dict[str, dict[str, ROI]]:
+        """Return, for each of the data keys that a stream has, its regions by name."""
+        regions = {key: dict(self.rois.get(key, {})) for key in data_keys}
+        if data_keys:
+            regions[data_keys[0]] |= self.rois.get("*", {})
+        return regions
+
+    @property
+    def backup_path(self) -> Path:
+        """Where documents wait when Tiled is down."""
+        if self.backup_directory is not None:
+            return self.backup_directory
+        if self.frames_directory is not None:
+            return self.frames_directory / "backup"
+        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+        return Path(base) / "bluesky_denoise" / "backup"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings that shape the result, as JSON types without secrets.
+
+        They go into the start document of every derived run.
+        """
+        shaping = {"data_keys", "streams", "exposure_s", "exposure_keys", "model", "rois"}
+        if not self.rois:
+            shaping.remove("rois")
+        described = self.model_dump(include=shaping, mode="json", exclude_none=True)
+        if isinstance(self.mask, dict):
+            described["mask"] = {k: _ARRAY_SUMMARY.format(m.shape) for k, m in self.mask.items()}
+        elif self.mask is not None:
+            described["mask"] = _ARRAY_SUMMARY.format(self.mask.shape)
+        return described
+
+
+def _relative_to(directory: Path, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _relative_to(directory, item) for key, item in value.items()}
+    return str(directory / Path(value).expanduser()) if isinstance(value, str) else value
+
+
+def _explain(error: ValidationError, where: str | Path) -> str:
+    """Say for each wrong key what came and what to do, one line each."""
+    known = ", ".join(DenoiseSettings.model_fields)
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "settings"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {key!r}; known are: {known}")
+        else:
+            # What came without a place is all of the settings, with the address as typed.
+            secret = not item["loc"] or "api_key" in key or "uri" in key
+            came = "" if secret else f" (got {item['input']!r:.80})"
+            lines.append(f"{key!r}: {item['msg'].removeprefix('Value error, ')}{came}")
+    return f"{where}: " + "; ".join(lines)

@@ -1,0 +1,201 @@
+"""Frames behind a stream resource, read while the scan goes on.
+
+One class for each kind of file. All three ways in which Bluesky carries frames end
+here or inside an event: `RunNormalizer` of bluesky-tiled-plugins turns Resource and
+Datum into StreamResource and StreamDatum before this module sees them.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers the filters that detectors compress with)
+import numpy as np
+from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
+from event_model.documents import EventDescriptor, StreamResource
+from tiled.utils import path_from_uri
+
+from .errors import FrameNotReady, FrameShapeError
+
+__all__ = ["SOURCES", "FileSeriesSource", "FrameSource", "HDF5Source", "as_stack", "open_source"]
+
+_POLL_S = 0.02
+
+
+class FrameSource(Protocol):
+    """Frames of one data key in one stream resource."""
+
+    def read(self, index: int) -> np.ndarray:
+        """Return the frames of one stream-datum index, (n, H, W), or (H, W) if n is 1.
+
+        Raises
+        ------
+        Exception
+            If they are not readable yet; the caller tries again until a deadline.
+        """
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class HDF5Source:
+    """A dataset in an HDF5 file that may still be growing (SWMR).
+
+    Parameters
+    ----------
+    resource :
+        The stream resource; its parameter ``dataset`` names the dataset.
+    descriptor :
+        The raw descriptor; the shape of its data key tells the frames per event.
+    """
+
+    def __init__(self, resource: StreamResource, descriptor: EventDescriptor) -> None:
+        self._path = path_from_uri(resource["uri"])
+        self._name = resource["parameters"].get("dataset") or "/entry/data/data"
+        shape = descriptor["data_keys"][resource["data_key"]]["shape"]
+        declared = shape[0] if len(shape) == 3 else 1
+        self._per_index = int(resource["parameters"].get("multiplier") or declared or 1)
+        self._file: h5py.File | None = None
+        self._dataset: h5py.Dataset | None = None
+
+    def read(self, index: int) -> np.ndarray:
+        """Return the frames of one index, (n, H, W)."""
+        if self._dataset is None:
+            self._open()
+        else:
+            self._dataset.refresh()
+        stacked = self._dataset.ndim > 3  # (N, n, H, W) rather than (N * n, H, W)
+        if self._dataset.ndim == 2 and index == 0:
+            return self._dataset[()]
+        first, count = (index, 1) if stacked else (index * self._per_index, self._per_index)
+        available = self._dataset.shape[0]
+        if available < first + count:
+            raise IndexError(f"{available} frames in the file, {first + count} promised")
+        frames = self._dataset[first : first + count]
+        return frames[0] if stacked else frames
+
+    def _open(self) -> None:
+        try:
+            self._file = h5py.File(self._path, "r", swmr=True, libver="latest")
+            self._dataset = self._file[self._name]
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._dataset = None
+
+
+class FileSeriesSource:
+    """One file for each index (TIFF, JPEG, npy series), read by Tiled's own adapters.
+
+    Parameters
+    ----------
+    resource :
+        The stream resource, with its file name template.
+    descriptor :
+        The raw descriptor.
+    """
+
+    def __init__(self, resource: StreamResource, descriptor: EventDescriptor) -> None:
+        self._resource, self._descriptor = resource, descriptor
+
+    def read(self, index: int) -> np.ndarray:
+        """Return the frames of one index, (n, H, W)."""
+        # The consolidator writes into the parameters of some kinds.
+        resource = {**self._resource, "parameters": dict(self._resource["parameters"])}
+        consolidator = consolidator_factory(resource, self._descriptor)
+        span = {"start": index, "stop": index + 1}
+        consolidator.consume_stream_datum({"indices": span, "seq_nums": span})
+        array = np.asarray(consolidator.init_adapter().read())
+        return array.reshape(-1, *array.shape[-2:])
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+SOURCES: dict[str, type[FrameSource]] = {"application/x-hdf5": HDF5Source}
+"""Source by mimetype; a new kind of file is one entry. All others: `FileSeriesSource`."""
+
+
+def open_source(resource: StreamResource, descriptor: EventDescriptor) -> FrameSource:
+    """Return the source for the frames of a stream resource."""
+    single_file = not resource["parameters"].get("template")
+    kind = SOURCES.get(resource["mimetype"]) if single_file else None
+    return (kind or FileSeriesSource)(resource, descriptor)
+
+
+def read_until(source: FrameSource, index: int, deadline: float) -> np.ndarray:
+    """Read frames that may not be in the file yet.
+
+    Parameters
+    ----------
+    source :
+        Where the frames are.
+    index :
+        Index of the stream datum.
+    deadline :
+        On the clock `time.monotonic`, seconds.
+
+    Raises
+    ------
+    FrameNotReady
+        If they are not readable at the deadline.
+    """
+    while True:
+        try:
+            return source.read(index)
+        # Each library has errors of its own for a half-written file: EOFError, struct.error, …
+        except Exception as error:
+            if time.monotonic() >= deadline:
+                reason = str(error).strip("'\"") or type(error).__name__
+                raise FrameNotReady(f"frame {index} is not readable: {reason}") from None
+            time.sleep(_POLL_S)
+
+
+def as_stack(frames: Any, data_key: str) -> np.ndarray:
+    """Return frames as (n, H, W), whatever leading axes of length 1 they came with.
+
+    Raises
+    ------
+    FrameShapeError
+        If they are not two- or three-dimensional.
+    """
+    array = np.asarray(frames)
+    came = array.shape
+    while array.ndim > 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 2:
+        array = array[None]  # (H, W) -> (1, H, W)
+    if array.ndim != 3 or 0 in array.shape:
+        raise FrameShapeError(f"{data_key!r} has shape {came}; expected (H, W) or (n, H, W) frames")
+    return array
+
+
+def check_frame_shape(spec: Mapping[str, Any], data_key: str) -> None:
+    """Refuse a data key that cannot hold frames.
+
+    Raises
+    ------
+    FrameShapeError
+        If its shape is declared and has fewer than two axes.
+    """
+    shape = [size for size in spec.get("shape") or () if size != 0]
+    if len(shape) < 2 and "external" not in spec:
+        raise FrameShapeError(
+            f"Data key {data_key!r} has shape {shape}; expected frames (H, W). Take it out of "
+            "`data_keys`, or name the key that holds the images."
+        )
+
+
+def is_frame_key(spec: Mapping[str, Any], smallest: int = 16) -> bool:
+    """Tell whether a data key holds detector frames of at least `smallest` pixels a side."""
+    shape = [size for size in spec.get("shape") or () if size != 0]
+    if spec.get("dtype") != "array" and "external" not in spec:
+        return False
+    sides = shape[-2:]
+    return len(sides) == 2 and all(size is None or size >= smallest for size in sides)

@@ -1,0 +1,1 @@
+"""Data, losses and the fit loop; never on the live path."""

@@ -1,0 +1,94 @@
+"""Poisson losses, weighted so that neither bright nor sparse frames drown the others."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["known_rate_loss", "mean_deviance", "remainder_loss"]
+
+LEAST = 1e-6
+"""Counts; estimates are raised by this before a logarithm is taken."""
+BOXES = ((11, 1), (1, 11), (5, 5))
+"""Rows and columns of the boxes whose sums are compared too. Noise averages out in them,
+and a line or a spot that was smeared does not: smearing costs more than by single pixels."""
+BOX_WEIGHT = 0.25
+"""Weight of each kind of box; a single pixel has 1."""
+
+
+def mean_deviance(estimate: Tensor, expected: Tensor, valid: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of two Poisson means, averaged over valid pixels.
+
+    Parameters
+    ----------
+    estimate, expected : (B, 1, H, W) counts, >= 0; ``expected`` may be counts itself
+    valid : (B, 1, H, W), 1 or 0
+
+    Returns
+    -------
+    Tensor
+        (B,) nats per pixel, half of the Poisson deviance.
+    """
+    estimate = estimate + LEAST
+    expected = expected + LEAST
+    each = expected * torch.log(expected / estimate) - expected + estimate
+    return (each * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)).clamp_min(1)
+
+
+def _boxes(valid: Tensor, *images: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield for each of `BOXES` the images' sums, and which boxes hold a valid pixel."""
+    for height, width in BOXES:
+        step = (max(1, height // 2), max(1, width // 2))
+        yield tuple(
+            F.avg_pool2d(x * valid, (height, width), step) * (height * width) for x in images
+        ) + ((F.avg_pool2d(valid, (height, width), step) > 0).to(valid.dtype),)
+
+
+def known_rate_loss(
+    estimate: Tensor, expected: Tensor, valid: Tensor, strict: float = 0.0
+) -> Tensor:
+    """Compare with known expected counts, by pixels and by boxes: (B,).
+
+    The logarithm of the mean divergence gives every frame the same weight, whatever its
+    counts. It also forgives a frame that is far off: ``strict`` adds that many times the
+    divergence over that of a raw frame of some counts.
+    """
+    divergence = mean_deviance(estimate, expected, valid)
+    loss = torch.log(divergence + 1e-8)
+    for boxes in _boxes(valid, estimate, expected):
+        loss = loss + BOX_WEIGHT * torch.log(mean_deviance(*boxes) + 1e-8)
+    if strict:
+        raw = 0.5 * (expected.clamp_max(1) * valid).sum((1, 2, 3))
+        raw = raw / valid.sum((1, 2, 3)).clamp_min(1)
+        loss = loss + strict * divergence / (raw + LEAST)
+    return loss
+
+
+def remainder_loss(estimate: Tensor, remainder: Tensor, ratio: Tensor, valid: Tensor) -> Tensor:
+    """Poisson loss against the independent remainder of a thinned frame: (B,).
+
+    Parameters
+    ----------
+    estimate : (B, 1, H, W) expected counts of the thinned frame
+    remainder : (B, 1, H, W) counts that thinning left over
+    ratio : (B,), exposure of the remainder over that of the thinned frame
+    valid : (B, 1, H, W), 1 or 0
+
+    Returns
+    -------
+    Tensor
+        (B,) divergence in counts of the input, over what a good estimate would leave:
+        a twentieth of the noise of the input in a pixel, a third in a box.
+    """
+    ratio = ratio[:, None, None, None]
+    divergence = mean_deviance(estimate * ratio, remainder, valid) / ratio[:, 0, 0, 0]
+    level = (estimate.detach().clamp_max(0.5) * valid).sum((1, 2, 3))
+    level = level / valid.sum((1, 2, 3)).clamp_min(1)
+    loss = divergence / (0.05 * level + 1e-5)
+    for found, counted, some in _boxes(valid, estimate, remainder):
+        divergence = mean_deviance(found * ratio, counted, some) / ratio[:, 0, 0, 0]
+        level = (found.detach().clamp_max(0.5) * some).sum((1, 2, 3))
+        level = level / some.sum((1, 2, 3)).clamp_min(1)
+        loss = loss + BOX_WEIGHT * divergence / (0.3 * level + 1e-5)
+    return loss

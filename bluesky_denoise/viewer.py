@@ -1,0 +1,258 @@
+"""Live view of a scan: raw, denoised, and what is between them, with the trace of an ROI."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
+
+from .errors import DenoiseError
+from .sources import FrameSource, open_source, read_until
+
+__all__ = ["FrameViewer"]
+
+logger = logging.getLogger(__name__)
+
+_READ_S = 2.0
+_RESIDUAL_SIGMA = 4.0
+
+
+class FrameViewer:
+    """Show raw frame, denoised frame and residual side by side, over the trace of an ROI.
+
+    Documents are only noted as they come; frames are read and drawn at most once each
+    `interval_s`, by a timer of the window, or on a thread where there is no window. Frames
+    that come faster are passed over.
+
+    Parameters
+    ----------
+    data_key :
+        The frames.
+    roi :
+        Name of the ROI whose intensity is traced; None: the denoised total.
+    streams :
+        The raw stream and the one derived from it.
+    interval_s :
+        Least time between two drawings, seconds.
+    save_to :
+        A picture file that is written at each drawing; None: none.
+
+    Examples
+    --------
+    >>> viewer = FrameViewer("det_image", roi="satellite")
+    >>> viewer.attach(RE, denoise)
+    """
+
+    def __init__(
+        self,
+        data_key: str,
+        *,
+        roi: str | None = None,
+        streams: tuple[str, str] = ("primary", "denoised"),
+        interval_s: float = 0.5,
+        save_to: str | Path | None = None,
+    ) -> None:
+        from matplotlib.figure import Figure
+
+        self.data_key, self.save_to = data_key, save_to
+        self._traced = f"{roi}_intensity" if roi else f"{data_key}_denoised_total"
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._raw = _Newest(data_key, streams[0])
+        self._denoised = _Newest(data_key, streams[1])
+        self._normalizer = RunNormalizer()
+        self._trace: list[tuple[float, float, float]] = []
+        self._changed, self._closing = threading.Event(), threading.Event()
+        self.drawn = 0
+        """How often it has been drawn."""
+        self._timer = self._thread = None
+        if _has_windows():
+            import matplotlib.pyplot as plt
+
+            self.figure = plt.figure(f"{data_key}, live", figsize=(13, 5), layout="constrained")
+            self._timer = self.figure.canvas.new_timer(int(1000 * interval_s))
+            self._timer.add_callback(self.draw)
+            self._timer.start()
+            self.figure.show()
+        else:
+            self.figure = Figure(figsize=(13, 5), layout="constrained")
+            self._thread = threading.Thread(target=self._loop, name="frame-viewer", daemon=True)
+            self._thread.start()
+
+    def attach(self, RE: Any, denoise: Any) -> None:
+        """Subscribe to a RunEngine and to its `DenoiseProcess`."""
+        RE.subscribe(self.raw)
+        denoise.subscribe(self.derived)
+
+    def raw(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take a document of a raw run."""
+        with self._lock:
+            if name == "start":
+                # Resource and Datum become StreamResource and StreamDatum: one path for all.
+                self._normalizer = RunNormalizer()
+                self._normalizer.subscribe(self._raw.note)
+            elif name == "stop":
+                return
+            self._normalizer(str(name), doc)
+
+    def derived(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take a document of a derived run."""
+        with self._lock:
+            if name == "start":
+                self._trace.clear()
+            self._denoised.note(str(name), doc)
+            if name == "event" and doc["descriptor"] in self._denoised.descriptors:
+                data = doc["data"]
+                error = data.get(self._traced + "_error", 0.0)
+                value = data.get(self._traced, np.nan)
+                self._trace.append((data["raw_seq_num"], value, error))
+        if name == "event":
+            self._changed.set()
+
+    def close(self) -> None:
+        """Draw what has come last, and stop."""
+        self._closing.set()
+        self._changed.set()
+        if self._timer is not None:
+            self._timer.stop()
+        if self._thread is not None:
+            self._thread.join(10.0)
+
+    def draw(self) -> None:
+        """Draw the newest frames, if there are new ones."""
+        if not self._changed.is_set():
+            return
+        self._changed.clear()
+        with self._lock:
+            event = self._denoised.event
+            trace = np.array(self._trace).reshape(-1, 3)
+        if event is None:
+            return
+        try:
+            with self._lock:
+                readers = self._raw.reader(), self._denoised.reader()
+            raw, rate = (np.asarray(read(), dtype=float) for read in readers)
+        except (DenoiseError, OSError) as error:
+            logger.warning("A frame cannot be shown: %s", error)
+            return
+        raw, rate = (frame.reshape(-1, *frame.shape[-2:])[0] for frame in (raw, rate))
+        exposure_s = event["data"][f"{self.data_key}_exposure_s"]
+        if raw.shape == rate.shape and exposure_s > 0:
+            self._paint(raw, rate, exposure_s, trace, event["data"])
+            self.drawn += 1
+
+    def _paint(
+        self,
+        raw: np.ndarray,
+        rate: np.ndarray,
+        exposure_s: float,
+        trace: np.ndarray,
+        data: Mapping[str, Any],
+    ) -> None:
+        from matplotlib.colors import LogNorm
+
+        expected = rate * exposure_s
+        residual = (raw - expected) / np.sqrt(np.maximum(expected, 0.25))
+        seen = rate[np.isfinite(rate) & (rate > 0)]
+        low, high = np.percentile(seen, (1, 99.95)) if seen.size else (0.1, 1.0)
+        norm = LogNorm(max(low, high * 1e-5), max(high, low * 1.01))
+        self.figure.clear()
+        grid = self.figure.add_gridspec(2, 3, height_ratios=(3, 1))
+        shown = (
+            (f"raw, {exposure_s:.3g} s", raw / exposure_s, {"norm": norm}, "counts / s"),
+            ("denoised", rate, {"norm": norm}, "counts / s"),
+            (
+                "raw - denoised",
+                residual,
+                {"cmap": "RdBu_r", "vmin": -_RESIDUAL_SIGMA, "vmax": _RESIDUAL_SIGMA},
+                "standard deviations",
+            ),
+        )
+        for i, (title, frame, options, unit) in enumerate(shown):
+            axes = self.figure.add_subplot(grid[0, i])
+            image = axes.imshow(frame, interpolation="nearest", **options)
+            axes.set_title(title)
+            axes.set_facecolor("0.2" if i < 2 else "0.8")
+            self.figure.colorbar(image, ax=axes, orientation="horizontal", label=unit)
+        axes = self.figure.add_subplot(grid[1, :])
+        axes.errorbar(trace[:, 0], trace[:, 1], trace[:, 2], fmt="o-", ms=3, capsize=2)
+        axes.set(xlabel="point", ylabel=f"{self._traced}\n(counts / s)")
+        if not data.get("denoise_ok", True):
+            self.figure.suptitle(f"not denoised: {data.get('denoise_reason', '')}", color="red")
+        if self.save_to is not None:
+            self.figure.savefig(self.save_to, dpi=90)
+        elif self._timer is not None:
+            self.figure.canvas.draw_idle()
+
+    def _loop(self) -> None:
+        """Draw when there is something new (on a thread)."""
+        while not self._closing.is_set():
+            self._changed.wait()
+            try:
+                self.draw()
+            except Exception:
+                logger.exception("The live view could not be drawn")
+            self._closing.wait(self._interval_s)
+        try:
+            self.draw()
+        except Exception:
+            logger.exception("The live view could not be drawn")
+
+
+def _has_windows() -> bool:
+    import matplotlib as mpl
+    from matplotlib.backends import BackendFilter, backend_registry
+
+    interactive = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
+    return mpl.get_backend().lower() in {name.lower() for name in interactive}
+
+
+class _Newest:
+    """The newest frame of one stream: noted as it comes, read when it is drawn."""
+
+    def __init__(self, data_key: str, stream: str) -> None:
+        self._key, self._stream = data_key, stream
+        self.descriptors: dict[str, Mapping[str, Any]] = {}
+        self.event: Mapping[str, Any] | None = None
+        self._resources: dict[str, Mapping[str, Any]] = {}
+        self._datum: Mapping[str, Any] | None = None
+        self._source: tuple[str, FrameSource] | None = None
+
+    def note(self, name: str, doc: Mapping[str, Any]) -> None:
+        if name == "start":
+            self.descriptors.clear()
+            self._resources.clear()
+            self.event = self._datum = None
+        elif name == "descriptor" and doc["name"] == self._stream:
+            self.descriptors[doc["uid"]] = doc
+        elif name == "event" and doc["descriptor"] in self.descriptors:
+            self.event = doc
+        elif name == "stream_resource" and doc["data_key"] == self._key:
+            self._resources[doc["uid"]] = doc
+        elif name == "stream_datum" and doc["stream_resource"] in self._resources:
+            self._datum = doc
+
+    def reader(self) -> Callable[[], np.ndarray]:
+        """Return what reads the newest frame, for a time when no document is held up."""
+        if self.event is not None and self._key in self.event["data"]:
+            frame = self.event["data"][self._key]
+            return lambda: frame
+        datum = self._datum
+        if datum is None:
+            raise DenoiseError(f"There is no frame of {self._key!r} yet.")
+        resource = self._resources[datum["stream_resource"]]
+        descriptor = self.descriptors[datum["descriptor"]]
+        return lambda: self._read(resource, descriptor, datum["indices"]["stop"] - 1)
+
+    def _read(
+        self, resource: Mapping[str, Any], descriptor: Mapping[str, Any], index: int
+    ) -> np.ndarray:
+        if self._source is None or self._source[0] != resource["uid"]:
+            if self._source is not None:
+                self._source[1].close()
+            self._source = resource["uid"], open_source(resource, descriptor)
+        return read_until(self._source[1], index, time.monotonic() + _READ_S)

@@ -1,0 +1,189 @@
+"""The child process of :class:`DenoiseProcess`: router and sinks, fed over a pipe.
+
+Messages from the parent are ``("documents", [(name, doc, skipped), ...])``,
+``("abandoned", [(name, doc), ...])`` for a derived run that an earlier child left open,
+and ``("close", None)``. Messages to the parent are ``("started", provenance)`` or
+``("failed", exception)``, ``("ready", None)`` when it can take more documents,
+``("document", (name, doc))``, ``("done", raw_run_uid)``, ``("log", record)`` and
+``("closed", backup_files)``.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Client, Connection
+from typing import Any
+
+from .settings import DenoiseSettings
+
+logger = logging.getLogger("bluesky_denoise.worker")  # __name__ is "__main__" here
+
+__all__ = ["main"]
+
+_SKIPPED = "skipped: the queue of the denoiser was full"
+
+
+class _Pipe:
+    """The connection to the parent, for use from several threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+
+    def send(self, kind: str, content: Any = None) -> None:
+        data = pickle.dumps((kind, content), protocol=5)
+        with self._lock:
+            self._connection.send_bytes(data)
+
+    def tell(self, kind: str, content: Any = None) -> None:
+        """Send, unless the parent is gone: Tiled gets its documents all the same."""
+        with contextlib.suppress(OSError):
+            self.send(kind, content)
+
+    def receive(self) -> tuple[str, Any]:
+        return pickle.loads(self._connection.recv_bytes())
+
+
+class _LogToParent(logging.Handler):
+    """Send log records to the parent, where the user's handlers are."""
+
+    def __init__(self, pipe: _Pipe, redact: Callable[[str], str]) -> None:
+        super().__init__()
+        self._pipe, self._redact = pipe, redact
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)  # with the traceback, which cannot be pickled
+        self._pipe.tell("log", (record.name, record.levelno, self._redact(text)))
+
+
+def main() -> None:
+    """Serve a parent until it closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the RunEngine
+    authkey = bytes.fromhex(sys.stdin.readline().strip())
+    pipe = _Pipe(Client(sys.argv[1], authkey=authkey))
+    settings, log_level = pipe.receive()[1]
+    secret = settings.tiled_api_key.get_secret_value() if settings.tiled_api_key else None
+    redact = (lambda text: text.replace(secret, "***")) if secret else str
+    root = logging.getLogger("bluesky_denoise")
+    root.addHandler(_LogToParent(pipe, redact))
+    root.setLevel(log_level)
+    root.propagate = False
+    try:
+        worker = _Worker(settings, pipe)
+    except Exception as error:
+        pipe.send("failed", _portable(error, redact))
+        return
+    pipe.send("started", worker.provenance)
+    try:
+        worker.serve()
+    except (EOFError, OSError):  # the parent is gone: save what there is
+        worker.close("the process that runs the RunEngine ended")
+
+
+class _Worker:
+    def __init__(self, settings: DenoiseSettings, pipe: _Pipe) -> None:
+        # Both read the environment when they are imported.
+        os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
+        os.environ.setdefault("TILED_RETRY_TIMEOUT", "10")
+        from .router import DenoiseRouter
+
+        if settings.threads is None:
+            settings = settings.model_copy(update={"threads": max(1, (os.cpu_count() or 2) - 1)})
+        self._pipe = pipe
+        self._router = DenoiseRouter(settings)
+        self._sink = None
+        # First to the parent, where plans wait for it, and then to Tiled.
+        self._router.subscribe(self._to_parent)
+        if settings.tiled_uri:
+            self._sink = _open_sink(settings, self._written)
+            self._router.subscribe(self._sink)
+        self._derived: set[str] = set()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self._router.provenance
+
+    def serve(self) -> None:
+        while True:
+            self._pipe.send("ready")
+            kind, content = self._pipe.receive()
+            if kind == "documents":
+                self._documents(content)
+            elif kind == "abandoned":
+                raw_run_uid = content[0][1]["original_run_uid"]
+                self._derived.add(raw_run_uid)  # done when it is in Tiled, not at its raw stop
+                for name, doc in content:
+                    self._to_tiled(name, doc)
+                if self._sink is None:
+                    self._written(raw_run_uid)
+            elif kind == "close":
+                backups = self.close("the denoiser was closed during the run")
+                self._pipe.send("closed", backups)
+                return
+
+    def _documents(self, documents: list[tuple[str, Mapping[str, Any], bool]]) -> None:
+        ended = []
+        for name, doc, skipped in documents:
+            self._router.accept(name, doc, skipped=_SKIPPED if skipped else "")
+            if name == "stop":
+                ended.append(doc["run_start"])
+        self._router.flush()
+        for uid in ended:
+            if self._sink is None or uid not in self._derived:
+                self._written(uid)
+            self._derived.discard(uid)
+
+    def _to_parent(self, name: str, doc: Mapping[str, Any]) -> None:
+        if name == "start":
+            self._derived.add(doc["original_run_uid"])
+        self._pipe.tell("document", (name, doc))
+
+    def _to_tiled(self, name: str, doc: Mapping[str, Any]) -> None:
+        if self._sink is not None:
+            self._sink(name, doc)
+
+    def _written(self, raw_run_uid: str) -> None:
+        self._pipe.tell("done", raw_run_uid)
+
+    def close(self, reason: str) -> list[str]:
+        self._router.close(reason)
+        return [str(path) for path in self._sink.close()] if self._sink else []
+
+
+def _open_sink(settings: DenoiseSettings, on_written: Callable[[str], None]) -> Any:
+    import httpx
+
+    from .errors import SettingsError
+    from .tiled_sink import TiledSink, connect
+
+    try:
+        connect(settings)
+    except httpx.HTTPStatusError as error:
+        raise SettingsError(
+            f"Tiled at {settings.tiled_uri} refuses to be written to "
+            f"({error.response.status_code}). Check `tiled_uri` and `tiled_api_key`."
+        ) from None
+    except Exception as error:
+        logger.warning(
+            "Tiled at %s cannot be reached (%s); what is denoised is kept in %s until it is back",
+            *(settings.tiled_uri, type(error).__name__, settings.backup_path),
+        )
+    return TiledSink(settings, on_written)
+
+
+def _portable(error: Exception, redact: Callable[[str], str]) -> Exception:
+    """Return an error that can be pickled and shows no secret."""
+    try:
+        copy = type(error)(redact(str(error)))
+        pickle.loads(pickle.dumps(copy))
+    except Exception:
+        return RuntimeError(redact(f"{type(error).__name__}: {error}"))
+    return copy
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""An IPython session whose runs are saved and denoised.
+
+    ipython -i callbacks/in_process.py settings.yaml
+
+Then, at the prompt: ``RE(scan([det], motor, -1, 1, 21))``, ``denoise.wait()``,
+``cat[-1]["denoised"]``.
+"""
+
+import sys
+
+from bluesky import RunEngine
+from bluesky_tiled_plugins import TiledWriter
+from tiled.client import from_uri
+
+from bluesky_denoise import DenoiseProcess, DenoiseSettings
+
+settings = DenoiseSettings.from_yaml(sys.argv[1])
+key = settings.tiled_api_key
+cat = from_uri(settings.tiled_uri, api_key=key.get_secret_value() if key else None)
+
+RE = RunEngine()
+RE.subscribe(TiledWriter(cat, batch_size=1))  # raw data first, and on its own
+denoise = DenoiseProcess(settings)
+RE.subscribe(denoise)

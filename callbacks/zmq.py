@@ -1,0 +1,61 @@
+"""Denoise what comes over Bluesky's 0MQ proxy, and publish the results back.
+
+    bluesky-0MQ-proxy 5577 5578
+    python callbacks/zmq.py settings.yaml --subscribe localhost:5578 --publish localhost:5577
+
+The RunEngine publishes with ``RE.subscribe(Publisher("localhost:5577"))``. Results are
+published under the prefix ``denoised``: ``RemoteDispatcher(address, prefix=b"denoised")``
+receives them and nothing else. What the bus loses is read from Tiled.
+"""
+
+import sys
+from pathlib import Path
+
+# This file has the name of a package that it needs; look for that elsewhere.
+sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
+
+import argparse  # noqa: E402
+import logging  # noqa: E402
+
+from bluesky.callbacks.zmq import Publisher, RemoteDispatcher  # noqa: E402
+
+from bluesky_denoise import DenoiseRouter, DenoiseSettings, GapFiller, TiledSink  # noqa: E402
+from bluesky_denoise.tiled_sink import connect  # noqa: E402
+
+
+def main() -> None:
+    """Serve until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("settings", help="YAML file")
+    parser.add_argument("--subscribe", default="localhost:5578", help="where documents come from")
+    parser.add_argument("--publish", default="localhost:5577", help="where results go")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+    settings = DenoiseSettings.from_yaml(arguments.settings)
+    router = DenoiseRouter(settings)
+    publisher = Publisher(arguments.publish, prefix=b"denoised")
+    router.subscribe(publisher)
+    sink = client = None
+    if settings.tiled_uri:
+        client = connect(settings.model_copy(update={"tiled_layout": "stream"}))
+        sink = TiledSink(settings)
+        router.subscribe(sink)
+    filler = GapFiller(router, client)
+    dispatcher = RemoteDispatcher(arguments.subscribe)
+    dispatcher.subscribe(filler)
+    print(f"Denoising what comes from {arguments.subscribe}; end with Ctrl-C.", flush=True)
+    try:
+        dispatcher.start()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        router.close()
+        if sink:
+            sink.close(30)
+        publisher.close()
+
+
+if __name__ == "__main__":
+    main()

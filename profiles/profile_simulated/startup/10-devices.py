@@ -1,0 +1,47 @@
+"""A detector with weak satellites that follow a motor, and its denoiser."""
+# ruff: noqa: F821 (startup files share one namespace)
+
+from ophyd.sim import SynAxis
+
+from bluesky_denoise.devices import DenoisedSignals
+from bluesky_denoise.process import DenoiseProcess
+from bluesky_denoise.roi import ROI
+from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.simulation import SceneFrames, diffraction_scene
+from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+
+motor = SynAxis(name="motor", labels={"motors"})
+scene = diffraction_scene(**SETTINGS["scene"])
+det = ReplayDetector(
+    name="det",
+    frames=SceneFrames(
+        scene, seed=0, position=lambda: motor.position, width=SETTINGS["rocking_width"]
+    ),
+    exposure_s=SETTINGS["exposure_s"],
+    realtime=SETTINGS["realtime"],
+    labels={"detectors"},
+)
+
+# A region around each of the two satellites of the stronger Bragg peak.
+rois = {
+    f"satellite_{i}": ROI(
+        rows=(round(peak.row) - 12, round(peak.row) + 13),
+        cols=(round(peak.col) - 16, round(peak.col) + 17),
+        background_px=4,
+    )
+    for i, peak in enumerate(scene.satellites[:2], 1)
+}
+
+denoise = DenoiseProcess(
+    DenoiseSettings(
+        data_keys=["det_image"],
+        rois=rois,
+        mask=scene.mask,
+        tiled_uri=TILED_URI,
+        frames_directory=DATA / "denoised_frames",
+        **SETTINGS["denoise"],
+    )
+)
+_session.callback(denoise.close)
+RE.subscribe(denoise)
+denoised = DenoisedSignals(denoise, name="denoised")

@@ -1,0 +1,22 @@
+"""Plans, under the names that the queue server offers."""
+# ruff: noqa: F821 (startup files share one namespace)
+
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+from bluesky.plans import count, scan
+
+from bluesky_denoise.plans import (
+    adaptive_denoised_scan,
+    adaptive_exposure_scan,
+    denoised_count,
+    denoised_scan,
+    find_weak_peak,
+    paired_exposures,
+    short_exposure_wrapper,
+)
+
+
+def short_scan(start: float = -1.5, stop: float = 1.5, num: int = 7, factor: float = 20):
+    """Scan `motor` with exposures divided by `factor`, and read the denoised numbers."""
+    plan = denoised_scan([det], motor, start, stop, num=num, denoised=denoised)
+    return (yield from short_exposure_wrapper(plan, [det], factor))

@@ -1,0 +1,67 @@
+import logging
+import os
+from typing import NamedTuple
+
+# Read when tiled is imported: a server that a test has stopped is to be missed soon.
+os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
+
+import pytest
+from bluesky import RunEngine
+from live_path import NO_PROXY
+
+from bluesky_denoise.testing import DocumentCollector
+
+
+class Tiled(NamedTuple):
+    uri: str
+    """Address of the server, with the key in it."""
+    client: object
+    """Client at the root of the catalog."""
+
+
+@pytest.fixture
+def RE():
+    engine = RunEngine()
+    yield engine
+    if engine.state not in ("idle", "panicked"):
+        engine.halt()
+    engine.loop.call_soon_threadsafe(engine.loop.stop)
+    engine._th.join()
+    engine.loop.close()
+
+
+@pytest.fixture
+def raw(RE):
+    """Collect what the RunEngine emits."""
+    collector = DocumentCollector()
+    RE.subscribe(collector)
+    return collector
+
+
+@pytest.fixture(scope="session")
+def tiled(tmp_path_factory):
+    """Serve Tiled, which may read all that the tests write."""
+    from tiled.client import from_uri
+
+    from bluesky_denoise.server import embedded_tiled
+
+    directory = tmp_path_factory.mktemp("tiled")
+    with embedded_tiled(directory, readable=[tmp_path_factory.getbasetemp()]) as uri:
+        client = from_uri(uri)
+        with client.context:
+            yield Tiled(uri, client)
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch):
+    """Keep the user's own Tiled and proxies out of the tests."""
+    monkeypatch.delenv("TILED_API_KEY", raising=False)
+    for key, value in NO_PROXY.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.fixture
+def logged(caplog):
+    """Return a function for all log messages so far, as one text."""
+    caplog.set_level(logging.INFO, logger="bluesky_denoise")
+    return lambda: "\n".join(record.getMessage() for record in caplog.records)

@@ -1,0 +1,109 @@
+"""What the tests of the live path share: detectors, waiting, and the reading of results."""
+
+import copy
+import time
+
+import h5py
+import numpy as np
+from ophyd import Component, Device
+from ophyd.sim import SynSignal
+from tiled.utils import path_from_uri
+
+from bluesky_denoise.settings import DenoiseSettings
+
+SHAPE = (16, 20)
+UNIT = "bluesky_denoise.testing:UnitDenoiser"
+NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+
+
+def wait_for(condition, timeout_s=30.0, what="what the test waits for"):
+    """Return the first true value of `condition()`; fail after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come within {timeout_s} s")
+        time.sleep(0.02)
+
+
+def settings(**values):
+    return DenoiseSettings(**{"model": UNIT, **values})
+
+
+def poisson(seed=0, shape=SHAPE, mean=5.0):
+    """Return a function that exposes a new frame, and keeps it in its `taken`."""
+    rng = np.random.default_rng(seed)
+
+    def expose():
+        expose.taken.append(rng.poisson(mean, shape).astype(np.uint32))
+        return expose.taken[-1]
+
+    expose.taken = []
+    return expose
+
+
+class PlainImage(SynSignal):
+    """An image of `ophyd.sim`, without its copy in the configuration."""
+
+    def read_configuration(self):
+        return {}
+
+    def describe_configuration(self):
+        return {}
+
+
+class Camera(Device):
+    """An image of `ophyd.sim` in a device, with an exposure time where areaDetector has it."""
+
+    image = Component(PlainImage, kind="normal")
+    cam_acquire_time = Component(SynSignal, kind="config")
+
+    def __init__(self, *, name, func, exposure_s=0.5):
+        super().__init__(name=name)
+        self.image.sim_set_func(func)
+        self.cam_acquire_time.sim_set_func(lambda: exposure_s)
+        self.cam_acquire_time.trigger()
+
+    def trigger(self):
+        return self.image.trigger()
+
+
+class UnchangedDocuments:
+    """A callback that keeps a copy of each document, to compare at the end."""
+
+    def __init__(self):
+        self.kept = []
+
+    def __call__(self, name, doc):
+        self.kept.append((name, doc, copy.deepcopy(doc)))
+
+    def check(self):
+        for name, doc, before in self.kept:
+            np.testing.assert_equal(doc, before, err_msg=f"a {name} was changed")
+
+
+def by_stream(collector, stream="denoised"):
+    """Return the events of one derived stream."""
+    uids = {d["uid"] for d in collector.by_name.get("descriptor", []) if d["name"] == stream}
+    return [e for e in collector.by_name.get("event", []) if e["descriptor"] in uids]
+
+
+def values(collector, key, stream="denoised"):
+    """Return one key of all events of a derived stream."""
+    return [event["data"][key] for event in by_stream(collector, stream)]
+
+
+def rates(collector, key, stream="denoised"):
+    """Return the denoised frames of a stream, (N, H, W) or (N, n, H, W), wherever they are."""
+    uids = {d["uid"]: d for d in collector.by_name["descriptor"] if d["name"] == stream}
+    datums = [d for d in collector.by_name.get("stream_datum", []) if d["descriptor"] in uids]
+    if not datums:
+        return np.stack(values(collector, key, stream))
+    (resource,) = (
+        r
+        for r in collector.by_name["stream_resource"]
+        if r["data_key"] == key and any(d["stream_resource"] == r["uid"] for d in datums)
+    )
+    with h5py.File(path_from_uri(resource["uri"]), "r", swmr=True) as file:
+        return file[resource["parameters"]["dataset"]][()]

@@ -1,0 +1,267 @@
+import numpy as np
+import pytest
+
+from bluesky_denoise.audit import audit_frame, audit_rate
+from bluesky_denoise.denoiser import Denoiser
+from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
+from bluesky_denoise.evaluation.baselines import gaussian
+from bluesky_denoise.frames import Denoised
+from bluesky_denoise.photon_checks import dead_areas, fano_factor, hot_pixels, looks_poisson
+from bluesky_denoise.poisson import box_sum, deviance, expected_deviance, tail_z
+from bluesky_denoise.simulation.random_scenes import random_scene
+from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
+
+SHAPE = (128, 160)
+
+
+class Smoother:
+    """A Gaussian of 3 pixels with the API of a denoiser."""
+
+    def denoise(self, counts, exposure_s, mask=None):
+        rate = np.stack([gaussian(c, 3.0, mask) / exposure_s for c in counts])
+        if mask is not None:
+            rate[:, np.asarray(mask) != 0] = np.nan
+        return Denoised(rate.astype(np.float32))
+
+
+def smooth_scene(level, shape=SHAPE):
+    rows, cols = np.mgrid[: shape[0], : shape[1]] / 40.0
+    return level * (1 + 0.3 * np.sin(rows) + 0.4 * np.cos(cols))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20)
+
+
+def test_deviance_of_poisson_counts_has_the_expected_mean_at_every_level(rng):
+    for rate in (0.001, 0.03, 0.4, 2.0, 30.0, 1000.0):
+        counts = rng.poisson(rate, 400_000)
+        mean, variance = expected_deviance(np.array([rate]))
+        found = deviance(counts, np.full(counts.shape, rate))
+        # Five standard errors of 400,000 draws.
+        assert found.mean() == pytest.approx(mean[0], abs=5 * np.sqrt(variance[0] / 400_000))
+        # The variance of the deviance at low rates rests on few draws.
+        assert found.var() == pytest.approx(variance[0], rel=0.15)
+
+
+def test_tails_of_poisson_counts_are_normal_deviates(rng):
+    # Exact: P(n >= 60 | 30) = 9.3e-7, P(n <= 10 | 30) = 2.2e-5.
+    assert tail_z(np.array([60]), np.array([30.0]))[0] == pytest.approx(4.77, abs=0.03)
+    assert tail_z(np.array([10]), np.array([30.0]))[0] == pytest.approx(-4.08, abs=0.05)
+    z = tail_z(rng.poisson(0.5, 1_000_000), np.full(1_000_000, 0.5))
+    # One tail beyond 4 is 3e-5 of a normal deviate; discrete counts give less, never more.
+    assert (z > 4).mean() < 4.5e-5
+    assert tail_z(np.array([0]), np.array([0.0]))[0] == 0
+
+
+def test_box_sums_are_sums_over_boxes(rng):
+    image = rng.poisson(3, (20, 17))
+    sums = box_sum(image, 5)
+    assert sums.shape == (16, 13)
+    assert sums[4, 7] == image[4:9, 7:12].sum()
+
+
+def test_the_right_rate_passes_at_every_count_level(rng):
+    alarms = 0
+    for _ in range(60):
+        rate = random_scene(SHAPE, rng, log10_level=(-3, 3))
+        verdict = audit_rate(rng.poisson(rate), rate)
+        alarms += not verdict.ok
+    # Under 1 % of good frames are flagged; two of 60 have a chance of 12 % then, three 2 %.
+    assert alarms <= 2
+
+
+def test_noise_of_the_estimate_itself_raises_no_alarm(rng):
+    alarms = 0
+    for _ in range(40):
+        rate = smooth_scene(10 ** rng.uniform(-1.5, 2.5))
+        seen, held_out = rng.poisson(rate), rng.poisson(rate)
+        # The estimate follows the counts that it saw entirely, or almost not.
+        for estimate in (seen, gaussian(seen, 4.0)):
+            if np.all(estimate[held_out > 0] > 0):
+                alarms += not audit_rate(held_out, estimate, seen=seen).ok
+    assert alarms <= 1
+
+
+@pytest.mark.parametrize("background", [0.1, 1.0, 10.0])
+def test_a_removed_peak_and_an_invented_peak_are_found_with_their_place(rng, background):
+    sigma = 2.0
+    noise = np.sqrt(background * 4 * np.pi * sigma**2)
+    # 12 matched standard deviations, and enough photons that there are some to miss.
+    strength = max(12 * noise, 45.0)
+    peak = gaussian_peak(SHAPE, Peak(60.0, 110.0, strength, sigma, sigma))
+    flat = np.full(SHAPE, background)
+    removed = invented = 0
+    for _ in range(20):
+        gone = audit_rate(rng.poisson(flat + peak), flat)
+        made = audit_rate(rng.poisson(flat), flat + peak)
+        removed += "photons that the estimate lacks" in gone.reason
+        invented += "an estimate without photons" in made.reason
+        assert np.unravel_index(np.nanargmax(np.abs(gone.map)), gone.map.shape) == (1, 3)
+    # Of 150 draws 0.99 to 1 and 0.96 to 0.99 were found: fewer than these come once in 300.
+    assert removed >= 18
+    assert invented >= 17
+
+
+def test_a_tile_of_the_map_says_where_and_with_which_sign(rng):
+    rate = np.full(SHAPE, 2.0)
+    wrong = rate.copy()
+    wrong[100:110, 10:20] = 0.5
+    verdict = audit_rate(rng.poisson(rate), wrong, tile_px=32)
+    assert verdict.map.shape == (4, 5)
+    assert verdict.map[3, 0] > verdict.limit > 4
+    assert (np.abs(np.delete(verdict.map.ravel(), 15)) < verdict.limit).all()
+    mirrored = audit_rate(rng.poisson(wrong), rate)
+    assert mirrored.map[3, 0] < -mirrored.limit
+
+
+def test_an_estimate_that_smears_texture_fails_by_deviance_and_whiteness(rng):
+    rate = random_scene(SHAPE, np.random.default_rng(1), log10_level=(1, 1.1))
+    rows, cols = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    rate = 20 * (1 + 0.9 * np.cos(rows / 1.5) * np.cos(cols / 1.5))
+    verdict = audit_rate(rng.poisson(rate), np.full(SHAPE, 20.0))
+    assert not verdict.ok
+    assert verdict.deviance > 2
+    assert verdict.whiteness > 0.3
+    assert "fit badly" in verdict.reason
+    assert "correlate" in verdict.reason
+
+
+def test_a_frame_of_smooth_scattering_passes():
+    rng = np.random.default_rng(21)
+    for level in (0.05, 1.0, 20.0, 300.0):
+        verdict = audit_frame(rng.poisson(smooth_scene(level)), 0.5, Smoother(), rng=rng)
+        assert verdict.ok, (level, verdict.reason)
+        # The smoother leaves 1 % of the noise; few counts scatter more.
+        assert verdict.deviance == pytest.approx(1, abs=0.1)
+        assert abs(verdict.whiteness) < 0.05
+        assert np.isfinite(verdict.map).all()
+
+
+def test_a_hot_pixel_is_found_and_a_sharp_spot_is_not(rng):
+    counts = rng.poisson(smooth_scene(0.5))
+    counts[40, 50] = 4000
+    counts[0, 159] = 300
+    spot = rng.poisson(gaussian_peak(SHAPE, Peak(90.0, 90.4, 3000.0, 0.6, 0.6)))
+    assert hot_pixels(counts + spot).tolist() == [[0, 159], [40, 50]]
+    verdict = audit_frame(counts, 1.0, Smoother())
+    assert not verdict.ok
+    assert "2 hot pixels" in verdict.reason
+    assert "(40, 50)" in verdict.reason
+    masked = np.zeros(SHAPE, bool)
+    masked[40, 50] = masked[0, 159] = True
+    assert audit_frame(counts, 1.0, Smoother(), mask=masked).ok
+
+
+@pytest.mark.parametrize("level", [0.1, 3.0, 100.0])
+def test_a_dead_module_is_found_unless_it_is_masked(rng, level):
+    counts = rng.poisson(smooth_scene(level))
+    counts[:, 60:121] = 0
+    assert len(dead_areas(counts)) > 0
+    verdict = audit_frame(counts, 1.0, Smoother())
+    assert "dead module" in verdict.reason
+    mask = np.zeros(SHAPE, bool)
+    mask[:, 60:121] = True
+    assert audit_frame(counts, 1.0, Smoother(), mask=mask).ok
+
+
+def test_a_peak_on_darkness_is_no_dead_module(rng):
+    counts = rng.poisson(gaussian_peak(SHAPE, Peak(60.0, 70.0, 20_000.0, 6.0, 6.0)))
+    assert len(dead_areas(counts)) == 0
+
+
+def test_the_fano_factor_is_one_for_photons_at_every_level(rng):
+    for level, tolerance in ((0.05, 0.15), (0.5, 0.12), (5.0, 0.12), (200.0, 0.12)):
+        # The median over 80 blocks scatters by 0.035 and is 0.01 low: 3 sigma. Pooling at few
+        # counts is 0.03 low.
+        counts = rng.poisson(smooth_scene(level))
+        assert fano_factor(counts) == pytest.approx(1, abs=tolerance)
+        assert looks_poisson(counts) == ""
+    assert np.isnan(fano_factor(rng.poisson(0.001, SHAPE)))
+
+
+def test_the_fano_factor_tells_gain_and_smoothing(rng):
+    photons = rng.poisson(smooth_scene(50.0))
+    assert fano_factor(photons * 4) == pytest.approx(4, rel=0.06)
+    assert fano_factor(np.rint(gaussian(photons, 1.0))) < 0.3
+
+
+def test_counts_of_an_integrating_detector_are_refused_with_the_reason(rng):
+    rate = smooth_scene(500.0)
+    analog = np.rint(rng.poisson(rate) * 3.7 + rng.normal(100, 5, SHAPE)).astype(np.uint16)
+    assert "scatter unlike photons" in audit_frame(analog, 1.0, Smoother()).reason
+    corrected = rng.poisson(rate) / 0.93
+    assert "no integers" in audit_frame(corrected, 1.0, Smoother()).reason
+    dark = rng.normal(0, 3, SHAPE)
+    assert "negative" in audit_frame(dark, 1.0, Smoother()).reason
+    assert "multiples of 7" in audit_frame(rng.poisson(3.0, SHAPE) * 7, 1.0, Smoother()).reason
+    verdict = audit_frame(corrected, 1.0, Smoother())
+    assert not verdict.ok
+    assert np.isnan(verdict.deviance)
+
+
+def test_a_wrong_exposure_shows_only_against_an_expected_rate(rng):
+    counts = rng.poisson(smooth_scene(2.0))
+    assert audit_frame(counts, 1.0, Smoother(), rate_range=(1.5, 2.7)).ok
+    assert audit_frame(counts, 0.1, Smoother()).ok
+    verdict = audit_frame(counts, 0.1, Smoother(), rate_range=(1.5, 2.7))
+    assert "wrong exposure time" in verdict.reason
+
+
+def test_counts_outside_of_the_trained_range_are_flagged(rng):
+    counts = rng.poisson(smooth_scene(2.0))
+    assert audit_frame(counts, 1.0, Smoother(), trained_range=(1e-3, 1e6)).ok
+    for limits in ((1e-3, 5.0), (10.0, 1e6)):
+        verdict = audit_frame(counts, 1.0, Smoother(), trained_range=limits)
+        assert "outside of the range of training" in verdict.reason
+
+
+def test_dead_and_weak_pixels_are_listed_and_do_not_fail_the_frame(rng):
+    counts = rng.poisson(smooth_scene(200.0))
+    counts[30, 40] = 0
+    counts[31, 100] //= 3
+    verdict = audit_frame(counts, 1.0, Smoother())
+    assert verdict.ok, verdict.reason
+    assert verdict.bad_pixels.tolist() == [[30, 40], [31, 100]]
+
+
+def test_an_empty_frame_has_nothing_wrong_about_it():
+    verdict = audit_frame(np.zeros(SHAPE, np.uint32), 1.0, Smoother())
+    assert verdict.ok
+    assert verdict.reason == ""
+    assert np.isnan(verdict.deviance)
+    assert audit_frame(np.ones(SHAPE, int), 1.0, Smoother(), mask=np.ones(SHAPE, bool)).ok
+
+
+def test_frames_of_every_size_are_audited(rng):
+    for shape in ((1, 1), (2, 40), (16, 16), (33, 65)):
+        verdict = audit_rate(rng.poisson(2.0, shape), np.full(shape, 2.0), seen=np.ones(shape))
+        assert verdict.map.shape == tuple(-(-n // 32) for n in shape)
+        audit_frame(rng.poisson(2.0, shape), 1.0, Smoother())
+
+
+def test_what_does_not_fit_is_refused():
+    flat = np.ones(SHAPE)
+    with pytest.raises(FrameShapeError, match="expected all"):
+        audit_rate(flat, flat[1:])
+    with pytest.raises(MaskError, match="mask has shape"):
+        audit_rate(flat, flat, np.zeros((2, 2)))
+    with pytest.raises(FrameShapeError, match=r"expected \(H, W\)"):
+        audit_frame(flat[0], 1.0, Smoother())
+    with pytest.raises(FrameValueError, match="exposure is -1"):
+        audit_frame(flat, -1, Smoother())
+
+
+def test_the_shipped_weights_pass_on_diffraction_scenes_and_a_corrupted_peak_does_not():
+    rng = np.random.default_rng(22)
+    denoiser = Denoiser.load()
+    scene = diffraction_scene((96, 160), seed=3, hot_pixels=0)
+    for exposure_s in (0.2, 2.0):
+        seen, held_out = (scene.expose(exposure_s, rng) for _ in range(2))
+        expected = denoiser.denoise(seen, exposure_s, scene.mask).rate * exposure_s
+        assert audit_rate(held_out, expected, scene.mask, seen=seen).ok
+    strong = gaussian_peak((96, 160), Peak(75.0, 30.0, 120.0, 2.0, 2.0))
+    assert not audit_rate(held_out, expected + strong, scene.mask, seen=seen).ok
+    frame = audit_frame(scene.expose(2.0, rng), 2.0, denoiser, mask=scene.mask)
+    assert frame.ok, frame.reason

@@ -1,0 +1,122 @@
+import json
+
+import bluesky.plans as bp
+import numpy as np
+import pytest
+from live_path import SHAPE, Camera, poisson, settings
+
+from bluesky_denoise.backup import BackupFile, backup_files, read_backup
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
+
+
+@pytest.fixture(params=[True, False], ids=["frames in files", "frames in events"])
+def documents(RE, tmp_path, request):
+    """Return the documents of a derived run."""
+    options = {"frames_directory": tmp_path / "denoised"} if request.param else {}
+    router, derived = DenoiseRouter(settings(**options), UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    RE.subscribe(router)
+    RE(bp.count([Camera(name="det", func=poisson())], 3))
+    return derived.documents
+
+
+def as_json_would_be(value):
+    """Return a document with lists for tuples, as they come back from JSON."""
+    if isinstance(value, dict):
+        return {k: as_json_would_be(v) for k, v in value.items()}
+    return [as_json_would_be(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def test_documents_come_back_as_they_were(tmp_path, documents):
+    file = BackupFile(tmp_path / "backup", "run")
+    for first in range(0, len(documents), 2):
+        file.append(documents[first : first + 2])
+    read = list(read_backup(file.path))
+    assert [name for name, _ in read] == [name for name, _ in documents]
+    for (_, one), (_, other) in zip(read, documents, strict=True):
+        np.testing.assert_equal(one, as_json_would_be(other))
+    validate_documents(read)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.uint16).reshape(2, 3),
+        np.array([[np.nan, 1.5], [np.inf, -0.0]], np.float32),
+        np.arange(24).reshape(4, 6)[::2, ::3],
+        np.zeros((0, 4)),
+        np.array([True, False]),
+        np.array(2.5, np.float32),
+    ],
+    ids=["integers", "not finite", "not contiguous", "empty", "boolean", "no axis"],
+)
+def test_arrays_keep_their_values_shape_and_dtype(tmp_path, array):
+    file = BackupFile(tmp_path, "run")
+    file.append([("event", {"data": {"det": array}})])
+    ((_, doc),) = read_backup(file.path)
+    read = doc["data"]["det"]
+    assert read.dtype == array.dtype
+    assert read.shape == array.shape
+    np.testing.assert_array_equal(read, array)
+
+
+def test_numbers_of_numpy_become_plain_ones(tmp_path):
+    file = BackupFile(tmp_path, "run")
+    file.append([("event", {"a": np.int64(3), "b": np.float32(0.5), "c": np.bool_(True)})])
+    ((_, doc),) = read_backup(file.path)
+    assert doc == {"a": 3, "b": 0.5, "c": True}
+
+
+def test_values_that_are_not_json_are_kept_as_text(tmp_path):
+    file = BackupFile(tmp_path, "run")
+    file.append([("start", {"where": tmp_path, "which": {1}})])
+    ((_, doc),) = read_backup(file.path)
+    assert doc == {"where": str(tmp_path), "which": "{1}"}
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, documents):
+    file = BackupFile(tmp_path / "backup", "run")
+    file.append(documents)
+    whole = file.path.read_bytes()
+    for cut in (1, 2, 40):
+        file.path.write_bytes(whole[:-cut])
+        names = [name for name, _ in read_backup(file.path)]
+        assert names == [name for name, _ in documents[:-1]]
+
+
+def test_an_empty_file_holds_no_documents(tmp_path):
+    (tmp_path / "run.jsonl").write_bytes(b"")
+    assert list(read_backup(tmp_path / "run.jsonl")) == []
+
+
+def test_what_is_secret_is_taken_out_of_each_line(tmp_path):
+    file = BackupFile(tmp_path, "run", lambda line: line.replace("secret", "***"))
+    file.append([("start", {"uid": "a", "note": "the key is secret"})])
+    assert b"secret" not in file.path.read_bytes()
+    ((_, doc),) = read_backup(file.path)
+    assert doc["note"] == "the key is ***"
+
+
+def test_each_line_is_json_that_other_programs_can_read(tmp_path):
+    file = BackupFile(tmp_path, "run")
+    file.append([("event", {"data": {"det": np.ones(SHAPE)}})])
+    item = json.loads(file.path.read_text())
+    assert item["name"] == "event"
+    assert item["doc"]["data"]["det"]["shape"] == [*SHAPE]
+
+
+def test_files_are_listed_oldest_first_and_removed_when_done(tmp_path):
+    import os
+
+    files = [BackupFile(tmp_path, f"run{i}") for i in range(3)]
+    for age, file in zip((1, 3, 2), files, strict=True):
+        file.append([("start", {"uid": "a"})])
+        os.utime(file.path, (1e9 - age, 1e9 - age))
+    (tmp_path / "notes.txt").write_text("mine")
+    assert [p.stem for p in backup_files(tmp_path)] == ["run1", "run2", "run0"]
+    for file in files:
+        file.done()
+        file.done()
+    assert backup_files(tmp_path) == []
+    assert backup_files(tmp_path / "nowhere") == []

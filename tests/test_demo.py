@@ -1,0 +1,101 @@
+"""The main job from end to end, and the examples, as a user starts them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from live_path import UNIT
+from tiled.structures.core import Spec
+from typer.testing import CliRunner
+
+from bluesky_denoise.backup import BackupFile
+from bluesky_denoise.cli import app
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("0[123]*.py"))  # test_plans_docs has the others
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_words_and_in_a_picture(tmp_path):
+    command = [sys.executable, "-m", "bluesky_denoise.cli", "demo"]
+    done = subprocess.run(
+        [*command, "--directory", "data", "--picture", "demo.png"],
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "120"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    scores = dict(re.findall(r"(raw|Gaussian|denoised)[ 1s]* │ +([\d.]+)", done.stdout))
+    contrast = float(re.search(r"denoised 1 s[ │]+[\d.]+ │ +([\d.]+)", done.stdout)[1])
+    raw, gaussian, denoised = (float(scores[name]) for name in ("raw", "Gaussian", "denoised"))
+    assert denoised <= raw / 10
+    assert denoised < gaussian
+    assert abs(contrast - 1) <= 0.10
+    assert "scanned" in done.stdout
+    assert "31/31" in done.stdout
+    assert re.search(r'cat\["\w{8}"\]\["denoised"\]\["pilatus_image"\]\.read\(\)', done.stdout)
+    assert re.search(r"http://127\.0\.0\.1:\d+/ui/browse/[\w-]+/denoised/pilatus", done.stdout)
+    picture = (tmp_path / "demo.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(picture) > 50_000
+
+    served = subprocess.run(
+        [*command[:-1], "serve", "data", "--port", "0"],
+        cwd=tmp_path,
+        input="\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "1 runs at http://" in served.stdout
+    assert "/denoised/pilatus_image?api_key=" in served.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run(example, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_serve_refuses_what_is_no_server_directory(tmp_path):
+    result = CliRunner().invoke(app, ["serve", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "holds no catalog; expected a directory that embedded_tiled has made" in result.stderr
+
+
+def test_replay_backup_says_what_it_wrote(tiled, tmp_path, monkeypatch):
+    address, _, key = tiled.uri.partition("?api_key=")
+    monkeypatch.setenv("TILED_API_KEY", key)
+    raw = tiled.client.create_container(
+        "0" * 32,
+        metadata={"start": {"uid": "0" * 32}},
+        specs=[Spec("BlueskyRun", version="3.0")],
+    )
+    start = {
+        "uid": "1" * 32,
+        "time": 0.0,
+        "original_run_uid": raw.item["id"],
+        "denoise": {"model": "unit"},
+    }
+    stop = {"uid": "2" * 32, "run_start": start["uid"], "exit_status": "success", "time": 1.0}
+    BackupFile(tmp_path / "backup", start["uid"]).append([("start", start), ("stop", stop)])
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"tiled_uri: {address}\nbackup_directory: backup\nmodel: {UNIT!r}\n")
+    result = CliRunner().invoke(app, ["replay-backup", str(settings)])
+    assert result.exit_code == 0, result.output
+    assert f"{raw.item['id']}: in Tiled\n1 runs were written." in result.output
+    assert not list((tmp_path / "backup").glob("*.jsonl"))

@@ -1,0 +1,140 @@
+import pytest
+
+from bluesky_denoise.errors import ExposureNotFound
+from bluesky_denoise.exposure import Exposure, find_exposure
+
+
+def number(units=None):
+    return {"dtype": "number", "shape": [], "source": "sim"} | ({"units": units} if units else {})
+
+
+def image(**more):
+    return {"dtype": "array", "shape": [16, 20], "source": "sim", **more}
+
+
+def descriptor(event=(), configuration=None, owner="det", key="det_image"):
+    """Return the parts of a descriptor in which an exposure may be."""
+    data_keys = {key: image(), **dict(event)}
+    return {
+        "name": "primary",
+        "data_keys": data_keys,
+        "object_keys": {owner: [k for k in data_keys if k.startswith(owner)]},
+        "configuration": {
+            device: {
+                "data": {k: v for k, (v, _) in values.items()},
+                "data_keys": {k: number(units) for k, (_, units) in values.items()},
+            }
+            for device, values in (configuration or {}).items()
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "det_cam_acquire_time",
+        "det-driver-acquire_time",
+        "det_exposure_time",
+        "det_exposure_s",
+        "det_exposure",
+        "det_count_time",
+    ],
+)
+def test_the_exposure_is_found_in_the_configuration_under_the_usual_names(key):
+    found = find_exposure(descriptor(configuration={"det": {key: (0.25, None)}}), "det_image")
+    assert found == Exposure(key, 0.25)
+    assert found.of_event({}) == 0.25
+
+
+def test_the_period_between_frames_is_no_exposure():
+    with pytest.raises(ExposureNotFound):
+        find_exposure(
+            descriptor(configuration={"det": {"det_cam_acquire_period": (1.0, "s")}}), "det_image"
+        )
+
+
+@pytest.mark.parametrize(("units", "seconds"), [("s", 20.0), ("ms", 0.02), ("us", 2e-5)])
+def test_units_are_turned_into_seconds(units, seconds):
+    values = {"det": {"det_cam_acquire_time": (20.0, units)}}
+    assert find_exposure(descriptor(configuration=values), "det_image").value_s == pytest.approx(
+        seconds
+    )
+    in_event = find_exposure(descriptor({"det_exposure": number(units)}), "det_image")
+    assert in_event.of_event({"det_exposure": 20.0}) == pytest.approx(seconds)
+
+
+def test_an_event_tells_before_the_configuration_and_that_before_the_settings():
+    configuration = {"det": {"det_cam_acquire_time": (0.5, "s")}}
+    both = descriptor({"det_exposure_time": number()}, configuration)
+    assert find_exposure(both, "det_image", default_s=9.0).key == "det_exposure_time"
+    configured = descriptor(configuration=configuration)
+    assert find_exposure(configured, "det_image", default_s=9.0).value_s == 0.5
+    assert find_exposure(descriptor(), "det_image", default_s=9.0) == Exposure("settings", 9.0)
+
+
+def test_keys_that_the_settings_name_are_looked_at_first():
+    found = find_exposure(
+        descriptor({"timer": number()}, {"det": {"det_cam_acquire_time": (0.5, "s")}}),
+        "det_image",
+        extra_keys=("timer",),
+    )
+    assert found.key == "timer"
+    assert found.of_event({"timer": 3}) == 3.0
+
+
+def test_a_key_that_the_settings_name_is_found_in_the_configuration_of_another_device():
+    found = find_exposure(
+        descriptor(configuration={"shutter": {"shutter_open_for": (2.0, "s")}}),
+        "det_image",
+        extra_keys=("shutter_open_for",),
+    )
+    assert found.value_s == 2.0
+
+
+def test_the_exposure_of_one_detector_is_not_taken_for_another():
+    two = descriptor(configuration={"other": {"other_cam_acquire_time": (0.5, "s")}})
+    with pytest.raises(ExposureNotFound):
+        find_exposure(two, "det_image")
+
+
+def test_a_detector_whose_name_begins_with_that_of_another_is_not_taken_for_it():
+    ten = descriptor({"det10_exposure": number()}, owner="det1", key="det1_image")
+    with pytest.raises(ExposureNotFound):
+        find_exposure(ten, "det1_image")
+
+
+def test_the_owner_is_found_without_object_keys():
+    doc = descriptor(configuration={"det": {"det_cam_acquire_time": (0.5, "s")}})
+    del doc["object_keys"]
+    doc["data_keys"]["det_image"]["object_name"] = "det"
+    assert find_exposure(doc, "det_image").value_s == 0.5
+
+
+@pytest.mark.parametrize("value", [0, -1.0, None, "long", float("nan")])
+def test_a_configured_value_that_is_no_time_is_passed_over(value):
+    doc = descriptor(configuration={"det": {"det_cam_acquire_time": (value, "s")}})
+    assert find_exposure(doc, "det_image", default_s=1.0).key == "settings"
+
+
+@pytest.mark.parametrize("value", [0, -1.0, None, "long", float("nan")])
+def test_an_event_whose_exposure_is_no_time_says_so(value):
+    found = find_exposure(descriptor({"det_exposure": number()}), "det_image")
+    with pytest.raises(ExposureNotFound, match=r"'det_exposure' is .*expected a number > 0"):
+        found.of_event({"det_exposure": value})
+
+
+def test_an_event_without_its_exposure_says_so():
+    with pytest.raises(ExposureNotFound, match=r"'det_exposure' is None"):
+        Exposure("det_exposure", None).of_event({})
+
+
+def test_where_there_is_none_the_keys_looked_at_and_those_present_are_named():
+    doc = descriptor({"det_total": number()}, {"det": {"det_gain": (3, None)}})
+    with pytest.raises(ExposureNotFound) as caught:
+        find_exposure(doc, "det_image", extra_keys=("timer",))
+    message = str(caught.value)
+    assert "No exposure time for 'det_image' in stream 'primary'" in message
+    assert "looked for timer, det*acquire_time, det*exposure_time" in message
+    assert "(det_gain, det_total)" in message
+    assert "Set `exposure_s`, or name the key in `exposure_keys`." in message
+    assert isinstance(caught.value, LookupError)

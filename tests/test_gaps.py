@@ -1,0 +1,57 @@
+import bluesky.plans as bp
+import numpy as np
+import pytest
+from bluesky_tiled_plugins import TiledWriter
+from live_path import Camera, poisson, rates, settings, values
+from ophyd.sim import motor
+
+from bluesky_denoise import DenoiseRouter, GapFiller
+from bluesky_denoise.testing import DocumentCollector, validate_documents
+
+
+@pytest.fixture
+def saved(RE, raw, tiled):
+    """Scan ten points into Tiled; return the documents."""
+    camera = Camera(name="det", func=poisson(), exposure_s=0.5)
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    RE(bp.scan([camera], motor, -1, 1, 10))
+    return raw.documents
+
+
+def filled(documents, client, lost):
+    """Send what is not lost through a gap filler."""
+    derived = DocumentCollector()
+    router = DenoiseRouter(settings())
+    router.subscribe(derived)
+    filler = GapFiller(router, client, patience_s=0.2)
+    for name, doc in documents:
+        if not lost(name, doc):
+            filler(name, doc)
+    validate_documents(derived.documents)
+    return derived
+
+
+def expected(documents):
+    return np.stack([doc["data"]["det_image"] / 0.5 for name, doc in documents if name == "event"])
+
+
+@pytest.mark.parametrize("gone", [{3, 4, 5}, {1}, {9, 10}, set(range(1, 11))])
+def test_lost_events_come_from_tiled(saved, tiled, gone):
+    derived = filled(saved, tiled.client, lambda name, doc: doc.get("seq_num") in gone)
+    np.testing.assert_allclose(rates(derived, "det_image"), expected(saved))
+    assert values(derived, "denoise_ok") == [True] * 10
+    np.testing.assert_allclose(values(derived, "motor"), np.linspace(-1, 1, 10))
+
+
+@pytest.mark.parametrize("gone", ["start", "descriptor"])
+def test_a_run_whose_beginning_was_lost_is_denoised_from_tiled(saved, tiled, gone):
+    derived = filled(saved, tiled.client, lambda name, doc: name == gone)
+    np.testing.assert_allclose(rates(derived, "det_image"), expected(saved))
+
+
+def test_what_is_not_in_tiled_either_is_recorded_as_lost(saved):
+    derived = filled(saved, None, lambda name, doc: doc.get("seq_num") in {3, 4})
+    assert values(derived, "denoise_ok") == [n not in (3, 4) for n in range(1, 11)]
+    reasons = values(derived, "denoise_reason")
+    assert reasons[2] == reasons[3] == "lost on the message bus, and not in Tiled"
+    assert np.isnan(rates(derived, "det_image")[2:4]).all()

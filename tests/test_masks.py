@@ -1,0 +1,84 @@
+import h5py
+import numpy as np
+import pytest
+import tifffile
+
+from bluesky_denoise.errors import MaskError, SettingsError
+from bluesky_denoise.masks import load_mask
+from bluesky_denoise.settings import DenoiseSettings
+
+
+@pytest.fixture
+def mask():
+    return np.random.default_rng(2).random((16, 20)) < 0.1
+
+
+def test_a_mask_is_true_where_the_array_is_not_zero():
+    loaded = load_mask(np.array([[0, 1], [2, 0]]))
+    assert loaded.dtype == bool
+    np.testing.assert_array_equal(loaded, [[False, True], [True, False]])
+
+
+def test_a_mask_cannot_be_written_to(mask):
+    with pytest.raises(ValueError, match="read-only"):
+        load_mask(mask)[0, 0] = True
+
+
+def test_the_array_of_the_user_stays_writable(mask):
+    load_mask(mask)
+    mask[0, 0] = True
+
+
+@pytest.mark.parametrize("name", ["bad.npy", "bad.h5", "bad.tif", "bad.tiff"])
+def test_each_kind_of_file_gives_the_same_mask(tmp_path, mask, name):
+    path = tmp_path / name
+    if path.suffix == ".npy":
+        np.save(path, mask)
+    elif path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["mask"] = mask
+    else:
+        tifffile.imwrite(path, mask.astype(np.uint8))
+    np.testing.assert_array_equal(load_mask(path), mask)
+
+
+def test_another_dataset_of_an_hdf5_file_is_named_after_two_colons(tmp_path, mask):
+    with h5py.File(tmp_path / "bad.h5", "w") as file:
+        file["entry/pixel_mask"] = mask
+    np.testing.assert_array_equal(load_mask(f"{tmp_path / 'bad.h5'}::/entry/pixel_mask"), mask)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bad.npy", None, r"bad\.npy cannot be read: .*No such file"),
+        ("bad.npy", b"no mask", r"bad\.npy cannot be read"),
+        ("bad.npy", b"", r"bad\.npy cannot be read"),
+        ("bad.h5", b"no mask", r"bad\.h5 cannot be read"),
+        ("bad.tif", b"no mask", r"bad\.tif cannot be read"),
+        ("bad.png", b"no mask", r"bad\.png is of an unknown kind; expected \.npy, \.h5 or \.tif"),
+    ],
+)
+def test_a_file_that_is_no_mask_is_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(MaskError, match=message):
+        load_mask(tmp_path / name)
+
+
+def test_a_dataset_that_is_not_there_is_named(tmp_path):
+    with h5py.File(tmp_path / "bad.h5", "w") as file:
+        file["other"] = np.zeros((16, 20))
+    with pytest.raises(MaskError, match=r"bad\.h5 cannot be read: .*mask"):
+        load_mask(tmp_path / "bad.h5")
+
+
+@pytest.mark.parametrize("values", [np.zeros(16), np.zeros((2, 16, 16)), np.full((2, 2), "a")])
+def test_a_mask_must_have_two_axes_and_numbers(values):
+    with pytest.raises(MaskError, match=r"The mask array has shape .*expected \(H, W\) numbers"):
+        load_mask(values)
+
+
+def test_a_bad_mask_is_found_when_the_settings_are_made(tmp_path):
+    with pytest.raises(SettingsError, match=r"'mask': Mask .*nowhere\.npy cannot be read"):
+        DenoiseSettings(mask=tmp_path / "nowhere.npy")

@@ -1,0 +1,221 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from bluesky_denoise.errors import CheckpointError, ModelNotFound
+from bluesky_denoise.models import MODELS, build_model
+from bluesky_denoise.models import photon_exchange as pe
+from bluesky_denoise.models.checkpoint import (
+    WEIGHTS,
+    load_checkpoint,
+    resolve_checkpoint,
+    save_checkpoint,
+)
+
+
+@pytest.fixture
+def network():
+    """Random weights, ten times larger than usual, so that shares are uneven."""
+    torch.manual_seed(1)
+    model = build_model("photon_exchange").eval()
+    with torch.no_grad():
+        for layer in [*model.outs, model.out_full]:
+            layer.weight *= 10
+    return model
+
+
+def frames(seed: int = 0, side: int = 96):
+    generator = torch.Generator().manual_seed(seed)
+    level = 10 ** (4 * torch.rand(2, 1, side, side, generator=generator) - 2)
+    counts = torch.poisson(level, generator=generator)
+    valid = (torch.rand(2, 1, side, side, generator=generator) > 0.05).float()
+    valid[:, :, 40:52] = 0
+    counts[0, 0, 20, 20] = 1e6
+    valid[0, 0, 20, 20] = 1
+    return counts * valid, valid
+
+
+@pytest.mark.parametrize("level", range(pe.LEVELS))
+def test_every_kernel_is_a_symmetric_matrix_with_rows_of_at_most_one(network, level):
+    side = 16
+    basis = torch.eye(side * side, dtype=torch.float64).reshape(side * side, 1, side, side)
+    for spread in network.banks[level]:
+        matrix = spread(basis).reshape(side * side, side * side)
+        # Rounding of float64.
+        torch.testing.assert_close(matrix, matrix.T, atol=1e-12, rtol=0)
+        assert matrix.min() >= 0
+        assert matrix.sum(1).max() <= 1 + 1e-12
+
+
+def test_up_is_four_times_the_transpose_of_down():
+    basis = torch.eye(256, dtype=torch.float64).reshape(256, 1, 16, 16)
+    down = pe._down(basis).reshape(256, 64)  # pixel -> coarse pixel
+    coarse = torch.eye(64, dtype=torch.float64).reshape(64, 1, 8, 8)
+    up = pe._up(coarse).reshape(64, 256)
+    torch.testing.assert_close(up.T, 4 * down, atol=1e-12, rtol=0)
+
+
+def test_random_weights_conserve_counts_with_masks_and_a_hot_pixel(network):
+    counts, valid = frames()
+    with torch.inference_mode():
+        out = network(counts, valid)
+    total, expected = out.double().sum((1, 2, 3)), counts.double().sum((1, 2, 3))
+    # float32 sums over 9216 pixels.
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
+    assert out.min() >= 0
+    assert (out[valid == 0] == 0).all()
+
+
+def test_random_weights_keep_a_flat_frame_flat_up_to_masks_and_borders(network):
+    _, valid = frames()
+    with torch.inference_mode():
+        out = network(7 * valid, valid)
+    # Rounding only: rows and columns of the matrix sum to one.
+    torch.testing.assert_close(out, 7 * valid, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hot_pixel_stays_where_it_is(network):
+    counts, valid = frames()
+    hot = counts.clone()
+    hot[0, 0, 20, 20] = 1e6
+    with torch.inference_mode():
+        out = network(hot, valid)
+    near = out[0, 0, 17:24, 17:24].clone()
+    assert near[3, 3] == pytest.approx(1e6, rel=1e-6)
+    near[3, 3] = 0
+    # The brightest level of the scene is 100 counts.
+    assert near.max() < 150
+
+
+def test_a_sharp_spot_stays_as_counted_and_a_line_does_not(network):
+    counts = torch.poisson(torch.full((1, 1, 64, 64), 2.0), generator=torch.manual_seed(0))
+    counts[0, 0, 20, 20:22] = torch.tensor([60.0, 40.0])
+    counts[0, 0, :, 50] = 60
+    with torch.inference_mode():
+        out = network(counts, torch.ones_like(counts))
+    # More than ten standard deviations above all pixels 3 away.
+    torch.testing.assert_close(out[0, 0, 20, 20:22], counts[0, 0, 20, 20:22], rtol=1e-3, atol=0)
+    assert (out[0, 0, :, 50] - 60).abs().max() > 1
+
+
+def test_masked_pixels_do_not_change_the_others(network):
+    counts, valid = frames()
+    with torch.inference_mode():
+        out = network(counts, valid)
+        again = network(torch.where(valid == 0, 0.0, counts), valid)
+    assert torch.equal(out, again)
+
+
+def test_an_empty_frame_gives_zeros_without_warning(network):
+    with torch.inference_mode():
+        out = network(torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32))
+    assert (out == 0).all()
+
+
+@pytest.mark.parametrize("level", [1e-3, 1.0, 1e4])
+def test_gradients_are_finite_at_every_count_level(level):
+    torch.manual_seed(0)
+    model = build_model("photon_exchange")
+    counts = torch.poisson(torch.full((1, 1, 64, 64), level))
+    valid = torch.ones_like(counts)
+    valid[:, :, :, 30:40] = 0
+    model(counts * valid, valid).square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_published_networks_have_the_published_sizes():
+    sizes = {name: sum(p.numel() for p in build_model(name).parameters()) for name in MODELS}
+    assert sizes["vdsr"] == pytest.approx(0.70e6, rel=0.02)
+    assert sizes["irunet"] == pytest.approx(1.95e6, rel=0.02)
+    assert sizes["photon_exchange"] < 225_000
+
+
+def test_vdsr_sees_43_pixels():
+    torch.manual_seed(0)
+    model = build_model("vdsr")
+    counts = torch.ones(1, 1, 65, 65, requires_grad=True)
+    model.body(counts)[0, 0, 32, 32].backward()
+    seen = counts.grad[0, 0].abs().sum(0).nonzero().flatten()
+    assert (int(seen.min()), int(seen.max())) == (32 - 21, 32 + 21)
+
+
+@pytest.mark.parametrize("name", ["vdsr", "irunet"])
+def test_published_networks_give_counts(name):
+    torch.manual_seed(0)
+    counts = torch.poisson(torch.full((1, 1, 32, 32), 5.0))
+    with torch.inference_mode():
+        out = build_model(name)(counts, torch.ones_like(counts))
+    assert out.shape == counts.shape
+    assert out.min() >= 0
+
+
+def test_a_saved_network_loads_as_it_was(tmp_path, network):
+    path = tmp_path / "mine.safetensors"
+    card = save_checkpoint(network, path, {"model": "photon_exchange", "note": "random"})
+    loaded, found = load_checkpoint(path)
+    assert found == card
+    assert found["note"] == "random"
+    counts, valid = frames(side=32 + 64)
+    with torch.inference_mode():
+        assert torch.equal(loaded(counts, valid), network(counts, valid))
+
+
+def test_unknown_weights_name_those_that_exist():
+    with pytest.raises(ModelNotFound, match=r"no weights 'nothing'; shipped are .*default"):
+        resolve_checkpoint("nothing")
+
+
+def test_a_path_that_leads_nowhere_is_named(tmp_path):
+    with pytest.raises(ModelNotFound, match=r"no weights at .*gone\.safetensors"):
+        resolve_checkpoint(tmp_path / "gone.safetensors")
+
+
+def test_a_name_cannot_leave_the_folder_of_weights():
+    with pytest.raises(ModelNotFound, match=r"no weights '\.\./weights/default'"):
+        resolve_checkpoint("../weights/default")
+
+
+def test_an_unknown_network_names_those_that_exist():
+    with pytest.raises(ModelNotFound, match="no network 'resnet'; there are irunet"):
+        build_model("resnet")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(WEIGHTS / f"default{suffix}", tmp_path)
+    return tmp_path / "default.safetensors"
+
+
+def test_a_damaged_file_is_refused(copy):
+    data = bytearray(copy.read_bytes())
+    data[-100] ^= 1
+    copy.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"sha256 .* their card says .* damaged"):
+        load_checkpoint(copy)
+
+
+def test_weights_without_a_card_are_refused(copy):
+    copy.with_suffix(".json").unlink()
+    with pytest.raises(CheckpointError, match=r"have no card; expected default\.json"):
+        load_checkpoint(copy)
+
+
+def test_a_card_that_is_no_json_is_refused(copy):
+    copy.with_suffix(".json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(copy)
+
+
+def test_weights_of_another_network_are_refused(copy):
+    card = json.loads(copy.with_suffix(".json").read_text())
+    copy.with_suffix(".json").write_text(json.dumps(card | {"model": "vdsr"}))
+    with pytest.raises(CheckpointError, match="do not fit network 'vdsr'"):
+        load_checkpoint(copy)
+
+
+def test_the_shipped_card_says_what_the_weights_are():
+    _, card = load_checkpoint("default")
+    assert {"model", "sha256", "package_version", "training", "parameters"} <= set(card)

@@ -1,0 +1,368 @@
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+import bluesky.preprocessors as bpp
+import numpy as np
+import pytest
+from beamline import denoised_here, detector, events_of
+from bluesky.simulators import check_limits, summarize_plan
+from bluesky.utils import FailedStatus, RunEngineInterrupted
+from ophyd.sim import SynAxis
+from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
+
+from bluesky_denoise.denoised_detector import DenoisedDetector
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans import (
+    adaptive_denoised_scan,
+    adaptive_exposure_scan,
+    denoised_count,
+    denoised_per_step,
+    denoised_scan,
+    exposure_signal,
+    find_weak_peak,
+    paired_exposures,
+    short_exposure_decorator,
+    short_exposure_wrapper,
+)
+from bluesky_denoise.roi import ROI
+from bluesky_denoise.testing import UnitDenoiser
+
+STREAMS = ("primary", "reference", "short")
+
+
+@pytest.fixture
+def motor():
+    return SynAxis(name="motor")
+
+
+@pytest.fixture
+def det(motor):
+    return detector(motor, exposure_s=0.5)
+
+
+@pytest.fixture
+def denoised(RE):
+    return denoised_here(RE, UnitDenoiser(), streams=STREAMS, timeout_s=2)
+
+
+def plans(det, motor, denoised):
+    """Return every plan, made small, by name."""
+    return {
+        "short_exposure": short_exposure_wrapper(bp.scan([det], motor, -1, 1, 3), [det], 20),
+        "denoised_count": denoised_count([det], 3, denoised=denoised),
+        "denoised_scan": denoised_scan([det], motor, -1, 1, 3, denoised=denoised),
+        "reference_every": denoised_scan(
+            [det], motor, -1, 1, 3, denoised=denoised, reference_every=2, reference_s=2.0
+        ),
+        "adaptive_exposure_scan": adaptive_exposure_scan(
+            *([det], denoised, "satellite", motor, -1, 1, 3),
+            relative_error=0.01,
+            max_frames=3,
+            exposure_s=0.1,
+        ),
+        "adaptive_denoised_scan": adaptive_denoised_scan(
+            *([det], "denoised_satellite_intensity", motor, -1, 1, 0.2, 1.0, 20.0, True),
+            denoised=denoised,
+        ),
+        "find_weak_peak": find_weak_peak(
+            [det], denoised, "satellite", motor, -3, 3, 7, exposure_s=0.1, fine_num=5
+        ),
+        "paired_exposures": paired_exposures(
+            [det], motor, -1, 1, num=3, short_s=0.1, long_s=1.0, denoised=denoised
+        ),
+    }
+
+
+NAMES = sorted(
+    plans(
+        detector(),
+        SynAxis(name="m"),
+        type(
+            "D",
+            (),
+            {
+                "streams": STREAMS,
+                "rois": ("satellite",),
+                "name": "denoised",
+                "describe": lambda self: {"denoised_satellite_intensity": 0},
+            },
+        )(),
+    )
+)
+
+
+# All plans
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_plan_can_be_looked_at_without_running_it(name, det, motor, denoised, capsys):
+    summarize_plan(plans(det, motor, denoised)[name])
+    assert "Open Run" in capsys.readouterr().out
+    check_limits(plans(det, motor, denoised)[name])
+    assert det.cam.acquire_time.get() == 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_plan_runs_closes_its_run_and_puts_the_exposure_back(
+    name, RE, raw, det, motor, denoised
+):
+    RE(plans(det, motor, denoised)[name])
+    raw.validate()
+    assert raw.by_name["stop"][0]["exit_status"] == "success"
+    assert det.cam.acquire_time.get() == 0.5
+
+
+@pytest.mark.parametrize("saves", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_plan_can_be_paused_and_resumed(name, saves, RE, raw, det, motor, denoised):
+    with pytest.raises(RunEngineInterrupted):
+        RE(paused_after(plans(det, motor, denoised)[name], saves))
+    RE.resume()
+    assert raw.by_name["stop"][0]["exit_status"] == "success"
+    assert det.cam.acquire_time.get() == 0.5
+    numbers = [e["data"] for e in raw.by_name["event"] if "denoised_denoise_ok" in e["data"]]
+    assert all(data["denoised_denoise_ok"] for data in numbers)
+
+
+@pytest.mark.parametrize(("end", "saves"), [("abort", 1), ("stop", 2)])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_plan_that_is_aborted_puts_the_exposure_back(
+    name, end, saves, RE, raw, det, motor, denoised
+):
+    with pytest.raises(RunEngineInterrupted):
+        RE(paused_after(plans(det, motor, denoised)[name], saves))
+    getattr(RE, end)()
+    assert RE.state == "idle"
+    assert len(raw.by_name["stop"]) == 1
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def paused_after(plan, saves):
+    """Pause a plan once so many events are saved, as Ctrl-C twice would."""
+    count = 0
+
+    def pause(msg):
+        nonlocal count
+        count += msg.command == "save"
+        if msg.command == "save" and count == saves:
+            return None, bps.pause()
+        return None, None
+
+    return bpp.plan_mutator(plan, pause)
+
+
+# Short exposures
+
+
+def test_a_short_exposure_scan_exposes_shorter_and_says_so(RE, raw, det, motor):
+    RE(short_exposure_wrapper(bp.scan([det], motor, -1, 1, 3), [det], 20))
+    (start,) = raw.by_name["start"]
+    assert start["exposures"] == {"det": {"full_s": 0.5, "short_s": 0.025, "factor": 20}}
+    configuration = raw.by_name["descriptor"][0]["configuration"]["det"]["data"]
+    assert configuration["det_cam_acquire_time"] == 0.025
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_the_decorator_does_the_same(RE, raw, det):
+    @short_exposure_decorator([det], 10)
+    def plan():
+        return (yield from bp.count([det]))
+
+    RE(plan())
+    assert raw.by_name["start"][0]["exposures"]["det"]["short_s"] == 0.05
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_an_exposure_is_put_back_when_the_plan_fails(RE, det):
+    def failing():
+        yield from bps.sleep(0)
+        raise ValueError("no beam")
+
+    with pytest.raises(ValueError, match="no beam"):
+        RE(short_exposure_wrapper(failing(), [det], 20))
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_an_ophyd_async_detector_is_exposed_shorter(RE, raw, det, tmp_path):
+    from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
+
+    with init_devices():
+        pilatus = AsyncReplayDetector(
+            StaticPathProvider(UUIDFilenameProvider(), tmp_path), det.frames, exposure_s=1.0
+        )
+    RE(short_exposure_wrapper(bp.count([pilatus]), [pilatus], 4))
+    assert raw.by_name["start"][0]["exposures"]["pilatus"]["short_s"] == 0.25
+    configuration = raw.by_name["descriptor"][0]["configuration"]["pilatus"]["data"]
+    assert configuration["pilatus-driver-acquire_time"] == 0.25
+
+
+def test_a_detector_of_another_kind_names_its_exposure_itself(det, motor):
+    class Other:
+        name = "other"
+        exposure_signal = det.cam.acquire_time
+
+    assert exposure_signal(Other()) is det.cam.acquire_time
+    with pytest.raises(SettingsError, match=r"'motor' has none of exposure_signal, cam.acqu"):
+        exposure_signal(motor)
+    with pytest.raises(SettingsError, match="factor is 0"):
+        list(short_exposure_wrapper(bp.count([det]), [det], 0))
+
+
+# Scans
+
+
+def test_a_denoised_scan_has_frames_in_primary_and_numbers_beside_them(
+    RE, raw, det, motor, denoised
+):
+    RE(denoised_scan([det], motor, -1, 1, 5, denoised=denoised))
+    primary, signals = events_of(raw, "primary"), events_of(raw, "signals")
+    assert [e["denoised_raw_seq_num"] for e in signals] == [1, 2, 3, 4, 5]
+    assert [e["motor"] for e in signals] == [e["motor"] for e in primary]
+    totals = [float(e["det_image"].sum()) for e in primary]
+    assert [e["denoised_det_image_raw_total"] for e in signals] == totals
+    assert raw.by_name["start"][0]["hints"]["dimensions"] == [(["motor"], "signals")]
+    assert raw.by_name["start"][0]["plan_name"] == "denoised_scan"
+
+
+def test_the_per_step_serves_other_plans(RE, raw, det, motor, denoised):
+    other = SynAxis(name="other")
+    per_step = denoised_per_step(denoised)
+    RE(bp.grid_scan([det], motor, 0, 1, 2, other, 0, 1, 2, per_step=per_step))
+    assert [e["other"] for e in events_of(raw, "signals")] == [0, 1, 0, 1]
+    raw.clear()
+    per_step = denoised_per_step(denoised, one_motor=True)
+    RE(bp.log_scan([det], motor, 0.1, 1, 3, per_step=per_step))
+    assert [e["denoised_raw_seq_num"] for e in events_of(raw, "signals")] == [1, 2, 3]
+
+
+def test_references_are_taken_at_each_nth_point_with_their_own_exposure(
+    RE, raw, det, motor, denoised
+):
+    RE(
+        denoised_scan(
+            [det], motor, 0, 0.4, 5, denoised=denoised, reference_every=2, reference_s=4.0
+        )
+    )
+    reference = events_of(raw, "reference")
+    assert [e["motor"] for e in reference] == pytest.approx([0.0, 0.2, 0.4])
+    assert [e["det_cam_acquire_time"] for e in reference] == [4.0] * 3
+    numbers = events_of(raw, "reference_signals")
+    assert [e["denoised_det_image_exposure_s"] for e in numbers] == [4.0] * 3
+    assert [e["denoised_det_image_exposure_s"] for e in events_of(raw, "signals")] == [0.5] * 5
+    pulls = [e["agreement_satellite_pull"] for e in events_of(raw, "agreement")]
+    assert len(pulls) == 3
+    assert max(map(abs, pulls)) < 4  # standard deviations, of three
+
+
+def test_a_reference_that_disagrees_is_reported(RE, det, motor, denoised, logged):
+    exposures = iter([0.5, 4.0])
+    frames = detector(intensity_cps=1000.0).frames
+
+    class Fading:
+        shape = frames.shape
+
+        def __call__(self, exposure_s):
+            # The beam is ten times weaker in the reference.
+            return frames(exposure_s if next(exposures) == 0.5 else exposure_s / 10)
+
+    det.frames = Fading()
+    RE(denoised_count([det], 1, denoised=denoised, reference_every=1, reference_s=4.0))
+    assert "ROI satellite, point 1: the short exposure differs from the reference" in logged()
+
+
+def test_references_need_a_denoiser_that_denoises_them(RE, det, motor):
+    denoised = denoised_here(RE, UnitDenoiser())
+    plan = denoised_scan(
+        [det], motor, -1, 1, 3, denoised=denoised, reference_every=1, reference_s=1.0
+    )
+    with pytest.raises(SettingsError, match=r"Set `streams` to \['primary', 'reference'\]"):
+        RE(plan)
+    plan = denoised_scan([det], motor, -1, 1, 3, denoised=denoised, reference_every=1)
+    with pytest.raises(SettingsError, match="needs `reference_s`"):
+        RE(plan)
+
+
+def test_pairs_are_of_the_same_points_and_carry_their_exposures(RE, raw, det, motor, denoised):
+    RE(paired_exposures([det], motor, -1, 1, num=3, short_s=0.1, long_s=2.0, denoised=denoised))
+    short, long = events_of(raw, "short"), events_of(raw, "long")
+    assert [e["motor"] for e in short] == [e["motor"] for e in long] == [-1, 0, 1]
+    assert [e["det_cam_acquire_time"] for e in short + long] == [0.1] * 3 + [2.0] * 3
+    for one, other in zip(short, long, strict=True):
+        assert other["det_image"].sum() > 10 * one["det_image"].sum()
+    exposures = [e["denoised_det_image_exposure_s"] for e in events_of(raw, "signals")]
+    assert exposures == [0.1] * 3
+
+
+def test_pairs_can_be_taken_without_moving(RE, raw, det):
+    RE(paired_exposures([det], num=2, short_s=0.1, long_s=1.0))
+    assert len(events_of(raw, "short")) == len(events_of(raw, "long")) == 2
+
+
+def test_an_adaptive_scan_takes_smaller_steps_where_the_intensity_changes(RE, raw, motor, denoised):
+    det = detector(motor, exposure_s=100.0, width=0.3)
+    RE(
+        adaptive_denoised_scan(
+            *([det], "denoised_satellite_intensity", motor, -2, 2, 0.02, 0.5, 10.0, True),
+            denoised=denoised,
+        )
+    )
+    positions = np.array([e["motor"] for e in events_of(raw, "signals")])
+    steps, middles = np.diff(positions), positions[:-1]
+    flank = np.abs(np.abs(middles) - 0.3) < 0.15
+    assert steps[flank].mean() < 0.5 * steps[np.abs(middles) > 1.3].mean()
+
+
+def test_an_adaptive_scan_needs_a_signal_that_exists(RE, det, motor, denoised):
+    plan = adaptive_denoised_scan(
+        [det], "nothing", motor, -1, 1, 0.1, 0.5, 1.0, True, denoised=denoised
+    )
+    with pytest.raises(SettingsError, match="has no 'nothing'; it has denoised_"):
+        RE(plan)
+
+
+def test_a_denoiser_that_does_not_answer_ends_the_plan_and_restores_the_exposure(RE, det):
+    from bluesky_denoise.devices import DenoisedSignals
+
+    class Silent:
+        def subscribe(self, func):
+            return 0
+
+    denoised = DenoisedSignals(Silent(), data_keys=["det_image"], rois=[], timeout_s=0.05)
+    RE.subscribe(denoised.raw)
+    with pytest.raises(FailedStatus):
+        RE(short_exposure_wrapper(denoised_count([det], denoised=denoised), [det], 20))
+    assert det.cam.acquire_time.get() == 0.5
+
+
+# Detector
+
+
+def test_plans_that_cannot_be_changed_see_denoised_numbers_of_the_same_point(RE, raw, motor):
+    det = detector(motor, exposure_s=20.0, centre=0.3)
+    roi = {"satellite": ROI(rows=(15, 32), cols=(16, 34))}
+    smart = DenoisedDetector(det, UnitDenoiser(), rois=roi)
+    RE(bp.tune_centroid([smart], "det_satellite_intensity", motor, -3, 3, 0.2, 9))
+    assert motor.position == pytest.approx(0.3, abs=0.15)  # 0.02 counting noise, 0.2 the step
+    events = events_of(raw, "primary")
+    for event in events:
+        assert event["det_frame_raw_total"] == event["det_image"].sum()
+    raw.validate()
+
+
+def test_a_detector_that_fails_to_denoise_fails_the_plan_with_its_reason(RE, det):
+    class Broken(UnitDenoiser):
+        def denoise(self, *args, **kwargs):
+            raise RuntimeError("CUDA is gone")
+
+    with pytest.raises(FailedStatus) as caught:
+        RE(bp.count([DenoisedDetector(det, Broken())]))
+    assert "CUDA is gone" in str(caught.value.__cause__)
+
+
+def test_the_exposure_of_a_denoised_detector_is_shortened_too(RE, raw, det):
+    RE(
+        short_exposure_wrapper(
+            bp.count([smart := DenoisedDetector(det, UnitDenoiser())]), [smart], 5
+        )
+    )
+    assert events_of(raw, "primary")[0]["det_frame_exposure_s"] == 0.1
+    assert smart.hints["fields"] == ["det_stats1_total", "det_frame_denoised_total"]

@@ -1,0 +1,61 @@
+import re
+import runpy
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+from beamline import denoised_here, detector
+from ophyd.sim import SynAxis
+
+from bluesky_denoise.testing import UnitDenoiser
+
+ROOT = Path(__file__).parents[1]
+OURS = {
+    "plans.md",
+    "how-to-short-exposures.md",
+    "how-to-adaptive-exposure.md",
+    "how-to-weak-peak.md",
+    "how-to-pairs-and-references.md",
+    "how-to-unchanged-plans.md",
+    "how-to-live-view.md",
+}
+
+
+@pytest.mark.parametrize("page", sorted(OURS))
+def test_the_code_on_the_page_runs(page, RE):
+    mpl.use("Agg")
+    motor = SynAxis(name="motor")
+    denoised = denoised_here(RE, UnitDenoiser(), streams=("primary", "reference"))
+    denoise = denoised.router
+    namespace = {
+        "RE": RE,
+        "motor": motor,
+        "det": detector(motor, exposure_s=1.0),
+        "denoised": denoised,
+        "denoise": denoise,
+        "denoiser": UnitDenoiser(),
+    }
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+
+
+def test_links_between_the_pages_lead_somewhere():
+    for page in OURS:
+        for link in re.findall(r"\]\(([\w./-]+\.md)\)", (ROOT / "docs" / page).read_text()):
+            assert (ROOT / "docs" / link).is_file(), f"{page} links to {link}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("example", "shown"),
+    [
+        ("04_adaptive_exposure", r"exposed [\d.]+ s instead of [\d.]+ s"),
+        ("05_find_weak_peak", r"peak at 0\.[2-5]\d, \d+\.\d sigma"),
+        ("06_paired_exposures", r"motor \+1\.0 +1\.00 s +4\d+\.\d counts / s"),
+    ],
+)
+def test_the_examples_say_what_they_should(example, shown, capfd):
+    runpy.run_path(str(ROOT / "examples" / f"{example}.py"), run_name="__main__")
+    assert re.search(shown, capfd.readouterr().out)

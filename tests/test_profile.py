@@ -1,0 +1,140 @@
+"""Somebody sits down at the simulated beamline, and types."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+import yaml
+
+from bluesky_denoise.settings import DenoiseSettings
+
+PROFILES = Path(__file__).parents[1] / "profiles"
+PROMPT = re.compile(r"In \[\d+\]: ")
+
+
+def profile_copy(tmp_path, name):
+    """Copy a profile, so that IPython leaves its logs elsewhere, and make its frames small."""
+    ignored = shutil.ignore_patterns("log", "pid", "security", "db", "history.sqlite*")
+    profile = Path(shutil.copytree(PROFILES / name, tmp_path / name, ignore=ignored))
+    return profile
+
+
+def environment():
+    return {
+        **os.environ,
+        "TERM": "dumb",
+        "MPLBACKEND": "Agg",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+class Prompt:
+    """An IPython session: type a line, get what it prints until the next prompt."""
+
+    def __init__(self, profile, **kwargs):
+        self.child = pexpect.spawn(
+            sys.executable,
+            ["-m", "IPython", "--simple-prompt", "--colors=NoColor", f"--profile-dir={profile}"],
+            env=environment(),
+            encoding="utf-8",
+            timeout=90,
+            dimensions=(50, 250),
+            **kwargs,
+        )
+        self.greeting = self._until_prompt()
+
+    def type(self, line):
+        self.child.sendline(line)
+        return self._until_prompt()
+
+    def _until_prompt(self):
+        self.child.expect(PROMPT)
+        return self.child.before.replace("\r", "")
+
+    def leave(self):
+        self.child.sendline("exit()")
+        self.child.expect(pexpect.EOF)
+        self.child.close()
+        return self.child.exitstatus
+
+
+@pytest.mark.slow
+def test_a_first_session_at_the_simulated_beamline(tmp_path):
+    profile = profile_copy(tmp_path, "profile_simulated")
+    prompt = Prompt(profile, cwd=str(tmp_path))
+    assert "RE(short_scan())" in prompt.greeting
+    assert "Traceback" not in prompt.greeting
+    assert re.search(r"http://127.0.0.1:\d+/ui/browse/\?api_key=", prompt.greeting)
+
+    assert prompt.type(f"viewer = watch(); viewer.save_to = r'{tmp_path / 'live.png'}'")
+    scan = prompt.type("RE(short_scan(num=5))")
+    assert "Traceback" not in scan
+    (header,) = [line for line in scan.splitlines() if "seq_num" in line]
+    assert "denoised_satellite_1_intensity" in header
+    assert len(re.findall(r"^\|\s+\d+ \|", scan, re.M)) == 5
+
+    assert "None" in prompt.type("print(denoise.wait(60))")
+    assert "(5, 195, 487)" in prompt.type("print(cat[-1]['denoised']['det_image'].read().shape)")
+    full = prompt.type("cat[-1].metadata['start']['exposures']['det']")
+    assert "'full_s': 1.0" in full
+    assert "'short_s': 0.05" in full
+    numbers = prompt.type("print(list(cat[-1]['signals'].read()['denoised_raw_seq_num'].values))")
+    assert "[1, 2, 3, 4, 5]" in re.sub(r"np.int64\((\d+)\)", r"\1", numbers)
+    prompt.type("viewer.close()")
+    assert (tmp_path / "live.png").stat().st_size > 10_000
+
+    plan = (
+        "RE(adaptive_exposure_scan([det], denoised, 'satellite_1', motor, -0.2, 0.2, 2, "
+        "relative_error=0.5, max_frames=6, exposure_s=0.5))"
+    )
+    adaptive = prompt.type(plan)
+    assert "satellite_1_point_intensity" in adaptive
+    assert "Traceback" not in adaptive
+    assert prompt.type("print(det.cam.acquire_time.get())").strip().endswith("1.0")
+    assert prompt.leave() == 0
+
+
+@pytest.mark.slow
+def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(tmp_path):
+    profile = profile_copy(tmp_path, "profile_simulated")
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "namespace = {'__name__': '__main__'}\n"
+        f"for file in sorted(Path(r'{profile / 'startup'}').glob('*.py')):\n"
+        "    namespace['__file__'] = str(file)\n"
+        "    exec(compile(file.read_text(), file, 'exec'), namespace)\n"
+        "RE = namespace['RE']\n"
+        "RE(namespace['short_scan'](num=2))\n"
+        "namespace['denoise'].wait(60)\n"
+        "print('events', len(namespace['cat'][-1]['denoised'].read().time))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        env=environment(),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "events 2" in done.stdout
+    assert "Try, in this order" not in done.stdout  # nobody sits there
+
+
+def test_the_area_detector_profile_creates_nothing_until_it_is_edited(tmp_path):
+    profile = profile_copy(tmp_path, "profile_area_detector")
+    edited = yaml.safe_load((profile / "beamline.yaml").read_text())
+    assert edited["detectors"] == {}
+    assert edited["motors"] == {}
+    for file in sorted((profile / "startup").glob("*.py")):
+        compile(file.read_text(), file, "exec")
+    DenoiseSettings(**edited["denoise"])

@@ -1,0 +1,91 @@
+"""Regions of interest in the settings, and their numbers in derived events."""
+
+import bluesky.plans as bp
+import numpy as np
+import pytest
+from ophyd.sim import motor
+
+from bluesky_denoise import ROI, DenoiseRouter, DenoiseSettings
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
+
+ROWS, COLS = (20, 30), (30, 42)
+
+
+def detector(rng: np.random.Generator, frames: int = 4) -> ReplayDetector:
+    rate = np.full((48, 64), 2.0)
+    rate[ROWS[0] + 4, COLS[0] + 5] = 400
+    return ReplayDetector(name="det", frames=ReplayFrames(rng.poisson(rate, (frames, 48, 64)), 1.0))
+
+
+def test_each_event_carries_the_intensity_of_each_region(RE):
+    collector = DocumentCollector()
+    router = DenoiseRouter(
+        DenoiseSettings(rois={"spot": ROI(ROWS, COLS), "empty": ROI((4, 12), (4, 12))}),
+        UnitDenoiser(),
+    )
+    router.subscribe(collector)
+    RE(bp.scan([detector(np.random.default_rng(1))], motor, -1, 1, 4), router)
+    validate_documents(collector.documents)
+    for event in collector.by_name["event"]:
+        data = event["data"]
+        # 398 counts above the background: within four standard errors
+        assert abs(data["spot_intensity"] - 398) < 4 * data["spot_intensity_error"]
+        assert 15 < data["spot_intensity_error"] < 40
+        assert abs(data["empty_intensity"]) < 5 * data["empty_intensity_error"]
+        assert data["spot_significance"] > 10
+    hints = collector.by_name["descriptor"][0]["hints"]
+    assert hints["denoiser"]["fields"] == ["spot_intensity", "empty_intensity"]
+
+
+def test_regions_come_from_yaml_by_data_key(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("rois:\n  det_image:\n    spot: {rows: [20, 30], cols: [30, 42]}\n")
+    settings = DenoiseSettings.from_yaml(path)
+    assert settings.rois_of(["other", "det_image"]) == {
+        "other": {},
+        "det_image": {"spot": ROI(ROWS, COLS)},
+    }
+
+
+def test_a_region_outside_of_the_frame_is_told_before_the_first_frame(RE):
+    collector = DocumentCollector()
+    router = DenoiseRouter(DenoiseSettings(rois={"far": ROI((0, 10), (60, 70))}), UnitDenoiser())
+    router.subscribe(collector)
+    RE(bp.count([detector(np.random.default_rng(2))]), router)
+    stop = collector.by_name["stop"][0]
+    assert stop["exit_status"] == "fail"
+    assert "does not fit frames of shape (48, 64)" in stop["reason"]
+
+
+@pytest.mark.parametrize(
+    ("rois", "message"),
+    [
+        ({"a b": ROI(ROWS, COLS)}, "'a b' is taken or is no name"),
+        ({"spot": {"rows": [5, 5], "cols": [0, 9]}}, r"expected \(first, one after the last\)"),
+        ({"d": {"s": ROI(ROWS, COLS)}, "s": ROI(ROWS, COLS)}, "'s' is taken"),
+    ],
+)
+def test_a_wrong_region_is_refused_when_the_settings_are_made(rois, message):
+    with pytest.raises(SettingsError, match=message):
+        DenoiseSettings(rois=rois)
+
+
+def test_an_audited_frame_that_fails_is_passed_on_marked(RE):
+    rate = np.full((64, 64), 3.0)
+    rate[10, 10] = 5000  # a hot pixel that nobody has masked
+    rng = np.random.default_rng(3)
+    frames = np.stack([rng.poisson(3.0, (64, 64)), rng.poisson(rate)])
+    collector = DocumentCollector()
+    router = DenoiseRouter(DenoiseSettings(audit=True, device="cpu", threads=1))
+    router.subscribe(collector)
+    RE(bp.count([ReplayDetector(name="det", frames=ReplayFrames(frames, 1.0))], 2), router)
+    good, bad = (event["data"] for event in collector.by_name["event"])
+    assert good["denoise_ok"]
+    # 4096 pixels tell the deviance to 1.5 standard deviations of 2 percent, and a smooth fit
+    assert abs(good["det_image_audit_deviance"] - 1) < 0.1
+    assert not bad["denoise_ok"]
+    assert "audit of det_image: 1 hot pixel" in bad["denoise_reason"]
+    assert np.isfinite(bad["det_image"]).all()

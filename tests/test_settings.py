@@ -1,0 +1,203 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from bluesky_denoise.errors import DenoiseError, SettingsError
+from bluesky_denoise.settings import DenoiseSettings
+
+
+def test_the_defaults_denoise_the_primary_stream_and_write_nothing():
+    settings = DenoiseSettings()
+    assert settings.streams == ("primary",)
+    assert settings.data_keys is None
+    assert settings.tiled_uri is None
+    assert settings.frames_directory is None
+    assert settings.tiled_layout == "stream"
+
+
+def test_an_unknown_setting_is_refused_with_the_names_there_are():
+    with pytest.raises(SettingsError, match=r"unknown setting 'exposure'; known are: data_keys"):
+        DenoiseSettings(exposure=1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"exposure_s": 0}, r"'exposure_s.*greater than 0 \(got 0\)"),
+        ({"exposure_s": {"det": -1}}, r"'exposure_s.*det'.*greater than 0 \(got -1\)"),
+        ({"batch_size": 0}, r"'batch_size'.*greater than 0 \(got 0\)"),
+        ({"queue_wait_s": -1}, r"'queue_wait_s'.*greater than or equal to 0 \(got -1\)"),
+        ({"tiled_layout": "both"}, r"'tiled_layout'.*'stream' or 'run' \(got 'both'\)"),
+        ({"tiled_uri": "localhost:8000"}, r"'tiled_uri'.*expected an address such as http://"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_and_what_came(values, message):
+    with pytest.raises(SettingsError, match=message) as caught:
+        DenoiseSettings(**values)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, DenoiseError)
+
+
+def test_all_wrong_keys_are_named_at_once():
+    with pytest.raises(SettingsError, match=r"'batch_size'.*; 'queue_size'"):
+        DenoiseSettings(batch_size=0, queue_size=0)
+
+
+def test_one_name_stands_for_a_list_of_one():
+    settings = DenoiseSettings(data_keys="det", streams="fly", exposure_keys="t")
+    assert (settings.data_keys, settings.streams, settings.exposure_keys) == (
+        ("det",),
+        ("fly",),
+        ("t",),
+    )
+
+
+def test_settings_cannot_be_changed_in_mid_run():
+    with pytest.raises(ValueError, match="frozen"):
+        DenoiseSettings().batch_size = 2
+
+
+def test_an_exposure_is_for_all_keys_or_by_key():
+    assert DenoiseSettings(exposure_s=0.5).exposure_of("any") == 0.5
+    by_key = DenoiseSettings(exposure_s={"det": 0.1})
+    assert by_key.exposure_of("det") == 0.1
+    assert by_key.exposure_of("other") is None
+
+
+# YAML
+
+
+def test_a_file_is_read_with_its_paths_relative_to_it(tmp_path):
+    np.save(tmp_path / "bad.npy", np.eye(16))
+    path = tmp_path / "denoise.yaml"
+    path.write_text("exposure_s: 0.5\nframes_directory: denoised\nmask: {det: bad.npy}\n")
+    settings = DenoiseSettings.from_yaml(path)
+    assert settings.exposure_s == 0.5
+    assert settings.frames_directory == tmp_path / "denoised"
+    assert settings.mask_of("det").sum() == 16
+    assert settings.mask_of("other") is None
+
+
+def test_keywords_take_precedence_over_the_file(tmp_path):
+    path = tmp_path / "denoise.yaml"
+    path.write_text("exposure_s: 0.5\nbatch_size: 4\n")
+    settings = DenoiseSettings.from_yaml(path, exposure_s=2.0)
+    assert (settings.exposure_s, settings.batch_size) == (2.0, 4)
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path):
+    path = tmp_path / "denoise.yaml"
+    path.write_text("# nothing yet\n")
+    assert DenoiseSettings.from_yaml(path) == DenoiseSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("exposure: 1\n", r"denoise\.yaml: unknown setting 'exposure'"),
+        ("batch_size: many\n", r"denoise\.yaml: 'batch_size'.*got 'many'"),
+        ("- a\n- b\n", r"denoise\.yaml holds list; expected `key: value` lines"),
+        ("a: [\n", r"denoise\.yaml cannot be read"),
+    ],
+)
+def test_an_error_in_a_file_names_the_file_and_the_key(tmp_path, text, message):
+    path = tmp_path / "denoise.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        DenoiseSettings.from_yaml(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml cannot be read: .*No such file"):
+        DenoiseSettings.from_yaml(tmp_path / "nowhere.yaml")
+
+
+# Secrets
+
+
+def test_the_key_is_taken_out_of_the_address():
+    settings = DenoiseSettings(tiled_uri="http://localhost:8000/api/v1?api_key=secret&a=1")
+    assert settings.tiled_uri == "http://localhost:8000/api/v1?a=1"
+    assert settings.tiled_api_key.get_secret_value() == "secret"
+    shown = f"{settings!r} {settings} {settings.describe()} {settings.model_dump_json()}"
+    assert "secret" not in shown
+
+
+def test_the_key_of_the_environment_is_used_where_the_address_has_none(monkeypatch):
+    monkeypatch.setenv("TILED_API_KEY", "from-environment")
+    assert (
+        DenoiseSettings(tiled_uri="http://localhost").tiled_api_key.get_secret_value()
+        == "from-environment"
+    )
+    with_key = DenoiseSettings(tiled_uri="http://localhost?api_key=own")
+    assert with_key.tiled_api_key.get_secret_value() == "own"
+    assert DenoiseSettings().tiled_api_key is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"tiled_uri": "ftp://localhost?api_key=secret"},
+        {"tiled_uri": "http://[broken?api_key=secret"},
+        {"tiled_uri": "http://localhost", "tiled_api_key": ["secret"]},
+        {"tiled_uri": "http://localhost?api_key=secret", "unknown": 1, "batch_size": 0},
+    ],
+)
+def test_no_error_shows_the_key(values):
+    with pytest.raises(SettingsError) as caught:
+        DenoiseSettings(**values)
+    assert "secret" not in str(caught.value)
+
+
+def test_settings_travel_to_another_process_whole(tmp_path):
+    settings = DenoiseSettings(
+        tiled_uri="http://localhost?api_key=secret",
+        mask={"det": np.eye(16)},
+        exposure_s={"det": 0.1},
+        frames_directory=tmp_path,
+    )
+    copied = pickle.loads(pickle.dumps(settings))
+    assert copied.tiled_api_key.get_secret_value() == "secret"
+    np.testing.assert_array_equal(copied.mask_of("det"), np.eye(16, dtype=bool))
+    assert copied.frames_directory == tmp_path
+
+
+# Directories
+
+
+def test_a_directory_is_made_where_it_is_missing(tmp_path):
+    settings = DenoiseSettings(frames_directory=tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert settings.backup_path == tmp_path / "a" / "b" / "backup"
+
+
+@pytest.mark.parametrize("key", ["frames_directory", "backup_directory"])
+def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path, key):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=rf"'{key}': .*file/sub cannot be written to: Not a d"):
+        DenoiseSettings(**{key: tmp_path / "file" / "sub"})
+
+
+def test_backups_lie_in_the_data_directory_of_the_user_without_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert DenoiseSettings().backup_path == tmp_path / "bluesky_denoise" / "backup"
+    own = DenoiseSettings(backup_directory=tmp_path / "mine", frames_directory=tmp_path / "f")
+    assert own.backup_path == tmp_path / "mine"
+
+
+# Provenance
+
+
+def test_the_description_holds_what_shapes_the_result_and_no_more():
+    settings = DenoiseSettings(
+        data_keys=["det"], exposure_s=0.1, mask=np.zeros((16, 20)), tiled_uri="http://localhost"
+    )
+    assert settings.describe() == {
+        "data_keys": ["det"],
+        "streams": ["primary"],
+        "exposure_s": 0.1,
+        "exposure_keys": [],
+        "model": "default",
+        "mask": "array of shape (16, 20)",
+    }

@@ -1,0 +1,302 @@
+import re
+import threading
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from live_path import wait_for
+
+from bluesky_denoise.errors import FrameNotReady, FrameShapeError
+from bluesky_denoise.sources import (
+    FileSeriesSource,
+    HDF5Source,
+    as_stack,
+    check_frame_shape,
+    is_frame_key,
+    open_source,
+    read_until,
+)
+
+DATASET = "/entry/data/data"
+TIFF = "multipart/related;type=image/tiff"
+NPY = "multipart/related;type=application/x-npy"
+
+
+@pytest.fixture
+def counts():
+    return np.random.default_rng(3).poisson(5, (6, 16, 20)).astype(np.uint16)
+
+
+def descriptor(shape, dtype="<u2"):
+    key = {"dtype": "array", "dtype_numpy": dtype, "shape": list(shape), "source": "sim"}
+    return {"data_keys": {"det": key | {"external": "STREAM:"}}, "name": "primary"}
+
+
+def resource(path, mimetype="application/x-hdf5", **parameters):
+    if mimetype == "application/x-hdf5":
+        parameters = {"dataset": DATASET, **parameters}
+    return {
+        "uid": "resource",
+        "mimetype": mimetype,
+        "uri": f"file://localhost{path}",
+        "data_key": "det",
+        "parameters": parameters,
+    }
+
+
+def soon():
+    return time.monotonic() + 20
+
+
+class GrowingFile:
+    """A file as a detector writes it: extended by frames while others read it."""
+
+    def __init__(self, path, row_shape, maxlen=None):
+        self.file = h5py.File(path, "w", libver="latest")
+        self.data = self.file.create_dataset(
+            DATASET, (0, *row_shape), np.uint16, maxshape=(maxlen, *row_shape)
+        )
+        self.file.swmr_mode = True
+
+    def append(self, rows):
+        first = len(self.data)
+        self.data.resize(first + len(rows), axis=0)
+        self.data[first:] = rows
+        self.data.flush()
+
+
+@pytest.fixture
+def growing(tmp_path):
+    file = GrowingFile(tmp_path / "det.h5", (16, 20))
+    yield file
+    file.file.close()
+
+
+# HDF5
+
+
+@pytest.mark.parametrize("declared", [(16, 20), (1, 16, 20)])
+def test_a_growing_file_is_read_frame_by_frame(tmp_path, growing, counts, declared):
+    source = open_source(resource(tmp_path / "det.h5"), descriptor(declared))
+    assert isinstance(source, HDF5Source)
+    for i, frame in enumerate(counts):
+        growing.append(frame[None])
+        np.testing.assert_array_equal(read_until(source, i, soon()), frame[None])
+    source.close()
+
+
+def test_a_frame_that_comes_late_is_waited_for(tmp_path, growing, counts):
+    source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
+    growing.append(counts[:1])
+    np.testing.assert_array_equal(read_until(source, 0, soon()), counts[:1])
+    read = []
+    reader = threading.Thread(target=lambda: read.append(read_until(source, 2, soon())))
+    reader.start()
+    growing.append(counts[1:2])
+    assert reader.is_alive()
+    growing.append(counts[2:3])
+    reader.join(20)
+    np.testing.assert_array_equal(read[0], counts[2:3])
+    source.close()
+
+
+def test_a_file_that_is_not_there_yet_is_waited_for(tmp_path, counts):
+    path = tmp_path / "late.h5"
+    source = open_source(resource(path), descriptor((16, 20)))
+    with pytest.raises(FrameNotReady, match=r"frame 0 is not readable: .*late\.h5"):
+        read_until(source, 0, time.monotonic())
+    path.write_bytes(b"")
+    with pytest.raises(FrameNotReady, match="frame 0 is not readable"):
+        read_until(source, 0, time.monotonic())
+    path.unlink()
+    with h5py.File(path, "w", libver="latest") as file:
+        file[DATASET] = counts
+    np.testing.assert_array_equal(read_until(source, 5, soon()), counts[5:])
+    source.close()
+
+
+def test_at_the_deadline_the_error_says_how_many_frames_there_are(tmp_path, growing, counts):
+    growing.append(counts[:2])
+    source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
+    began = time.monotonic()
+    message = "frame 2 is not readable: 2 frames in the file, 3 promised"
+    with pytest.raises(FrameNotReady, match=re.escape(message)):
+        read_until(source, 2, began + 0.2)
+    assert 0.2 <= time.monotonic() - began < 5
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("declared", "parameters"),
+    [((2, 16, 20), {}), ((16, 20), {"multiplier": 2}), ((2, 16, 20), {"multiplier": 2})],
+)
+def test_two_frames_per_event_lie_one_after_the_other(
+    tmp_path, growing, counts, declared, parameters
+):
+    growing.append(counts)
+    source = open_source(resource(tmp_path / "det.h5", **parameters), descriptor(declared))
+    for i in range(3):
+        np.testing.assert_array_equal(source.read(i), counts[2 * i : 2 * i + 2])
+    growing.append(counts[:1])
+    with pytest.raises(IndexError, match="7 frames in the file, 8 promised"):
+        source.read(3)
+    source.close()
+
+
+def test_two_frames_per_event_may_have_an_axis_of_their_own(tmp_path, counts):
+    file = GrowingFile(tmp_path / "det.h5", (2, 16, 20))
+    file.append(counts.reshape(3, 2, 16, 20))
+    source = open_source(resource(tmp_path / "det.h5"), descriptor((2, 16, 20)))
+    np.testing.assert_array_equal(source.read(1), counts[2:4])
+    source.close()
+    file.file.close()
+
+
+def test_a_file_with_one_frame_and_no_axis_for_others_is_read(tmp_path, counts):
+    with h5py.File(tmp_path / "det.h5", "w") as file:
+        file[DATASET] = counts[0]
+    source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
+    np.testing.assert_array_equal(as_stack(source.read(0), "det"), counts[:1])
+    source.close()
+
+
+def test_compressed_frames_are_read(tmp_path, counts):
+    import hdf5plugin
+
+    with h5py.File(tmp_path / "det.h5", "w") as file:
+        file.create_dataset(DATASET, data=counts, chunks=(1, 16, 20), **hdf5plugin.Bitshuffle())
+    source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
+    np.testing.assert_array_equal(source.read(3), counts[3:4])
+    source.close()
+
+
+def test_a_closed_source_opens_the_file_again(tmp_path, growing, counts):
+    growing.append(counts)
+    source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
+    source.read(0)
+    source.close()
+    np.testing.assert_array_equal(source.read(1), counts[1:2])
+    source.close()
+
+
+# Series of files
+
+
+def write(path, frame):
+    if path.suffix == ".npy":
+        np.save(path, frame)
+    else:
+        tifffile.imwrite(path, frame)
+
+
+def series(tmp_path, kind, per_event=1):
+    """Return a source of files det_0, det_1, … and where each lies."""
+    if kind == "npy":
+        parameters = {"spec": "NPY_SEQ"}
+        mimetype, uri, suffix = NPY, tmp_path / "det", "npy"
+    else:
+        parameters = {"template": "_{:d}.tif"}
+        mimetype, uri, suffix = TIFF, tmp_path / "det", "tif"
+    shape = (per_event, 16, 20) if per_event > 1 else (16, 20)
+    source = open_source(resource(uri, mimetype, **parameters), descriptor(shape))
+    assert isinstance(source, FileSeriesSource)
+    return source, lambda i: tmp_path / f"det_{i}.{suffix}"
+
+
+@pytest.mark.parametrize("kind", ["npy", "tif"])
+def test_a_series_of_files_is_read_file_by_file(tmp_path, counts, kind):
+    source, path = series(tmp_path, kind)
+    for i, frame in enumerate(counts[:3]):
+        write(path(i), frame)
+        np.testing.assert_array_equal(as_stack(source.read(i), "det"), frame[None])
+    np.testing.assert_array_equal(as_stack(source.read(1), "det"), counts[1:2])
+
+
+def test_the_description_of_a_series_is_not_changed_by_reading_it(tmp_path, counts):
+    described = resource(tmp_path / "det", NPY, spec="NPY_SEQ")
+    write(tmp_path / "det_0.npy", counts[0])
+    open_source(described, descriptor((16, 20))).read(0)
+    assert described == resource(tmp_path / "det", NPY, spec="NPY_SEQ")
+
+
+@pytest.mark.parametrize("kind", ["npy", "tif"])
+def test_a_half_written_file_is_read_once_it_is_whole(tmp_path, counts, kind):
+    source, path = series(tmp_path, kind)
+    write(path(0), counts[0])
+    whole = path(0).read_bytes()
+    for length in (0, 4, len(whole) // 8, len(whole) // 2, len(whole) - 1):
+        path(0).write_bytes(whole[:length])
+        with pytest.raises(FrameNotReady, match="frame 0 is not readable"):
+            read_until(source, 0, time.monotonic())
+    read = []
+    reader = threading.Thread(target=lambda: read.append(read_until(source, 0, soon())))
+    reader.start()
+    path(0).write_bytes(whole)
+    reader.join(20)
+    np.testing.assert_array_equal(as_stack(read[0], "det"), counts[:1])
+
+
+def test_a_tiff_with_two_pages_has_two_frames(tmp_path, counts):
+    source, path = series(tmp_path, "tif", per_event=2)
+    write(path(0), counts[:2])
+    np.testing.assert_array_equal(as_stack(source.read(0), "det"), counts[:2])
+
+
+def test_no_file_stays_open_after_a_series_was_read(tmp_path, counts):
+    import psutil
+
+    source, path = series(tmp_path, "tif")
+    for i in range(3):
+        write(path(i), counts[i])
+        source.read(i)
+    opened = lambda: [f for f in psutil.Process().open_files() if f.path.endswith(".tif")]  # noqa: E731
+    wait_for(lambda: not opened(), 5, "the closing of the files")
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    ("shape", "stack"),
+    [
+        ((16, 20), (1, 16, 20)),
+        ((1, 16, 20), (1, 16, 20)),
+        ((3, 16, 20), (3, 16, 20)),
+        ((1, 1, 16, 20), (1, 16, 20)),
+        ((1, 3, 16, 20), (3, 16, 20)),
+    ],
+)
+def test_frames_become_a_stack(shape, stack):
+    assert as_stack(np.zeros(shape), "det").shape == stack
+
+
+@pytest.mark.parametrize("shape", [(), (16,), (2, 2, 16, 20), (0, 16, 20), (16, 0)])
+def test_what_is_no_stack_of_frames_is_refused_with_its_shape(shape):
+    with pytest.raises(FrameShapeError, match=rf"'det' has shape {re.escape(str(shape))}; expect"):
+        as_stack(np.zeros(shape), "det")
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ({"dtype": "array", "shape": [16, 20]}, True),
+        ({"dtype": "array", "shape": [1, 195, 487]}, True),
+        ({"dtype": "array", "shape": [None, 195, 487]}, True),
+        ({"dtype": "array", "shape": [None, None], "external": "STREAM:"}, True),
+        ({"dtype": "array", "shape": [15, 20]}, False),
+        ({"dtype": "array", "shape": [1000]}, False),
+        ({"dtype": "array", "shape": [1], "external": "STREAM:"}, False),
+        ({"dtype": "number", "shape": []}, False),
+    ],
+)
+def test_detector_frames_are_told_from_other_data(spec, found):
+    assert is_frame_key(spec) is found
+
+
+def test_a_key_that_is_asked_for_but_holds_no_frames_is_refused():
+    with pytest.raises(FrameShapeError, match=r"'det' has shape \[7\]; expected frames \(H, W\)"):
+        check_frame_shape({"dtype": "array", "shape": [7]}, "det")
+    check_frame_shape({"dtype": "array", "shape": [16, 20]}, "det")
+    check_frame_shape({"dtype": "array", "shape": [0], "external": "FILESTORE:"}, "det")

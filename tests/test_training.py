@@ -1,0 +1,259 @@
+import json
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from bluesky_denoise.errors import (
+    CheckpointError,
+    FrameShapeError,
+    FrameValueError,
+    SettingsError,
+)
+from bluesky_denoise.models.checkpoint import load_checkpoint
+from bluesky_denoise.thinning import check_photon_counts, thin
+from bluesky_denoise.training.__main__ import train
+from bluesky_denoise.training.data import RealFrames, read_frames, sample_batch
+from bluesky_denoise.training.fit import FitSettings, fit
+from bluesky_denoise.training.losses import known_rate_loss, mean_deviance, remainder_loss
+
+QUICK = FitSettings(steps=3, pixels=2 * 64**2, sides_px=(64,))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def scan(tmp_path, rng):
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["frames"] = rng.poisson(3.0, (4, 80, 100)).astype(np.uint16)
+        file["mask"] = np.zeros((80, 100), np.uint8)
+    return path
+
+
+def test_thinned_parts_add_up_and_are_independent_poisson(rng):
+    counts = rng.poisson(6.0, (400, 500))
+    first, rest = thin(counts, 0.25, rng)
+    np.testing.assert_array_equal(first + rest, counts)
+    # 200,000 pixels: standard errors of mean, Fano and correlation below 0.004.
+    assert first.mean() == pytest.approx(1.5, abs=0.015)
+    assert first.var() / first.mean() == pytest.approx(1, abs=0.015)
+    assert np.corrcoef(first.ravel(), rest.ravel())[0, 1] == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, np.nan])
+def test_fractions_outside_zero_to_one_are_refused(fraction, rng):
+    with pytest.raises(FrameValueError, match=r"it must be in \(0, 1\)"):
+        thin(np.ones((16, 16), int), fraction, rng)
+
+
+@pytest.mark.parametrize("counts", [np.full((16, 16), 0.5), np.full((16, 16), -1)])
+def test_only_photon_counts_are_thinned(counts, rng):
+    with pytest.raises(FrameValueError, match="integers >= 0, are needed"):
+        thin(counts, 0.5, rng)
+
+
+def test_corrected_frames_are_no_photon_counts():
+    with pytest.raises(FrameValueError, match="dtype float64 cannot be thinned"):
+        check_photon_counts(np.ones((16, 16)))
+
+
+def test_negative_flags_must_be_masked(rng):
+    counts = rng.poisson(3.0, (16, 16))
+    counts[2, 2] = -1
+    with pytest.raises(FrameValueError, match="least value of -1"):
+        check_photon_counts(counts)
+    check_photon_counts(counts, counts < 0)
+
+
+def test_a_detector_gain_is_noticed(rng):
+    with pytest.raises(FrameValueError, match="multiples of 4: a detector gain"):
+        check_photon_counts(4 * rng.poisson(9.0, (2, 16, 16)))
+
+
+def test_a_pedestal_is_noticed(rng):
+    with pytest.raises(FrameValueError, match="vary less than photons would"):
+        check_photon_counts(1000 + rng.poisson(9.0, (2, 32, 32)))
+
+
+def test_the_deviance_is_zero_at_the_truth_and_positive_elsewhere():
+    truth = torch.full((1, 1, 16, 16), 0.3)
+    valid = torch.ones_like(truth)
+    assert mean_deviance(truth, truth, valid).item() == pytest.approx(0, abs=1e-6)
+    assert mean_deviance(2 * truth, truth, valid).item() == pytest.approx(
+        0.3 * (1 - np.log(2)), rel=1e-3
+    )
+
+
+def test_masked_pixels_are_in_no_loss():
+    truth = torch.full((1, 1, 16, 16), 2.0)
+    valid = torch.ones_like(truth)
+    valid[..., :4] = 0
+    wrong = torch.where(valid > 0, truth * 1.1, 1e6)
+    assert mean_deviance(wrong, truth, valid) == pytest.approx(
+        mean_deviance(1.1 * truth, truth, torch.ones_like(valid)).item(), rel=1e-4
+    )
+    ratio = torch.tensor([2.0])
+    for loss in (known_rate_loss, lambda *args: remainder_loss(*args[:2], ratio, args[2])):
+        assert torch.equal(loss(wrong, truth, valid), loss(wrong.clamp_max(7), truth, valid))
+
+
+def test_a_smeared_line_costs_more_than_the_same_error_at_random():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.full((1, 1, 64, 64), 10.0)
+    truth[..., 30:33] = 12
+    line = torch.full_like(truth, 10.0 + 2 * 3 / 64)
+    size = (line - truth).square().mean().sqrt()
+    noisy = truth + size * torch.randn(truth.shape, generator=generator)
+    valid = torch.ones_like(truth)
+    assert mean_deviance(line, truth, valid) < 1.1 * mean_deviance(noisy, truth, valid)
+    assert known_rate_loss(line, truth, valid) > known_rate_loss(noisy, truth, valid) + 0.5
+
+
+def test_the_remainder_loss_is_least_at_the_true_rate():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.full((1, 1, 128, 128), 0.7)
+    ratio = torch.tensor([9.0])
+    rest = torch.poisson(9 * truth, generator=generator)
+    losses = [
+        remainder_loss(scale * truth, rest, ratio, torch.ones_like(truth)).item()
+        for scale in (0.8, 1.0, 1.25)
+    ]
+    assert losses[1] < min(losses[0], losses[2])
+
+
+def test_batches_are_seeded_masked_and_of_all_count_levels(rng):
+    real = RealFrames(rng.poisson(50.0, (3, 40, 200)), np.zeros((40, 200), bool), "scan")
+    batch = sample_batch(40, 64, np.random.default_rng(1), [real])
+    again = sample_batch(40, 64, np.random.default_rng(1), [real])
+    np.testing.assert_array_equal(batch.counts, again.counts)
+    assert batch.counts.shape == (40, 64, 64)
+    assert (batch.counts[batch.mask] == 0).all()
+    assert (batch.target[batch.mask] == 0).all()
+    assert 5 < (batch.ratio > 0).sum() < 30
+    means = batch.counts.mean((1, 2))
+    assert means[means > 0].min() < 0.1
+    assert means.max() > 100
+
+
+def test_a_file_without_frames_is_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = np.zeros((2, 16, 16))
+    with pytest.raises(FrameShapeError, match=r"has \['data'\]; a data set `frames`"):
+        read_frames(tmp_path / "a.h5")
+
+
+def test_a_fit_writes_weights_with_their_card(tmp_path, scan):
+    output = tmp_path / "mine.safetensors"
+    seen = []
+    fit(output, [scan], QUICK, report=lambda step, loss: seen.append((step, loss)))
+    assert [step for step, _ in seen] == [0, 1, 2]
+    assert all(np.isfinite(loss) for _, loss in seen)
+    _, card = load_checkpoint(output)
+    assert card["training"]["steps"] == 3
+    assert card["training"]["real_frames"] == ["scan (4)"]
+    assert json.loads(output.with_suffix(".json").read_text()) == card
+    assert not output.with_suffix(".resume").exists()
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    first = fit(tmp_path / "a.safetensors", settings=QUICK, threads=1)
+    again = fit(tmp_path / "b.safetensors", settings=QUICK, threads=1)
+    other = fit(tmp_path / "c.safetensors", settings=replace(QUICK, seed=1), threads=1)
+    assert first.read_bytes() == again.read_bytes()
+    assert first.read_bytes() != other.read_bytes()
+
+
+def test_a_stopped_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("bluesky_denoise.training.fit.SAVE_EVERY", 2)
+    whole = fit(tmp_path / "whole.safetensors", settings=QUICK, threads=1)
+
+    def stop(step, loss):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    output = tmp_path / "part.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fit(output, settings=QUICK, threads=1, report=stop)
+    steps = []
+    fit(output, settings=QUICK, threads=1, report=lambda step, _: steps.append(step))
+    assert steps == [2]
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_stopped_fit_does_not_go_on_with_other_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr("bluesky_denoise.training.fit.SAVE_EVERY", 1)
+    output = tmp_path / "part.safetensors"
+
+    def stop(step, loss):
+        if step == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(output, settings=QUICK, report=stop)
+    with pytest.raises(CheckpointError, match="belongs to a run with other settings"):
+        fit(output, settings=replace(QUICK, steps=4))
+
+
+def test_a_fit_can_start_from_the_shipped_weights(tmp_path):
+    settings = replace(QUICK, steps=1, learning_rate=1e-9)
+    output = fit(tmp_path / "a.safetensors", settings=settings, start_from="default")
+    model, _ = load_checkpoint(output)
+    shipped, _ = load_checkpoint("default")
+    for mine, theirs in zip(model.parameters(), shipped.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_of_another_network_are_no_start(tmp_path):
+    with pytest.raises(CheckpointError, match="belong to network 'photon_exchange', not 'vdsr'"):
+        fit(tmp_path / "a.safetensors", settings=replace(QUICK, model="vdsr"), start_from="default")
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"sides_px": (20,)}, {"sides_px": ()}])
+def test_settings_out_of_range_are_refused(tmp_path, change):
+    with pytest.raises(SettingsError, match="cannot be fitted"):
+        fit(tmp_path / "a.safetensors", settings=replace(QUICK, **change))
+
+
+def test_twenty_steps_learn_something(tmp_path):
+    losses = []
+    settings = FitSettings(steps=25, pixels=4 * 64**2, sides_px=(64,), learning_rate=3e-3)
+    output = tmp_path / "a.safetensors"
+    fit(output, settings=settings, threads=1, report=lambda _, loss: losses.append(loss))
+    model, _ = load_checkpoint(output)
+    rng = np.random.default_rng(5)
+    truth = np.full((128, 128), 2.0, np.float32)
+    counts = torch.from_numpy(rng.poisson(truth).astype(np.float32))[None, None]
+    with torch.inference_mode():
+        out = model(counts, torch.ones_like(counts)).numpy()
+    assert np.mean((out - truth) ** 2) < 0.3 * 2.0
+
+
+def test_strict_losses_cost_frames_that_are_far_off():
+    truth = torch.full((1, 1, 16, 16), 100.0)
+    valid = torch.ones_like(truth)
+    near = known_rate_loss(1.001 * truth, truth, valid, 0.5) - known_rate_loss(
+        1.001 * truth, truth, valid
+    )
+    far = known_rate_loss(2 * truth, truth, valid, 0.5) - known_rate_loss(2 * truth, truth, valid)
+    assert near.item() == pytest.approx(0, abs=1e-3)
+    # KL of 200 against 100 counts: 100 (1 - log 2); a raw frame has half a count.
+    assert far.item() == pytest.approx(0.5 * 100 * (1 - np.log(2)) / 0.5, rel=1e-3)
+
+
+def test_the_command_trains_on_a_folder_of_frames(tmp_path, scan):
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(train)
+    output = tmp_path / "out" / "mine.safetensors"
+    arguments = [str(output), str(scan.parent), "--steps", "1", "--start-from", "default"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    _, card = load_checkpoint(output)
+    assert card["training"]["real_frames"] == ["scan (4)"]

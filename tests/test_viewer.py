@@ -1,0 +1,75 @@
+import bluesky.plans as bp
+import matplotlib as mpl
+import numpy as np
+import pytest
+from beamline import KEY, ROIS, detector
+from live_path import settings, wait_for
+from ophyd.sim import SynAxis
+
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
+from bluesky_denoise.testing import UnitDenoiser
+from bluesky_denoise.viewer import FrameViewer
+
+
+@pytest.fixture(autouse=True)
+def _no_window():
+    mpl.use("Agg")
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_the_view_has_raw_denoised_residual_and_trace(RE, tmp_path, files):
+    motor = SynAxis(name="motor")
+    directory = tmp_path / "denoised" if files else None
+    router = DenoiseRouter(
+        settings(data_keys=[KEY], rois=ROIS, frames_directory=directory), UnitDenoiser()
+    )
+    if files:
+        counts = np.random.default_rng(0).poisson(5, (5, 48, 48)).astype(np.uint16)
+        frames = ReplayFrames(counts, 1.0)
+        det = AreaDetectorReplay(name="det", frames=frames, directory=tmp_path / "raw")
+    else:
+        det = detector(motor)
+    picture = tmp_path / "live.png"
+    viewer = FrameViewer(KEY, roi="satellite", interval_s=0.01, save_to=picture)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.scan([det], motor, -1, 1, 5))
+    viewer.close()
+    assert viewer.drawn >= 1
+    images = [axes.images[0].get_array() for axes in viewer.figure.axes if axes.images]
+    assert len(images) == 3
+    np.testing.assert_allclose(images[0], images[1], rtol=1e-6)  # a unit denoiser
+    assert np.abs(images[2]).max() < 1e-3
+    trace = next(axes for axes in viewer.figure.axes if axes.get_xlabel() == "point")
+    assert "satellite_intensity" in trace.get_ylabel()
+    assert list(trace.lines[0].get_xdata()) == [1, 2, 3, 4, 5]
+    assert picture.stat().st_size > 10_000
+
+
+def test_frames_that_come_faster_than_they_are_drawn_are_passed_over(RE):
+    det, motor = detector(), SynAxis(name="motor")
+    router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.scan([det], motor, -1, 1, 30))
+    viewer.close()
+    assert 1 <= viewer.drawn <= 2
+    (line,) = [a.lines[0] for a in viewer.figure.axes if a.get_xlabel() == "point"]
+    assert len(line.get_xdata()) == 30
+
+
+def test_a_frame_that_cannot_be_drawn_is_logged_and_the_scan_goes_on(RE, logged, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(FrameViewer, "_paint", broken)
+    router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=0.01)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([detector()], 3))
+    wait_for(lambda: "could not be drawn" in logged())
+    viewer.close()
