@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -81,6 +82,7 @@ def embedded_tiled(
     default_serialization_registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
     app = build_app(catalog, authentication=Authentication(single_user_api_key=api_key))
     app.include_router(validator.router, prefix="/custom")  # `run.validate()` asks it
+    _serve_what_the_reader_has_seen(app)
     config = uvicorn.Config(
         app,
         port=port,
@@ -94,6 +96,26 @@ def embedded_tiled(
     with ThreadedServer(config).run_in_thread() as url:
         _wait_until_ready(url)
         yield f"{url}/api/v1?api_key={api_key}"
+
+
+def _serve_what_the_reader_has_seen(app: Any) -> None:
+    """Let arrays and columns be read that have grown since the reader looked at their shape.
+
+    The client asks for the shape that it has seen. Tiled refuses if there is more by now,
+    with status 500, however often it is asked again; here it gets the rows that it knows.
+    """
+    from fastapi import Depends, Query
+    from tiled.ndslice import NDSlice
+    from tiled.server.dependencies import SLICE_REGEX, expected_shape, parse_slice_param
+
+    def first_rows(
+        slice: str = Query("", pattern=SLICE_REGEX),
+        shape: tuple[int, ...] | None = Depends(expected_shape),
+    ) -> NDSlice:
+        # A slice that the client sends has its ends filled in, from the same shape.
+        return parse_slice_param(slice or (f":{shape[0]}" if shape else ""))
+
+    app.dependency_overrides[parse_slice_param] = first_rows
 
 
 def _wait_until_ready(url: str, timeout_s: float = 20.0) -> None:

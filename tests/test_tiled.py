@@ -153,6 +153,50 @@ def test_frames_can_be_read_while_the_scan_runs(RE, tiled, written, live, det, f
     np.testing.assert_array_equal(seen, FRAMES[:3] / np.float32(0.5))
 
 
+@pytest.mark.parametrize("frames", [IN_FILES, INLINE])
+def test_a_reader_gets_the_rows_that_it_has_seen_when_more_have_come(
+    RE, tiled, written, live, det, motor, frames
+):
+    one = live(frames)
+    held = {}
+
+    def hold():
+        run = in_tiled(tiled, one.derived.by_name["start"][0]["original_run_uid"])
+        seen = wait_for(
+            lambda: (
+                "denoised" in run
+                and "denoise_ok" in run["denoised"]
+                and len(run["denoised"]["denoise_ok"].read()) == 3
+                and run["denoised"]
+            ),
+            what="three rows",
+        )
+        held["frames"], held["column"] = seen["det_image"], seen["raw_seq_num"]
+        raw = run["primary"]
+        held["raw frames"], held["raw column"] = raw["det_image"], raw["motor"]
+
+    @bpp.run_decorator()
+    def plan():
+        for number in range(5):
+            if number == 3:
+                hold()
+            yield from bps.mv(motor, number)
+            yield from bps.trigger_and_read([det, motor])
+
+    (uid,) = RE(plan())
+    one.wait(uid)
+    np.testing.assert_array_equal(held["column"].read(), [1, 2, 3])
+    np.testing.assert_array_equal(held["column"][1:], [2, 3])
+    np.testing.assert_array_equal(held["column"][-1], 3)
+    np.testing.assert_array_equal(held["frames"].read(), FRAMES[:3] / np.float32(0.5))
+    np.testing.assert_array_equal(held["frames"][-1], FRAMES[2] / np.float32(0.5))
+    np.testing.assert_array_equal(held["frames"][1:, :8], FRAMES[1:3, :8] / np.float32(0.5))
+    np.testing.assert_array_equal(held["raw column"].read(), [0, 1, 2])
+    np.testing.assert_array_equal(held["raw frames"].read(), FRAMES[:3])
+    anew = in_tiled(tiled, uid)["denoised"]
+    np.testing.assert_array_equal(anew["raw_seq_num"].read(), range(1, 6))
+
+
 def test_the_metadata_of_the_stream_tell_what_made_it_and_how_it_ended(
     RE, tiled, written, live, det
 ):
