@@ -276,7 +276,7 @@ _FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True}
 @app.command(context_settings=_FORWARDED, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train a network on simulated scenes and on thinned measured frames."""
-    from .training.__main__ import train as command  # imports torch
+    from .training.commands import train as command  # imports torch
 
     _forward(command, context)
 

@@ -10,16 +10,16 @@ from typer.testing import CliRunner
 
 from bluesky_denoise.errors import (
     CheckpointError,
-    FrameShapeError,
     FrameValueError,
     SettingsError,
 )
 from bluesky_denoise.models.checkpoint import load_checkpoint
 from bluesky_denoise.thinning import check_photon_counts, thin
-from bluesky_denoise.training.__main__ import train
-from bluesky_denoise.training.data import RealFrames, read_frames, sample_batch
+from bluesky_denoise.training.commands import train
+from bluesky_denoise.training.data import sample_batch
 from bluesky_denoise.training.fit import FitSettings, fit
 from bluesky_denoise.training.losses import known_rate_loss, mean_deviance, remainder_loss
+from bluesky_denoise.training.pairs import ThinnedFrames
 
 QUICK = FitSettings(steps=3, pixels=2 * 64**2, sides_px=(64,))
 
@@ -130,7 +130,8 @@ def test_the_remainder_loss_is_least_at_the_true_rate():
 
 
 def test_batches_are_seeded_masked_and_of_all_count_levels(rng):
-    real = RealFrames(rng.poisson(50.0, (3, 40, 200)), np.zeros((40, 200), bool), "scan")
+    counts = rng.poisson(50.0, (3, 40, 200))
+    real = ThinnedFrames(counts=counts, mask=np.zeros((40, 200), bool), name="scan")
     batch = sample_batch(40, 64, np.random.default_rng(1), [real])
     again = sample_batch(40, 64, np.random.default_rng(1), [real])
     np.testing.assert_array_equal(batch.counts, again.counts)
@@ -143,22 +144,21 @@ def test_batches_are_seeded_masked_and_of_all_count_levels(rng):
     assert means.max() > 100
 
 
-def test_a_file_without_frames_is_refused(tmp_path):
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["data"] = np.zeros((2, 16, 16))
-    with pytest.raises(FrameShapeError, match=r"has \['data'\]; a data set `frames`"):
-        read_frames(tmp_path / "a.h5")
-
-
 def test_a_fit_writes_weights_with_their_card(tmp_path, scan):
     output = tmp_path / "mine.safetensors"
     seen = []
-    fit(output, [scan], QUICK, report=lambda step, loss: seen.append((step, loss)))
-    assert [step for step, _ in seen] == [0, 1, 2]
-    assert all(np.isfinite(loss) for _, loss in seen)
+    fit(output, [scan], QUICK, report=seen.append)
+    assert [now.step for now in seen] == [0, 1, 2]
+    assert all(np.isfinite(now.loss) for now in seen)
     _, card = load_checkpoint(output)
     assert card["training"]["steps"] == 3
-    assert card["training"]["real_frames"] == ["scan (4)"]
+    (entry,) = card["training"]["data"]
+    assert entry["name"] == "scan"
+    assert entry["training"] == "all frames"
+    assert seen[-1].validation == pytest.approx(card["validation"]["last"]["percent"], abs=1e-3)
+    assert card["validation"]["data"] == ["simulated scenes"]
+    low, high = card["input"]["mean_counts_per_pixel"]
+    assert 0 < low < high <= card["input"]["largest_counts_in_a_pixel"]
     assert json.loads(output.with_suffix(".json").read_text()) == card
     assert not output.with_suffix(".resume").exists()
 
@@ -175,15 +175,15 @@ def test_a_stopped_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("bluesky_denoise.training.fit.SAVE_EVERY", 2)
     whole = fit(tmp_path / "whole.safetensors", settings=QUICK, threads=1)
 
-    def stop(step, loss):
-        if step == 2:
+    def stop(now):
+        if now.step == 2:
             raise KeyboardInterrupt
 
     output = tmp_path / "part.safetensors"
     with pytest.raises(KeyboardInterrupt):
         fit(output, settings=QUICK, threads=1, report=stop)
     steps = []
-    fit(output, settings=QUICK, threads=1, report=lambda step, _: steps.append(step))
+    fit(output, settings=QUICK, threads=1, report=lambda now: steps.append(now.step))
     assert steps == [2]
     assert output.read_bytes() == whole.read_bytes()
 
@@ -192,8 +192,8 @@ def test_a_stopped_fit_does_not_go_on_with_other_settings(tmp_path, monkeypatch)
     monkeypatch.setattr("bluesky_denoise.training.fit.SAVE_EVERY", 1)
     output = tmp_path / "part.safetensors"
 
-    def stop(step, loss):
-        if step == 1:
+    def stop(now):
+        if now.step == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -226,7 +226,7 @@ def test_twenty_steps_learn_something(tmp_path):
     losses = []
     settings = FitSettings(steps=25, pixels=4 * 64**2, sides_px=(64,), learning_rate=3e-3)
     output = tmp_path / "a.safetensors"
-    fit(output, settings=settings, threads=1, report=lambda _, loss: losses.append(loss))
+    fit(output, settings=settings, threads=1, report=lambda now: losses.append(now.loss))
     model, _ = load_checkpoint(output)
     rng = np.random.default_rng(5)
     truth = np.full((128, 128), 2.0, np.float32)
@@ -256,4 +256,4 @@ def test_the_command_trains_on_a_folder_of_frames(tmp_path, scan):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     _, card = load_checkpoint(output)
-    assert card["training"]["real_frames"] == ["scan (4)"]
+    assert [entry["name"] for entry in card["training"]["data"]] == ["scan"]

@@ -1,87 +1,112 @@
-"""The fit loop: simulated scenes and thinned real frames in, weights with a card out."""
+"""The fit loop: pairs in, weights with a card out."""
 
 import copy
 import logging
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from bluesky_denoise.errors import CheckpointError, SettingsError
+from bluesky_denoise.errors import CheckpointError, DenoiseError, SettingsError
 from bluesky_denoise.models import MODELS, build_model
 from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
-from bluesky_denoise.training.data import Batch, RealFrames, read_frames, sample_batch
-from bluesky_denoise.training.losses import known_rate_loss, remainder_loss
+from bluesky_denoise.training.data import Batch
+from bluesky_denoise.training.files import read_file
+from bluesky_denoise.training.pairs import PairSource
+from bluesky_denoise.training.parallel import Ranks, process_group
+from bluesky_denoise.training.recipes import (
+    FitSettings,
+    PhotonRecipe,
+    Recipe,
+    TensorBatch,
+    batch_loss,
+)
+from bluesky_denoise.training.split import Split, split
+from bluesky_denoise.training.state import load_state, save_state
+from bluesky_denoise.training.validation import LEGEND, HeldOut
 
-__all__ = ["FitSettings", "batch_loss", "fit"]
+__all__ = ["RECIPES", "FitSettings", "Progress", "batch_loss", "fit"]
 
 logger = logging.getLogger(__name__)
 
-AWKWARD_FROM = 5 / 12
-"""Share of the steps after which dead pixels are shown, and frames far off cost more."""
 SAVE_EVERY = 250
-"""Steps between two saved states."""
+"""Steps between two saved states and scores."""
+RECIPES: dict[str, Callable[[FitSettings], Recipe]] = {"default": PhotonRecipe}
+"""Name of a recipe -> what builds it."""
 
 
 @dataclass(frozen=True)
-class FitSettings:
-    """What decides the weights, besides the data."""
+class Progress:
+    """Where a fit is."""
 
-    model: str = "photon_exchange"
-    """Name of the network in ``MODELS``."""
-    steps: int = 4000
-    """Steps of the optimiser."""
-    pixels: int = 4 * 128**2
-    """Pixels per step, on average over the sides."""
-    sides_px: tuple[int, ...] = (96, 128, 192)
-    """Sides of the square training frames; each step draws one."""
-    learning_rate: float = 2e-3
-    """Highest rate of AdamW; it rises over 100 steps and falls along a cosine."""
-    average: float = 0.998
-    """Decay of the moving average of the weights, which is what is saved."""
-    real_share: float = 0.4
-    """Chance that a training frame is a real one, thinned."""
-    seed: int = 0
-    """Seed of the weights, the scenes and the noise."""
+    step: int
+    """Number of the step, from 0."""
+    loss: float
+    """Its loss."""
+    validation: float
+    """Latest score on held-out counts: see ``LEGEND``. NaN before the first."""
 
 
-def batch_loss(
-    estimate: Tensor, target: Tensor, ratio: Tensor, valid: Tensor, strict: float = 0.0
-) -> Tensor:
-    """Return the mean loss of a batch; ``ratio`` 0 marks targets that are expected counts."""
-    known = known_rate_loss(estimate, target, valid, strict)
-    left = remainder_loss(estimate, target, ratio.clamp_min(1e-3), valid)
-    return torch.where(ratio > 0, left, known).mean()
+@dataclass
+class _Seen:
+    """What goes into the card, and must survive a kill."""
+
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    """Steps done and score."""
+    mean_counts: list[float] = field(default_factory=lambda: [float("inf"), 0.0])
+    """Least and largest mean of a training frame, counts per pixel; of lit frames."""
+    largest_counts: float = 0.0
+    """Brightest pixel."""
+
+    def add(self, batch: Batch) -> None:
+        valid = np.maximum((~batch.mask).sum((1, 2)), 1)
+        means = batch.counts.sum((1, 2), dtype=np.float64) / valid
+        lit = means[means > 0]
+        if len(lit):
+            low, high = self.mean_counts
+            self.mean_counts = [min(low, float(lit.min())), max(high, float(lit.max()))]
+        self.largest_counts = max(self.largest_counts, float(batch.counts.max()))
 
 
 def fit(
     output: Path,
-    frames: Sequence[Path] = (),
+    sources: Sequence[Path | PairSource] = (),
     settings: FitSettings | None = None,
     *,
+    held_out: Sequence[Path | PairSource] = (),
     start_from: str | Path | None = None,
     card: dict[str, object] | None = None,
     threads: int | None = None,
-    report: Callable[[int, float], None] | None = None,
+    device: str | None = None,
+    mixed_precision: bool | None = None,
+    workers: int = 0,
+    report: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train a network.
 
     A run that was stopped goes on from ``output`` with suffix ``.resume`` if that is
-    there and was made with the same settings.
+    there and was made with the same settings and data. Under ``torchrun`` each process
+    draws its share of every batch, and the first one writes.
 
     Parameters
     ----------
     output : path of the weights, ``.safetensors``; the card is written beside it
-    frames : HDF5 files of raw photon counts; none: simulated scenes only
+    sources : HDF5 files (see `read_file`) or sources of pairs; none: simulated scenes only
     settings : defaults where None
+    held_out : runs that are scored and never trained on, beside the last block of each source
+        that is long enough (see `split`); without any, simulated scenes are scored
     start_from : path or name of weights to start from instead of random ones
     card : entries to add to the card
     threads : CPU threads of torch; None leaves them as they are
-    report : called after each step with its number and loss
+    device : ``"cpu"`` or ``"cuda"``; None: CUDA where there is one
+    mixed_precision : compute in bfloat16, with weights and loss in float32; None: on a GPU
+    workers : processes that draw batches ahead; 0: in this one. The weights do not depend on it
+    report : called after each step, in the process that writes
 
     Returns
     -------
@@ -92,41 +117,33 @@ def fit(
     ------
     SettingsError
         If a setting is out of range.
+    FrameShapeError, FrameValueError
+        If a file cannot be learnt from.
     CheckpointError
         If the weights to start from are damaged, or belong to another network.
     """
     settings = settings or FitSettings()
-    sides = settings.sides_px
-    if settings.steps < 1 or not sides or min(sides) < 32 or any(side % 16 for side in sides):
+    if settings.steps < 1 or settings.recipe not in RECIPES:
         raise SettingsError(
-            f"{settings} cannot be fitted: steps must be >= 1, sides multiples of 16, >= 32."
+            f"{settings} cannot be fitted: steps must be >= 1, the recipe one of {sorted(RECIPES)}."
         )
+    recipe = RECIPES[settings.recipe](settings)
+    opened, kept = ([_opened(source) for source in group] for group in (sources, held_out))
+    data = split(opened, kept, share=settings.held_out_share, gap_frames=settings.gap_frames)
+    recipe.check(data.training)
     if threads is not None:
         torch.set_num_threads(threads)
-    real = [read_frames(Path(path)) for path in frames]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(settings.seed)
-    model = _fresh_model(settings.model, start_from)
-    model = model.to(device, memory_format=torch.channels_last)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=1e-4)
-    resume = output.with_suffix(".resume")
-    first = _load_state(resume, settings, model, average, optimiser)
-    for step in range(first, settings.steps):
-        loss = _step(step, settings, real, model, optimiser, device)
-        # A short average at first, so that the random start is forgotten.
-        decay = min(settings.average, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-                slow.lerp_(fast, 1 - decay)
-        if report is not None:
-            report(step, loss)
-        if (step + 1) % SAVE_EVERY == 0 and step + 1 < settings.steps:
-            _save_state(resume, settings, step + 1, model, average, optimiser)
-            _save(output, average, settings, real, card, step + 1)
-    _save(output, average, settings, real, card, settings.steps)
-    resume.unlink(missing_ok=True)
+    with process_group(device) as ranks:
+        mixed = ranks.device != "cpu" if mixed_precision is None else mixed_precision
+        torch.manual_seed(settings.seed)
+        model = _fresh_model(settings.model, start_from)
+        job = _Job(output, settings, recipe, data, card or {}, ranks, mixed, workers)
+        job.run(model.to(ranks.device, memory_format=torch.channels_last), report)
     return output
+
+
+def _opened(source: Path | PairSource) -> PairSource:
+    return read_file(Path(source)) if isinstance(source, str | Path) else source
 
 
 def _fresh_model(name: str, start_from: str | Path | None) -> nn.Module:
@@ -141,33 +158,149 @@ def _fresh_model(name: str, start_from: str | Path | None) -> nn.Module:
     return model.train()
 
 
-def _rate(step: int, settings: FitSettings) -> float:
-    warm = min(1.0, (step + 1) / min(100, settings.steps))
-    return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+@dataclass(frozen=True)
+class _Job:
+    """All that a fit needs besides the network."""
+
+    output: Path
+    settings: FitSettings
+    recipe: Recipe
+    data: Split
+    card: dict[str, object]
+    ranks: Ranks
+    mixed: bool
+    workers: int
+
+    def run(self, model: nn.Module, report: Callable[[Progress], None] | None) -> None:
+        """Train to the last step, and write."""
+        settings, ranks = self.settings, self.ranks
+        writes = ranks.rank == 0
+        average = copy.deepcopy(model).requires_grad_(False)
+        optimiser = self.recipe.optimiser(model.parameters())
+        first, seen = self._load(model, average, optimiser)
+        held_out = HeldOut(self.data.held_out, seed=settings.seed) if writes else None
+        wrapped = ranks.wrap(model)
+        for step, batch in self._batches(first):
+            seen.add(batch)
+            loss = _step(step, batch, self.recipe, wrapped, optimiser, ranks.device, self.mixed)
+            # A short average at first, so that the random start is forgotten.
+            decay = min(settings.average, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+                    slow.lerp_(fast, 1 - decay)
+            done, last = step + 1, step + 1 == settings.steps
+            if held_out is not None and (last or done % SAVE_EVERY == 0):
+                seen.validation.append((done, held_out.score(average, ranks.device)))
+                if not last:
+                    self._keep(done, seen, model, average, optimiser)
+                self._write(average, held_out, seen, done)
+            if report is not None and writes:
+                report(Progress(step, loss, seen.validation[-1][1] if seen.validation else np.nan))
+        if not ranks.agree(average):
+            raise DenoiseError("The processes ended with different weights; they are not usable.")
+        if writes:
+            self._resume.unlink(missing_ok=True)
+
+    def _batches(self, first: int) -> Iterator[tuple[int, Batch]]:
+        steps = range(first, self.settings.steps)
+        drawn = _Batches(self.recipe, self.data.training, self.ranks)
+        loader = DataLoader(drawn, batch_size=None, sampler=steps, num_workers=self.workers)
+        return zip(steps, loader, strict=True)
+
+    @property
+    def _resume(self) -> Path:
+        return self.output.with_suffix(".resume")
+
+    @property
+    def _made_with(self) -> dict[str, Any]:
+        return {
+            "settings": vars(self.settings).copy(),
+            "data": self.data.record,
+            "processes": self.ranks.number,
+        }
+
+    def _keep(
+        self,
+        step: int,
+        seen: _Seen,
+        model: nn.Module,
+        average: nn.Module,
+        optimiser: torch.optim.Optimizer,
+    ) -> None:
+        state = {
+            "step": step,
+            "seen": vars(seen).copy(),
+            "model": model.state_dict(),
+            "average": average.state_dict(),
+            "optimiser": optimiser.state_dict(),
+        }
+        save_state(self._resume, self._made_with, state)
+
+    def _load(
+        self, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer
+    ) -> tuple[int, _Seen]:
+        """Return the step to go on from, and what was seen before."""
+        state = load_state(self._resume, self._made_with, self.ranks.device)
+        if state is None:
+            return 0, _Seen()
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        logger.info("Going on from step %d of %d.", state["step"], self.settings.steps)
+        return int(state["step"]), _Seen(**state["seen"])
+
+    def _write(self, average: nn.Module, held_out: HeldOut, seen: _Seen, steps: int) -> None:
+        finite = [entry for entry in seen.validation if np.isfinite(entry[1])]
+        scores = [{"step": step, "percent": round(score, 3)} for step, score in finite]
+        entries: dict[str, object] = {
+            "model": self.settings.model,
+            "training": {
+                "steps": steps,
+                "settings": vars(self.settings).copy(),
+                "data": self.data.record,
+                "mixed_precision": self.mixed,
+                "processes": self.ranks.number,
+            },
+            "input": {
+                "mean_counts_per_pixel": seen.mean_counts,
+                "largest_counts_in_a_pixel": seen.largest_counts,
+            },
+            "validation": {
+                "legend": LEGEND,
+                "data": held_out.names,
+                "windows": len(held_out),
+                "best": min(scores, key=lambda entry: entry["percent"], default=None),
+                "last": scores[-1] if scores else None,
+            },
+        }
+        save_checkpoint(average, self.output, entries | self.card)
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches(Dataset):
+    """The batch of each step, for the loader."""
+
+    recipe: Recipe
+    sources: Sequence[PairSource]
+    ranks: Ranks
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.recipe.batch(step, self.sources, self.ranks.rank, self.ranks.number)
 
 
 def _step(
     step: int,
-    settings: FitSettings,
-    real: list[RealFrames],
+    batch: Batch,
+    recipe: Recipe,
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     device: str,
+    mixed: bool,
 ) -> float:
-    # Seeded by step, so that a run that goes on sees what an unbroken one would have.
-    rng = np.random.default_rng([settings.seed, step])
-    side = int(rng.choice(settings.sides_px))
-    size = max(1, round(settings.pixels / side**2))
-    awkward = step >= AWKWARD_FROM * settings.steps
-    dead_share = 0.15 if awkward else 0.0
-    batch: Batch = sample_batch(size, side, rng, real, settings.real_share, dead_share)
-    counts = torch.from_numpy(batch.counts)[:, None].to(device)  # (B, S, S) -> (B, 1, S, S)
-    target = torch.from_numpy(batch.target)[:, None].to(device)
-    valid = torch.from_numpy(~batch.mask)[:, None].to(device, torch.float32)
-    ratio = torch.from_numpy(batch.ratio).to(device)
     for group in optimiser.param_groups:
-        group["lr"] = _rate(step, settings)
-    loss = batch_loss(model(counts, valid), target, ratio, valid, 0.5 if awkward else 0.0)
+        group["lr"] = recipe.rate(step)
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=mixed):
+        loss = recipe.loss(model, TensorBatch.of(batch, device), step)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -176,65 +309,3 @@ def _step(
     else:
         logger.warning("Step %d skipped: its gradient is not finite.", step)
     return loss.item()
-
-
-def _save(
-    output: Path,
-    average: nn.Module,
-    settings: FitSettings,
-    real: list[RealFrames],
-    card: dict[str, object] | None,
-    steps: int,
-) -> None:
-    entries: dict[str, object] = {
-        "model": settings.model,
-        "training": {
-            "steps": steps,
-            "settings": vars(settings).copy(),
-            "real_frames": [f"{r.name} ({len(r.counts)})" for r in real],
-        },
-    }
-    save_checkpoint(average, output, entries | (card or {}))
-
-
-def _save_state(
-    path: Path,
-    settings: FitSettings,
-    step: int,
-    model: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-) -> None:
-    state = {
-        "settings": vars(settings).copy(),
-        "step": step,
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimiser": optimiser.state_dict(),
-    }
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    part.replace(path)
-
-
-def _load_state(
-    path: Path,
-    settings: FitSettings,
-    model: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-) -> int:
-    """Return the step to go on from."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    if state["settings"] != vars(settings):
-        raise CheckpointError(
-            f"{path} belongs to a run with other settings, {state['settings']}; remove it to "
-            "start afresh."
-        )
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimiser.load_state_dict(state["optimiser"])
-    logger.info("Going on from step %d of %d.", state["step"], settings.steps)
-    return int(state["step"])

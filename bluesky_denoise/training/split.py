@@ -1,0 +1,97 @@
+"""Training and held-out frames: whole runs, or blocks with a gap, never random frames."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.training.pairs import PairSource, RecordedPairs
+
+__all__ = ["Split", "split"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What is trained on, what is kept for scoring, and how that was decided."""
+
+    training: list[PairSource]
+    held_out: list[PairSource]
+    record: list[dict[str, Any]]
+    """For the card: one entry for each source."""
+
+
+def split(
+    sources: Sequence[PairSource],
+    held_out: Sequence[PairSource] = (),
+    *,
+    share: float = 0.2,
+    gap_frames: int = 10,
+) -> Split:
+    """Hold out the last block of each run that is long enough, and whole runs.
+
+    Neighbouring frames of a scan show nearly the same scene, so a gap is left out between
+    the blocks; frames that repeat one scene need none. A run that would keep less than half
+    of its frames for training is trained on whole.
+
+    Parameters
+    ----------
+    sources : what to train on
+    held_out : runs that are held out whole
+    share : of the frames of each run that is held out; 0: none
+    gap_frames : frames between the blocks that are not used at all
+
+    Raises
+    ------
+    SettingsError
+        If share or gap are out of range, or one run is to be trained on and held out.
+    """
+    if not 0 <= share <= 0.5 or gap_frames < 0:
+        raise SettingsError(
+            f"A share of {share} of the frames with a gap of {gap_frames} cannot be held out; "
+            "expected 0 to 0.5, and a gap of 0 or more."
+        )
+    both = {source.name for source in sources} & {source.name for source in held_out}
+    if both:
+        raise SettingsError(f"{', '.join(sorted(both))} cannot be trained on and held out.")
+    training: list[PairSource] = []
+    kept: list[PairSource] = []
+    record: list[dict[str, Any]] = []
+    for source in sources:
+        found = _blocks(source, share, gap_frames) if isinstance(source, RecordedPairs) else None
+        if found is None:
+            training.append(source)
+            record.append(_entry(source, "training"))
+            continue
+        first, last = found
+        training.append(source.block(0, first))
+        kept.append(source.block(last, len(source)))
+        record.append(
+            _entry(source)
+            | {
+                "training": f"frames 0 to {first - 1}",
+                "held_out": f"frames {last} to {len(source) - 1}",
+                "gap_frames": last - first,
+            }
+        )
+    for source in held_out:
+        kept.append(source)
+        record.append(_entry(source, "held_out"))
+    return Split(training, kept, record)
+
+
+def _blocks(source: RecordedPairs, share: float, gap_frames: int) -> tuple[int, int] | None:
+    """Return the end of the training block and the start of the other, None if too short."""
+    number = len(source)
+    if share == 0:
+        return None
+    held = max(round(share * number), source.least)
+    gap = gap_frames if source.changing else 0
+    first = number - held - gap
+    return (first, number - held) if first >= max(number / 2, source.least) else None
+
+
+def _entry(source: PairSource, whole: str = "") -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": source.name}
+    if isinstance(source, RecordedPairs):
+        entry |= {"pairs": source.kind, "frames": len(source), **source.about}
+    return entry | ({whole: "all frames"} if whole else {})

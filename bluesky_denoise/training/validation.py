@@ -1,0 +1,146 @@
+"""How well a network predicts counts that were held out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from bluesky_denoise.evaluation.baselines import best_gaussian
+from bluesky_denoise.evaluation.metrics import poisson_deviance
+from bluesky_denoise.training.data import SimulatedScenes
+from bluesky_denoise.training.pairs import Pair, PairSource, RecordedPairs, random_window
+
+__all__ = ["LEGEND", "Comparison", "HeldOut"]
+
+LEGEND = (
+    "Poisson deviance of held-out counts in percent above that of the best Gaussian, whose width "
+    "is chosen on those counts; below 0 is better than any Gaussian"
+)
+SIGMAS = (0.0, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 16.0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The deviance of one network less that of another, on the same photons."""
+
+    difference: float
+    """Percent of the best Gaussian's deviance; below 0: the first is better."""
+    error: float
+    """Standard error of the difference."""
+
+    @property
+    def better(self) -> bool:
+        """Whether the first is better by more than two standard errors."""
+        return self.difference + 2 * self.error < 0
+
+
+class HeldOut:
+    """Windows of frames that are never trained on, and their best Gaussian.
+
+    Parameters
+    ----------
+    sources : held-out runs; none: simulated scenes
+    windows : how many pairs are drawn, spread over the runs and their frames
+    shape : of each window, multiples of 16
+    seed : of windows and thinning
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[PairSource],
+        windows: int = 24,
+        shape: tuple[int, int] = (128, 128),
+        seed: int = 0,
+    ) -> None:
+        rng = np.random.default_rng([seed, 2**31])  # no step of a fit
+        sources = sources or [SimulatedScenes()]
+        self.names = [source.name for source in sources]
+        """Where the windows are from."""
+        drawn = []
+        for i in range(windows):
+            source, turn = sources[i % len(sources)], i // len(sources)
+            pair = _draw(source, turn, -(-windows // len(sources)), shape, rng)
+            if pair.target[~pair.mask].sum() > 0:
+                drawn.append((source.name, pair))
+        self._pairs = [pair for _, pair in drawn]
+        self._groups = [(name, pair.frame) for name, pair in drawn]
+        self._gaussian = np.array([_gaussian_deviance(pair) for pair in self._pairs])
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def scores(self, model: nn.Module, device: str = "cpu") -> np.ndarray:
+        """Score a network on each window.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n,) deviance in percent above that of the best Gaussian.
+        """
+        was_training = model.training
+        model.eval()
+        found = np.array([_deviance(_estimate(model, p, device), p) for p in self._pairs])
+        model.train(was_training)
+        return 100 * (found / self._gaussian - 1)
+
+    def score(self, model: nn.Module, device: str = "cpu") -> float:
+        """Return the mean of `scores`; NaN if all windows are dark."""
+        return float(self.scores(model, device).mean()) if self._pairs else float("nan")
+
+    def compare(self, first: np.ndarray, second: np.ndarray) -> Comparison:
+        """Compare the `scores` of two networks.
+
+        Windows of one frame count as one: they share photons and scene. With fewer than four
+        frames the windows stand alone.
+        """
+        difference = first - second
+        groups = sorted(set(self._groups))
+        if len(groups) >= 4:
+            difference = np.array(
+                [difference[[g == group for g in self._groups]].mean() for group in groups]
+            )
+        number = len(difference)
+        if number < 2:
+            return Comparison(float(difference.mean()) if number else 0.0, float("inf"))
+        error = float(difference.std(ddof=1)) / np.sqrt(number)
+        return Comparison(float(difference.mean()), float(error))
+
+
+def _draw(
+    source: PairSource,
+    turn: int,
+    turns: int,
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+) -> Pair:
+    """Draw a pair that is counts on both sides, frames of a run in turn."""
+    if isinstance(source, RecordedPairs):
+        index = turn * len(source) // turns if turns < len(source) else turn % len(source)
+        pair = source.pair(index, random_window(source.shape, shape, rng), rng)
+    else:
+        pair = source.draw(shape, rng)
+    if pair.ratio > 0:
+        return pair
+    return Pair(pair.counts, rng.poisson(pair.target), 1.0, pair.mask, turn)
+
+
+def _deviance(estimate: np.ndarray, pair: Pair) -> float:
+    return poisson_deviance(estimate * pair.ratio, pair.target, pair.mask)
+
+
+def _gaussian_deviance(pair: Pair) -> float:
+    counts = np.where(pair.mask, 0, pair.counts)
+    estimate, _ = best_gaussian(counts, lambda x: _deviance(x, pair), pair.mask, SIGMAS)
+    return _deviance(estimate, pair)
+
+
+@torch.inference_mode()
+def _estimate(model: nn.Module, pair: Pair, device: str) -> np.ndarray:
+    counts = np.where(pair.mask, 0, pair.counts).astype(np.float32)
+    valid = (~pair.mask).astype(np.float32)
+    tensors = (torch.from_numpy(x)[None, None].to(device) for x in (counts, valid))
+    estimate = model(*tensors)  # (H, W) -> (1, 1, H, W)
+    estimate = estimate[0] if isinstance(estimate, tuple) else estimate
+    return estimate[0, 0].double().cpu().numpy()
