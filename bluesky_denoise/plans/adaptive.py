@@ -7,14 +7,15 @@ from typing import Any
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import numpy as np
-from bluesky.protocols import Reading
+from bluesky.protocols import NamedMovable, Readable, Reading
 from bluesky.utils import MsgGenerator
 from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .exposures import exposure_signal, keep_exposures_wrapper
-from .scans import read_denoised, shown_in_wrapper
+from .reference import reference_points
+from .scans import read_denoised, shown_in_wrapper, shown_with_references
 from .stopping import ExposureTally
 
 __all__ = ["adaptive_denoised_scan", "adaptive_exposure_scan", "number"]
@@ -44,10 +45,10 @@ class _Total(Device):
 
 
 def adaptive_exposure_scan(
-    detectors: Sequence[Any],
+    detectors: Sequence[Readable],
     denoised: DenoisedSignals,
     roi: str,
-    motor: Any,
+    motor: NamedMovable,
     start: float,
     stop: float,
     num: int,
@@ -56,6 +57,8 @@ def adaptive_exposure_scan(
     max_frames: int,
     exposure_s: float,
     absolute_error: float | None = None,
+    reference_every: int | None = None,
+    reference_s: float | None = None,
     md: Mapping[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Scan, with short frames at each point until an ROI is known well enough.
@@ -89,6 +92,8 @@ def adaptive_exposure_scan(
     absolute_error :
         Also enough once the error is this small, counts / s: it spares points beside the
         peak, which never reach a relative error.
+    reference_every, reference_s :
+        As :func:`denoised_scan` has them; the last short frame of the point is compared.
     md :
         Metadata.
 
@@ -109,6 +114,7 @@ def adaptive_exposure_scan(
     ):
         if not value > 0:
             raise SettingsError(f"{name} is {value!r}; expected a number above 0.")
+    reference = reference_points(denoised, reference_every, reference_s)
     point, total = _Point(name=f"{roi}_point"), _Total(name=f"{roi}_total")
     exposures = [exposure_signal(detector) for detector in detectors]
     positions = np.linspace(start, stop, num)
@@ -142,6 +148,8 @@ def adaptive_exposure_scan(
             intensity = number(readings, denoised, f"{roi}_intensity") if ok else _NAN
             error = number(readings, denoised, f"{roi}_intensity_error")
             tally.add(intensity, error, exposure_s)
+        if reference is not None:
+            yield from reference.after_point(detectors, [motor], readings)
         # Plain values of this plan, put at once: `bps.mv` would wait for NaN to equal NaN.
         point.intensity.put(tally.intensity)
         point.intensity_error.put(tally.error)
@@ -177,9 +185,9 @@ def adaptive_exposure_scan(
 
 
 def adaptive_denoised_scan(
-    detectors: Sequence[Any],
+    detectors: Sequence[Readable],
     target_field: str,
-    motor: Any,
+    motor: NamedMovable,
     start: float,
     stop: float,
     min_step: float,
@@ -189,6 +197,8 @@ def adaptive_denoised_scan(
     threshold: float = 0.8,
     *,
     denoised: DenoisedSignals,
+    reference_every: int | None = None,
+    reference_s: float | None = None,
     md: Mapping[str, Any] | None = None,
 ) -> MsgGenerator[str]:
     """Scan with steps that follow a denoised number, as `bluesky.plans.adaptive_scan` does.
@@ -203,6 +213,8 @@ def adaptive_denoised_scan(
         Wanted change of the target between points.
     denoised :
         The signals; they are read after each point into the stream ``signals``.
+    reference_every, reference_s :
+        As :func:`denoised_scan` has them.
 
     Raises
     ------
@@ -217,6 +229,7 @@ def adaptive_denoised_scan(
         raise SettingsError(f"Steps from {min_step} to {max_step}; expected 0 < min < max.")
     if target_field not in (keys := list(denoised.describe())):
         raise SettingsError(f"{denoised.name} has no {target_field!r}; it has {', '.join(keys)}.")
+    reference = reference_points(denoised, reference_every, reference_s)
     _md = {
         "detectors": [detector.name for detector in detectors],
         "motors": [motor.name],
@@ -242,6 +255,8 @@ def adaptive_denoised_scan(
             yield from bps.mv(motor, position)
             yield from bps.trigger_and_read([*detectors, motor])
             readings = yield from read_denoised(denoised, [motor])
+            if reference is not None:
+                yield from reference.after_point(detectors, [motor], readings)
             value = float(readings.get(target_field, {"value": _NAN})["value"])
             slope = abs(value - past) / step
             if np.isfinite(slope):
@@ -256,7 +271,7 @@ def adaptive_denoised_scan(
                 past = value
             position += step * sign
 
-    return (yield from shown_in_wrapper(scan()))
+    return (yield from shown_with_references(scan(), detectors, reference))
 
 
 def number(readings: Mapping[str, Reading], denoised: DenoisedSignals, key: str) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+from bluesky.protocols import NamedMovable, Readable
 from bluesky.utils import MsgGenerator
 
 from ..devices import DenoisedSignals
@@ -16,8 +17,8 @@ __all__ = ["paired_exposures"]
 
 
 def paired_exposures(
-    detectors: Sequence[Any],
-    *args: Any,
+    detectors: Sequence[Readable],
+    *args: NamedMovable | Any,
     num: int | None = None,
     short_s: float,
     long_s: float,

@@ -14,7 +14,7 @@ from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .exposures import ExposureReading, exposure_signal
 
-__all__ = ["ReferencePoints"]
+__all__ = ["ReferencePoints", "reference_points"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,3 +119,20 @@ class ReferencePoints:
 
     def _number(self, readings: Mapping[str, Reading], key: str) -> float:
         return float(readings.get(f"{self._denoised.name}_{key}", {"value": _NAN})["value"])
+
+
+def reference_points(
+    denoised: DenoisedSignals, every: int | None, exposure_s: float | None
+) -> ReferencePoints | None:
+    """Return the references that a plan is asked for; None if it is asked for none.
+
+    Raises
+    ------
+    SettingsError
+        If references are asked for that cannot be had.
+    """
+    if every is None:
+        return None
+    if exposure_s is None:
+        raise SettingsError("`reference_every` needs `reference_s`, the full exposure in seconds.")
+    return ReferencePoints(denoised, every, exposure_s)

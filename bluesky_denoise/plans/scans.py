@@ -6,13 +6,12 @@ from typing import Any
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
-from bluesky.protocols import Reading
+from bluesky.protocols import NamedMovable, Readable, Reading
 from bluesky.utils import Msg, MsgGenerator
 
 from ..devices import DenoisedSignals
-from ..errors import SettingsError
 from .exposures import keep_exposures_wrapper
-from .reference import ReferencePoints
+from .reference import ReferencePoints, reference_points
 
 __all__ = [
     "denoised_count",
@@ -120,7 +119,7 @@ def denoised_per_shot(
 
 
 def denoised_count(
-    detectors: Sequence[Any],
+    detectors: Sequence[Readable],
     num: int | None = 1,
     delay: Any = 0.0,
     *,
@@ -140,7 +139,7 @@ def denoised_count(
     reference_every, reference_s :
         As :func:`denoised_scan` has them.
     """
-    reference = _reference(denoised, reference_every, reference_s)
+    reference = reference_points(denoised, reference_every, reference_s)
     plan = bp.count(
         detectors,
         num,
@@ -148,12 +147,12 @@ def denoised_count(
         per_shot=denoised_per_shot(denoised, reference=reference),
         md={"plan_name": "denoised_count", **(md or {})},
     )
-    return (yield from _shown(plan, detectors, reference))
+    return (yield from shown_with_references(plan, detectors, reference))
 
 
 def denoised_scan(
-    detectors: Sequence[Any],
-    *args: Any,
+    detectors: Sequence[Readable],
+    *args: NamedMovable | Any,
     num: int | None = None,
     denoised: DenoisedSignals,
     reference_every: int | None = None,
@@ -187,7 +186,7 @@ def denoised_scan(
     --------
     >>> RE(denoised_scan([det], motor, -1, 1, 21, denoised=denoised))
     """
-    reference = _reference(denoised, reference_every, reference_s)
+    reference = reference_points(denoised, reference_every, reference_s)
     plan = bp.scan(
         detectors,
         *args,
@@ -195,7 +194,7 @@ def denoised_scan(
         per_step=denoised_per_step(denoised, reference=reference),
         md={"plan_name": "denoised_scan", **(md or {})},
     )
-    return (yield from _shown(plan, detectors, reference))
+    return (yield from shown_with_references(plan, detectors, reference))
 
 
 def shown_in_wrapper(plan: MsgGenerator, stream: str = "signals") -> MsgGenerator:
@@ -219,20 +218,11 @@ def shown_in_wrapper(plan: MsgGenerator, stream: str = "signals") -> MsgGenerato
     return (yield from bpp.msg_mutator(plan, show))
 
 
-def _shown(
+def shown_with_references(
     plan: MsgGenerator, detectors: Sequence[Any], reference: ReferencePoints | None
 ) -> MsgGenerator:
+    """Hint that the stream ``signals`` is to be shown; keep the exposures that references set."""
     plan = shown_in_wrapper(plan)
     if reference is not None:
         plan = keep_exposures_wrapper(plan, detectors)
     return (yield from plan)
-
-
-def _reference(
-    denoised: DenoisedSignals, every: int | None, exposure_s: float | None
-) -> ReferencePoints | None:
-    if every is None:
-        return None
-    if exposure_s is None:
-        raise SettingsError("`reference_every` needs `reference_s`, the full exposure in seconds.")
-    return ReferencePoints(denoised, every, exposure_s)

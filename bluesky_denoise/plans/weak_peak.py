@@ -7,6 +7,7 @@ from typing import Any
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import numpy as np
+from bluesky.protocols import NamedMovable, Readable
 from bluesky.utils import MsgGenerator
 from ophyd import Component, Device, Kind, Signal
 
@@ -15,6 +16,7 @@ from ..errors import SettingsError
 from .adaptive import check_roi, number
 from .exposures import ExposureReading, exposure_signal, keep_exposures_wrapper
 from .peak_search import PeakCandidate, search_peak
+from .reference import reference_points
 from .scans import read_denoised, shown_in_wrapper
 
 __all__ = ["find_weak_peak"]
@@ -37,10 +39,10 @@ class _WeakPeak(Device):
 
 
 def find_weak_peak(
-    detectors: Sequence[Any],
+    detectors: Sequence[Readable],
     denoised: DenoisedSignals,
     roi: str,
-    motor: Any,
+    motor: NamedMovable,
     start: float,
     stop: float,
     num: int,
@@ -49,6 +51,8 @@ def find_weak_peak(
     fine_num: int = 15,
     fine_exposure_s: float | None = None,
     false_alarm: float = 0.002,
+    reference_every: int | None = None,
+    reference_s: float | None = None,
     md: Mapping[str, Any] | None = None,
 ) -> MsgGenerator[PeakCandidate | None]:
     """Look for a peak of an ROI in a coarse scan, and scan finely around it.
@@ -76,6 +80,8 @@ def find_weak_peak(
     false_alarm :
         Highest chance of a find where there is no peak, over both scans; it holds for
         Gaussian noise, and is up to four times as high at two counts in a point.
+    reference_every, reference_s :
+        As :func:`denoised_scan` has them, in both scans.
     md :
         Metadata.
 
@@ -102,6 +108,7 @@ def find_weak_peak(
     fine_chance = false_alarm / coarse_chance
     exposures = [exposure_signal(detector) for detector in detectors]
     exposures_read = [ExposureReading(detector) for detector in detectors]
+    reference = reference_points(denoised, reference_every, reference_s)
     result = _WeakPeak(name=f"{roi}_peak")
     _md = {
         "detectors": [detector.name for detector in detectors],
@@ -126,6 +133,8 @@ def find_weak_peak(
             yield from bps.mv(motor, position)
             yield from bps.trigger_and_read([*detectors, *exposures_read, motor])
             readings = yield from read_denoised(denoised, [motor], stream=stream)
+            if reference is not None:
+                yield from reference.after_point(detectors, [motor], readings)
             intensities.append(number(readings, denoised, f"{roi}_intensity"))
             errors.append(number(readings, denoised, f"{roi}_intensity_error"))
         return search_peak(positions, intensities, errors)
