@@ -1,6 +1,8 @@
 """The denoised streams of a run, and runs denoised again from the archive."""
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,23 @@ from .sources import is_frame_key
 from .tiled_sink import TiledSink
 from .tiled_streams import METADATA_KEY
 
-__all__ = ["DenoisedStream", "denoised_streams", "is_complete", "reprocess"]
+__all__ = [
+    "DenoisedStream",
+    "denoised_streams",
+    "frames_not_ok",
+    "has_result",
+    "is_complete",
+    "mark_interrupted",
+    "reprocess",
+]
+
+# Settings that say how and where a result is made, and do not change it.
+_CIRCUMSTANCES = {
+    *("streams", "device", "threads", "batch_size", "queue_size", "queue_wait_s"),
+    *("read_timeout_s", "node_timeout_s", "tiled_uri", "tiled_api_key", "tiled_layout"),
+    *("tiled_container", "frames_directory", "backup_directory"),
+}
+_INTERRUPTED = "interrupted before its end"
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,11 @@ class DenoisedStream:
     """The uid of the derived run."""
     provenance: dict[str, Any] = field(repr=False)
     """All that was recorded, with the settings."""
+
+    @property
+    def raw_stream(self) -> str:
+        """Name of the raw stream: ``primary`` of ``denoised_2``, ``dark`` of ``denoised_dark``."""
+        return re.sub(r"_\d+$", "", self.name).removeprefix("denoised").lstrip("_") or "primary"
 
 
 def denoised_streams(run: Any, container: str = "denoised") -> list[DenoisedStream]:
@@ -150,6 +173,88 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
     return True
 
 
+def frames_not_ok(denoised: DenoisedStream) -> int:
+    """Return how many events of a stream could not be denoised, or failed the audit."""
+    node = denoised.stream.base
+    if "internal" not in node:
+        return 0
+    return int((~node["internal"].read(["denoise_ok"])["denoise_ok"].astype(bool)).sum())
+
+
+def has_result(
+    run: Any, provenance: Mapping[str, Any], streams: tuple[str, ...] = ("primary",)
+) -> str:
+    """Tell whether a run has been denoised with the same weights and settings.
+
+    Parameters
+    ----------
+    run :
+        The raw run.
+    provenance :
+        `DenoiseRouter.provenance`.
+    streams :
+        The raw streams that must have it.
+
+    Returns
+    -------
+    str
+        Name of the denoised stream; empty where one is missing, or incomplete.
+    """
+    raw = _as_tiled_run(run)
+    wanted = (raw.metadata.get("stop") or {}).get("num_events", {})
+    name = ""
+    for stream in [stream for stream in streams if wanted.get(stream)]:
+        name = next(
+            (
+                found.name
+                for found in denoised_streams(raw)
+                if found.exit_status in ("success", "abort")
+                and found.raw_stream == stream
+                and found.num_events == wanted[stream]
+                and _what_matters(found.provenance) == _what_matters(provenance)
+            ),
+            "",
+        )
+        if not name:
+            return ""
+    return name
+
+
+def _what_matters(provenance: Mapping[str, Any]) -> str:
+    settings = {
+        key: value
+        for key, value in provenance.get("settings", {}).items()
+        if key not in _CIRCUMSTANCES
+    }
+    what = [provenance.get("version"), provenance.get("weights_sha256"), settings]
+    return json.dumps(what, sort_keys=True, default=str)  # as Tiled gives it back
+
+
+def mark_interrupted(run: Any) -> list[str]:
+    """Record that denoised streams which have no end were interrupted.
+
+    A process that is killed leaves a stream without an end, which looks as if it were
+    still being written. Call it for runs that nothing is denoising any more; where
+    something is, its own end is recorded over this.
+
+    Returns
+    -------
+    list of str
+        Names of the streams.
+    """
+    raw = _as_tiled_run(run)
+    if raw.metadata.get("stop") is None:
+        return []
+    marked = []
+    for name, stream in raw.items():
+        provenance = stream.base.metadata.get(METADATA_KEY)
+        if provenance and provenance.get("exit_status") is None:
+            ended = {**provenance, "exit_status": "fail", "reason": _INTERRUPTED}
+            stream.base.update_metadata({METADATA_KEY: ended}, drop_revision=True)
+            marked.append(name)
+    return marked
+
+
 def reprocess(
     run: Any,
     settings: DenoiseSettings,
@@ -190,15 +295,16 @@ def reprocess(
     if settings.tiled_uri:
         sink = TiledSink(settings)
         router.subscribe(sink)
-    done = 0
+    done, reason = 0, _INTERRUPTED
     try:
         for name, doc in archived_documents(run, settings.streams):
             router(name, doc)
             if name == "event":
                 done += 1
                 progress(done)
+        reason = "the archived run has no stop document"
     finally:
-        router.close("the archived run has no stop document")
+        router.close(reason)
         left = sink.close() if sink else []
     if left:
         raise TiledUnavailable(f"The result could not be written to Tiled; it is in {left[0]}.")

@@ -28,7 +28,7 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
-    raw = run[_raw_stream(denoised.name)]
+    raw = run[denoised.raw_stream]
     keys = [key for key in denoised.stream if denoised.stream[key].ndim >= 3 and key in raw]
     figure, axes = plt.subplots(
         len(keys), 3, figsize=(14, 4.2 * len(keys)), layout="constrained", squeeze=False
@@ -56,9 +56,3 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     figure.suptitle(f"run {run.metadata['start']['uid'][:8]}, event {event}")
     figure.savefig(path, dpi=100)
     plt.close(figure)
-
-
-def _raw_stream(name: str) -> str:
-    """Return the raw stream that ``denoised``, ``denoised_2`` or ``denoised_dark`` is of."""
-    suffix = name.removeprefix("denoised").strip("_")
-    return "primary" if not suffix or suffix.isdigit() else suffix.rstrip("_0123456789")

@@ -1,5 +1,6 @@
 import logging
 import os
+from contextlib import contextmanager
 from typing import NamedTuple
 
 # Read when tiled is imported: a server that a test has stopped is to be missed soon.
@@ -19,8 +20,9 @@ class Tiled(NamedTuple):
     """Client at the root of the catalog."""
 
 
-@pytest.fixture
-def RE():
+@contextmanager
+def run_engine():
+    """Run a RunEngine, and end its thread."""
     engine = RunEngine()
     yield engine
     if engine.state not in ("idle", "panicked"):
@@ -28,6 +30,12 @@ def RE():
     engine.loop.call_soon_threadsafe(engine.loop.stop)
     engine._th.join()
     engine.loop.close()
+
+
+@pytest.fixture
+def RE():
+    with run_engine() as engine:
+        yield engine
 
 
 @pytest.fixture

@@ -1,12 +1,18 @@
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import bluesky.plans as bp
+import h5py
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import UNIT, Camera, poisson
+from live_path import UNIT, Camera, poisson, wait_for
 from ophyd.sim import motor
 from typer.testing import CliRunner
 
+from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.cli import app
 
 
@@ -24,7 +30,7 @@ def command(tiled, tmp_path, monkeypatch):
 
     def run(*arguments, code=0):
         result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == code, result.output
+        assert code is None or result.exit_code == code, result.output
         return result.output
 
     return run
@@ -42,16 +48,87 @@ def test_runs_are_listed_denoised_and_shown(command, uid, tmp_path):
     assert re.search(rf"{uid[:8]} │ 1 +│ scan +│ lead +│ +│", command("runs"))
     assert "has no denoised stream" in command("show", uid[:8], code=1)
     assert "denoised as run" in command("reprocess", "settings.yaml", uid[:8])
-    assert re.search(rf"{uid[:8]} .* denoised +│ unit +│ 3 +│ success", command("runs"))
+    assert re.search(rf"{uid[:8]} .* denoised +│ unit +│ 3 +│ +│ success", command("runs"))
     shown = command("show", uid[:8], "--event", "2", "--picture", "event.png")
     assert "model: unit" in shown
     assert "frames not ok: 0" in shown
+    assert re.search(r"event +┃ 2 ", shown)
+    assert re.search(r"det_image_exposure_s +│ 0\.5", shown)
+    assert "There is no event 4; the stream denoised has 1 to 3" in command(
+        "show", uid[:8], "--event", "4", code=1
+    )
+    assert "has no 'denoised_7'; it has denoised" in command(
+        "show", uid[:8], "--stream", "denoised_7", code=1
+    )
     assert (tmp_path / "event.png").stat().st_size > 10_000
 
 
 def test_catch_up_denoises_what_lacks_a_denoised_stream_and_only_that(command, uid):
     assert f"{uid}: denoised as run" in command("catch-up", "settings.yaml", "-n", "1")
     assert "0 of the newest 1 runs" in command("catch-up", "settings.yaml", "-n", "1")
+
+
+def test_a_run_that_has_the_same_result_is_left_alone(command, uid, tmp_path):
+    assert f"{uid}: denoised as run" in command("reprocess", "settings.yaml", uid)
+    assert f"{uid}: has this result already, as denoised" in command(
+        "reprocess", "settings.yaml", uid
+    )
+    assert f"{uid}: denoised as run" in command("reprocess", "settings.yaml", uid, "--again")
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "other.yaml").write_text(f"{settings}exposure_s: 2.0\n")
+    assert f"{uid}: denoised as run" in command("reprocess", "other.yaml", uid)
+
+
+def test_denoising_again_that_was_killed_is_done_by_a_second_call(command, uid, tiled, tmp_path):
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "slow.yaml").write_text(settings.replace(UNIT, "child_denoisers:StuckAtTheThird"))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "bluesky_denoise.cli", "reprocess", "slow.yaml", uid],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )
+    wait_for(lambda: begun(tiled.client[uid]) == 2, 60, "two events of the killed process")
+    child.kill()
+    child.wait()
+    (left,) = denoised_streams(tiled.client[uid])
+    assert (left.exit_status, left.num_events) == (None, None)
+    assert "running" in command("runs", "-n", "1")
+
+    output = command("reprocess", "settings.yaml", uid)
+    assert f"{uid}: denoised was interrupted" in output
+    assert f"{uid}: denoised as run" in output
+    done, left = denoised_streams(tiled.client[uid])
+    assert (left.exit_status, left.reason) == ("fail", "interrupted before its end")
+    assert (done.name, done.exit_status, done.num_events) == ("denoised_2", "success", 3)
+    assert "has this result already, as denoised_2" in command("reprocess", "settings.yaml", uid)
+
+
+def begun(run):
+    streams = denoised_streams(run)
+    node = streams[0].stream.base if streams else {}
+    return len(node["internal"].read(["seq_num"])) if "internal" in node else 0
+
+
+def test_runs_are_exported_to_files(command, uid, tmp_path):
+    assert "has no denoised stream" in command("export", uid, code=1)
+    command("reprocess", "settings.yaml", uid)
+    output = command("export", uid[:8], "--directory", "out")
+    assert f"{uid}: in out/{uid[:8]}_denoised.nxs" in output
+    with h5py.File(tmp_path / "out" / f"{uid[:8]}_denoised.nxs") as file:
+        assert file["entry/det_image_denoised/rate"].shape == (3, 32, 40)
+    output = command("export", uid[:8], "--directory", "out", code=1)
+    assert "exists; remove it" in output
+
+
+def test_runs_are_searched_by_model_and_by_flag(command, uid, tmp_path):
+    command("reprocess", "settings.yaml", uid)
+    assert uid[:8] in command("runs", "--model", "unit")
+    assert uid[:8] in command("runs", "--model", "00000000")  # the sha256 of its weights
+    assert uid[:8] not in command("runs", "--model", "vdsr")
+    assert uid[:8] not in command("runs", "--flagged")
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "broken.yaml").write_text(settings.replace(UNIT, "child_denoisers:Broken"))
+    command("reprocess", "broken.yaml", uid, code=None)
+    assert re.search(rf"{uid[:8]} .* denoised_2 +│ .* │ 3 +│ 3 +│", command("runs", "--flagged"))
 
 
 def test_runs_are_searched_by_sample_and_scan_id(command, uid):

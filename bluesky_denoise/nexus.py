@@ -1,0 +1,284 @@
+"""A denoised run as a NeXus file: raw and denoised frames, numbers, mask, provenance."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from .catalog import DenoisedStream
+from .errors import SettingsError
+
+__all__ = ["export_nexus"]
+
+_ROWS_AT_ONCE = 16
+_PACKED = {"compression": "gzip", "compression_opts": 4, "shuffle": True}  # read everywhere
+_SIGMA = "_sigma"
+
+
+def export_nexus(
+    run: Any,
+    denoised: DenoisedStream,
+    path: str | Path,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Write a run with its denoised stream to a NeXus file, which silx and NeXpy open.
+
+    For each data key of frames ``<key>`` (NXdata; raw, counts) and ``<key>_denoised``
+    (counts / s, with ``rate_errors`` where the stream has standard errors), both against
+    the first motor of the scan. ``instrument/<key>`` (NXdetector) has the exposure times
+    and the ``pixel_mask``; ``numbers`` (NXdata) the ROI intensities with their errors;
+    ``table`` (NXcollection) every column of the stream; ``denoise`` (NXprocess) what made
+    it, with all settings; ``bluesky`` (NXcollection) the start and stop documents as JSON.
+
+    Parameters
+    ----------
+    run :
+        The raw run, from Tiled.
+    denoised :
+        One of its `denoised_streams`.
+    path :
+        The file; it appears when it is complete.
+    progress :
+        Called with the rows of frames written, and with how many there are.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    SettingsError
+        If the file exists, or the stream has no events.
+
+    References
+    ----------
+    https://manual.nexusformat.org/classes/base_classes/NXdata.html
+    """
+    path = Path(path)
+    if path.exists():
+        raise SettingsError(f"{path} exists; remove it, or write to another file.")
+    node = denoised.stream.base  # one request for the table; the stream's own keys take one each
+    if "internal" not in node:
+        raise SettingsError(f"The stream {denoised.name!r} has no events; nothing to export.")
+    table = node["internal"].read()
+    rows = len(table)
+    stamps = {"time", "seq_num", *(f"ts_{key}" for key in node.metadata["data_keys"])}
+    columns = {key: table[key].to_numpy() for key in table.columns if key not in stamps}
+    frames = {key: node[key] for key in node if key != "internal"}
+    frames = {key: array for key, array in frames.items() if array.ndim >= 3}
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with h5py.File(part, "w") as file:
+            entry = _entry(file, run)
+            axes = _axes(run.metadata["start"], columns, denoised)
+            keys = [key for key in frames if not _is_sigma(key, frames)]
+            for i, key in enumerate(keys):
+                for written in _frames(entry, run, denoised, frames, key, axes, columns):
+                    progress(i * rows + written, len(keys) * rows)
+            _numbers(entry, columns, axes)
+            _table(entry, columns, table["time"].to_numpy())
+            _provenance(entry, run, denoised)
+            if keys:
+                entry.attrs["default"] = f"{_name(keys[0])}_denoised"
+            else:
+                entry.attrs["default"] = "numbers"
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _is_sigma(key: str, frames: Mapping[str, Any]) -> bool:
+    return key.endswith(_SIGMA) and key.removesuffix(_SIGMA) in frames
+
+
+def _name(key: str) -> str:
+    """Return a data key as a name that NeXus allows: those of ophyd-async have hyphens."""
+    name = re.sub(r"\W", "_", key)
+    return name if re.match(r"[A-Za-z_]", name) else f"_{name}"
+
+
+def _group(parent: h5py.Group, name: str, nexus_class: str, **attributes: Any) -> h5py.Group:
+    group = parent.create_group(_name(name))
+    group.attrs.update({"NX_class": nexus_class, **attributes})
+    return group
+
+
+def _field(parent: h5py.Group, name: str, value: Any, units: str = "") -> h5py.Dataset:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OUT":
+        value = np.array([str(item) for item in value], dtype=h5py.string_dtype())
+    dataset = parent.create_dataset(_name(name), data=value)
+    if units:
+        dataset.attrs["units"] = units
+    return dataset
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def _entry(file: h5py.File, run: Any) -> h5py.Group:
+    start, stop = run.metadata["start"], run.metadata.get("stop") or {}
+    now = datetime.now(UTC).isoformat()
+    file.attrs.update(
+        {"NX_class": "NXroot", "default": "entry", "file_time": now, "creator": "bluesky-denoise"}
+    )
+    entry = _group(file, "entry", "NXentry")
+    title = f"{start.get('plan_name', 'run')} {start.get('scan_id', '')}".strip()
+    _field(entry, "title", title)
+    _field(entry, "entry_identifier", start["uid"])
+    _field(entry, "start_time", _when(start["time"]))
+    if "time" in stop:
+        _field(entry, "end_time", _when(stop["time"]))
+    sample = start.get("sample")
+    if sample:
+        group = _group(entry, "sample", "NXsample")
+        name = sample.get("name", "") if isinstance(sample, Mapping) else sample
+        _field(group, "name", str(name))
+    documents = _group(entry, "bluesky", "NXcollection")
+    for name, document in (("start", start), ("stop", stop)):
+        _field(documents, name, json.dumps(dict(document), default=str))
+    return entry
+
+
+def _axes(
+    start: Mapping[str, Any], columns: Mapping[str, np.ndarray], denoised: DenoisedStream
+) -> dict[str, tuple[np.ndarray, str]]:
+    """Return what was moved, the first first; without motors the number of the event."""
+    hinted = [f for fields, _ in start.get("hints", {}).get("dimensions", []) for f in fields]
+    keys = [key for key in dict.fromkeys([*hinted, *start.get("motors", [])]) if key in columns]
+    keys = [key for key in keys if columns[key].dtype.kind in "fiu"] or ["raw_seq_num"]
+    specs = denoised.stream.base.metadata.get("data_keys", {})
+    return {key: (columns[key], specs.get(key, {}).get("units") or "") for key in keys}
+
+
+def _add_axes(group: h5py.Group, axes: Mapping[str, tuple[np.ndarray, str]]) -> str:
+    for key, (values, units) in axes.items():
+        _field(group, key, values, units)
+        group.attrs[f"{_name(key)}_indices"] = 0
+    return _name(next(iter(axes)))
+
+
+def _frames(
+    entry: h5py.Group,
+    run: Any,
+    denoised: DenoisedStream,
+    frames: Mapping[str, Any],
+    key: str,
+    axes: Mapping[str, tuple[np.ndarray, str]],
+    columns: Mapping[str, np.ndarray],
+) -> Iterator[int]:
+    """Write the frames of one data key; yield after each few rows."""
+    rate, rows = frames[key], len(columns["raw_seq_num"])
+    shape = _squeezed((rows, *rate.shape[1:]))
+    raw_rows = columns["raw_seq_num"].astype(int) - 1
+    kind = _group(entry, f"{key}_denoised", "NXdata", signal="rate")
+    arrays = [(rate, _dataset(kind, "rate", shape, np.float32, "counts / s"), None)]
+    if key + _SIGMA in frames:
+        errors = _dataset(kind, "rate_errors", shape, np.float32, "counts / s")
+        arrays.append((frames[key + _SIGMA], errors, None))
+    _describe(kind, axes, len(shape), f"{key}, denoised by {denoised.model}")
+    raw = run[denoised.raw_stream].base if denoised.raw_stream in run else {}
+    if key in raw:
+        counts = _group(entry, key, "NXdata", signal="counts")
+        dtype = np.dtype(raw[key].dtype)
+        arrays.append((raw[key], _dataset(counts, "counts", shape, dtype, "counts"), raw_rows))
+        _describe(counts, axes, len(shape), f"{key}, raw")
+    masked = np.ones(shape[-2:], bool)
+    for first in range(0, rows, _ROWS_AT_ONCE):
+        last = min(first + _ROWS_AT_ONCE, rows)
+        for source, dataset, order in arrays:
+            dataset[first:last] = _read(source, first, last, order).reshape(-1, *shape[1:])
+        seen = arrays[0][1][first:last].reshape(-1, *shape[-2:])
+        masked &= ~np.isfinite(seen).any(axis=0)
+        yield last
+    detector = _instrument(entry, key)
+    if key in raw:
+        detector["data"] = counts["counts"]
+    mask = _field(detector, "pixel_mask", masked.astype(np.uint32))
+    mask.attrs["description"] = "1: never denoised, which is a masked pixel"
+    if f"{key}_exposure_s" in columns:
+        _field(detector, "count_time", columns[f"{key}_exposure_s"], "s")
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop the axis of frames in an event where there is one frame in each."""
+    return (shape[0], *shape[-2:]) if len(shape) == 4 and shape[1] == 1 else shape
+
+
+def _read(source: Any, first: int, last: int, order: np.ndarray | None) -> np.ndarray:
+    """Read rows; of raw frames those that the denoised ones are of."""
+    if order is None:
+        return np.asarray(source[first:last])
+    wanted = order[first:last]
+    low = int(wanted.min())
+    return np.asarray(source[low : int(wanted.max()) + 1])[wanted - low]
+
+
+def _dataset(
+    group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, units: str
+) -> h5py.Dataset:
+    chunks = (1,) * (len(shape) - 2) + shape[-2:]
+    dataset = group.create_dataset(name, shape, dtype, chunks=chunks, **_PACKED)
+    dataset.attrs["units"] = units
+    return dataset
+
+
+def _describe(group: h5py.Group, axes: Mapping[str, Any], ndim: int, title: str) -> None:
+    first = _add_axes(group, axes)
+    group.attrs["axes"] = [first, *["."] * (ndim - 1)]
+    _field(group, "title", title)
+
+
+def _instrument(entry: h5py.Group, key: str) -> h5py.Group:
+    if "instrument" not in entry:
+        _group(entry, "instrument", "NXinstrument")
+    return _group(entry["instrument"], key, "NXdetector")
+
+
+def _numbers(
+    entry: h5py.Group,
+    columns: Mapping[str, np.ndarray],
+    axes: Mapping[str, tuple[np.ndarray, str]],
+) -> None:
+    """Write the intensities of the ROIs, or the denoised totals, as a plot."""
+    shown = [key for key in columns if f"{key}_error" in columns and key.endswith("_intensity")]
+    shown = shown or [key for key in columns if key.endswith("_denoised_total")]
+    if not shown:
+        return
+    group = _group(entry, "numbers", "NXdata", signal=_name(shown[0]))
+    for key in shown:
+        _field(group, key, columns[key], "counts / s")
+        if f"{key}_error" in columns:
+            _field(group, f"{key}_errors", columns[f"{key}_error"], "counts / s")
+    if shown[1:]:
+        group.attrs["auxiliary_signals"] = [_name(key) for key in shown[1:]]
+    _describe(group, axes, 1, "from raw counts")
+
+
+def _table(entry: h5py.Group, columns: Mapping[str, np.ndarray], time: np.ndarray) -> None:
+    group = _group(entry, "table", "NXcollection")
+    _field(group, "time", time, "s")
+    for key, values in columns.items():
+        _field(group, key, values)
+
+
+def _provenance(entry: h5py.Group, run: Any, denoised: DenoisedStream) -> None:
+    group = _group(entry, "denoise", "NXprocess")
+    _field(group, "program", "bluesky-denoise")
+    _field(group, "version", denoised.version)
+    _field(group, "date", _when(denoised.time))
+    for name in ("model", "weights_sha256", "run_uid", "reason"):
+        _field(group, name, getattr(denoised, name))
+    _field(group, "exit_status", denoised.exit_status or "not ended")
+    note = _group(group, "provenance", "NXnote")
+    _field(note, "type", "application/json")
+    _field(note, "data", json.dumps(denoised.provenance, default=str))

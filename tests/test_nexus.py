@@ -1,0 +1,118 @@
+"""What is exported is read back, as silx and NeXpy read it."""
+
+import json
+
+import bluesky.plans as bp
+import h5py
+import numpy as np
+import pytest
+from beamline import KEY, ROIS
+from bluesky_tiled_plugins import TiledWriter
+from conftest import run_engine
+from live_path import UNIT
+from nexusformat.nexus import nxload
+from ophyd.sim import SynAxis
+
+from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.nexus import export_nexus
+from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+
+COUNTS = np.random.default_rng(0).poisson(3.0, (20, 48, 48)).astype(np.uint16)
+MASK = np.zeros((48, 48), bool)
+MASK[3, 5:8] = True
+
+
+@pytest.fixture(scope="module", params=["inline", "files"])
+def run(request, tiled, tmp_path_factory):
+    """Return a run of 20 events, denoised, with its frames in events or in files."""
+    directory = tmp_path_factory.mktemp("nexus")
+    frames = ReplayFrames(COUNTS, 1.0)
+    if request.param == "inline":
+        detector = ReplayDetector(name="det", frames=frames)
+    else:
+        detector = AreaDetectorReplay(name="det", frames=frames, directory=directory / "raw")
+    motor = SynAxis(name="motor-x")  # as ophyd-async names them
+    with run_engine() as RE:
+        RE.subscribe(TiledWriter(tiled.client))
+        (uid,) = RE(bp.scan([detector], motor, -1, 1, len(COUNTS), md={"sample": {"name": "lead"}}))
+    settings = DenoiseSettings(
+        model=UNIT,
+        tiled_uri=tiled.uri,
+        mask=MASK,
+        rois=ROIS,
+        data_keys=[KEY],
+        frames_directory=directory / "denoised",
+    )
+    reprocess(tiled.client[uid], settings)
+    return tiled.client[uid]
+
+
+def test_the_file_has_what_nexus_asks_for_and_what_was_measured(run, tmp_path):
+    done = []
+    (denoised,) = denoised_streams(run)
+    path = export_nexus(
+        run, denoised, tmp_path / "run.nxs", progress=lambda *steps: done.append(steps)
+    )
+    assert done == [(16, 20), (20, 20)]
+    assert [file.name for file in tmp_path.glob("run*")] == ["run.nxs"]
+    with h5py.File(path) as file:
+        assert file.attrs["NX_class"] == "NXroot"
+        entry = file[file.attrs["default"]]
+        assert entry.attrs["NX_class"] == "NXentry"
+        assert entry["entry_identifier"].asstr()[()] == run.metadata["start"]["uid"]
+        assert entry["sample/name"].asstr()[()] == "lead"
+        shown = entry[entry.attrs["default"]]
+        assert shown.attrs["NX_class"] == "NXdata"
+        assert list(shown.attrs["axes"]) == ["motor_x", ".", "."]
+        np.testing.assert_allclose(shown["motor_x"], np.linspace(-1, 1, 20))
+        rate = shown[shown.attrs["signal"]]
+        assert rate.attrs["units"] == "counts / s"
+        np.testing.assert_array_equal(np.isnan(rate[:]), np.broadcast_to(MASK, COUNTS.shape))
+        np.testing.assert_allclose(rate[:][:, ~MASK], COUNTS[:, ~MASK])
+        raw = entry["det_image"]
+        np.testing.assert_array_equal(raw[raw.attrs["signal"]], COUNTS)
+        detector = entry["instrument/det_image"]
+        np.testing.assert_array_equal(detector["pixel_mask"][:] == 1, MASK)
+        np.testing.assert_array_equal(detector["data"], COUNTS)
+        np.testing.assert_allclose(detector["count_time"], 1.0)
+        numbers = entry["numbers"]
+        assert numbers.attrs["signal"] == "satellite_intensity"
+        assert np.isfinite(numbers["satellite_intensity_errors"]).all()
+        assert entry["table/denoise_ok"][:].all()
+        assert entry["denoise/model"].asstr()[()] == "unit"
+        provenance = json.loads(entry["denoise/provenance/data"].asstr()[()])
+        assert provenance["settings"]["model"] == UNIT
+        assert json.loads(entry["bluesky/start"].asstr()[()])["plan_name"] == "scan"
+
+
+def test_a_nexus_reader_finds_the_plot_by_itself(run, tmp_path):
+    path = export_nexus(run, denoised_streams(run)[0], tmp_path / "run.nxs")
+    root = nxload(path)
+    plot = root.get_default()
+    assert plot.nxsignal.nxname == "rate"
+    assert plot.nxsignal.shape == COUNTS.shape
+    assert plot.nxaxes[0].nxname == "motor_x"
+    assert root["entry/numbers"].nxerrors is not None
+
+
+def test_a_file_that_exists_is_not_written_over(run, tmp_path):
+    path = tmp_path / "run.nxs"
+    path.write_text("mine")
+    with pytest.raises(SettingsError, match=r"run\.nxs exists; remove it"):
+        export_nexus(run, denoised_streams(run)[0], path)
+    assert path.read_text() == "mine"
+
+
+def test_a_raw_stream_is_told_from_the_name_of_the_denoised_one(run):
+    from dataclasses import replace
+
+    (denoised,) = denoised_streams(run)
+    named = {
+        "denoised": "primary",
+        "denoised_3": "primary",
+        "denoised_dark": "dark",
+        "denoised_scan2_2": "scan2",
+    }
+    assert {name: replace(denoised, name=name).raw_stream for name in named} == named
