@@ -18,6 +18,7 @@ OURS = {
     "how-to-pairs-and-references.md",
     "how-to-unchanged-plans.md",
     "how-to-live-view.md",
+    "how-to-agent.md",
 }
 
 
@@ -25,7 +26,7 @@ OURS = {
 def test_the_code_on_the_page_runs(page, RE):
     mpl.use("Agg")
     motor = SynAxis(name="motor")
-    denoised = denoised_here(RE, UnitDenoiser(), streams=("primary", "reference"))
+    denoised = denoised_here(RE, UnitDenoiser(), streams=("primary", "reference", "short"))
     denoise = denoised.router
     namespace = {
         "RE": RE,
@@ -53,6 +54,7 @@ def test_links_between_the_pages_lead_somewhere():
     [
         ("04_adaptive_exposure", r"exposed [\d.]+ s instead of [\d.]+ s"),
         ("05_find_weak_peak", r"peak at 0\.[2-5]\d, \d+\.\d sigma"),
+        ("07_adaptive_agent", r"25 frames of 0.2 s; brightest at x = 0\.[2-6]\d, y = -0\.[0-5]\d"),
         ("06_paired_exposures", r"motor \+1\.0 +1\.00 s +4\d+\.\d counts / s"),
     ],
 )
