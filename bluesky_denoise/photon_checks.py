@@ -4,13 +4,21 @@ import numpy as np
 
 from bluesky_denoise.poisson import box_sum
 
-__all__ = ["dead_areas", "fano_factor", "hot_pixels", "looks_poisson"]
+__all__ = [
+    "dead_areas",
+    "fano_factor",
+    "hot_pixels",
+    "looks_poisson",
+    "neighbour_correlation",
+]
 
 BLOCK_PX = 16
 LEAST_COUNTS = 400
 """Photons that a Fano factor needs: they tell it to 10 % or so."""
 POISSON_FANO = (0.6, 1.85)
 """Fano factors that pass for photons: charge sharing lowers it, sharp rings raise it."""
+LEAST_CORRELATION = -0.08
+"""Correlation of neighbours that passes for photons; screens that spread light have less."""
 DEAD_PX = (16, 32)
 """Sides of the squares that are looked at for missing counts."""
 HOT_COUNTS = 50
@@ -66,6 +74,43 @@ def fano_factor(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
     return float(above[kept].sum() / level) if level > LEAST_COUNTS / 2 else float("nan")
 
 
+def neighbour_correlation(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Estimate how far the noise of neighbouring pixels is correlated, from one frame.
+
+    Differences over 2 x 2 pixels, two columns apart, share no pixel: independent noise makes
+    them uncorrelated. Light that spreads over neighbours makes their correlation negative.
+    As in `fano_factor`, the median over the dimmer half of the blocks forgives structure.
+
+    Parameters
+    ----------
+    counts : (H, W) counts
+    mask : (H, W) bool, True where a pixel is invalid
+
+    Returns
+    -------
+    float
+        0 for photons, to 0.02 or so; NaN with fewer than 100 blocks of 16 x 16 pixels that
+        have 60 counts each.
+    """
+    values = np.asarray(counts, np.float64)
+    valid = np.ones(values.shape, bool) if mask is None else np.asarray(mask) == 0
+    if min(values.shape) < BLOCK_PX:
+        return float("nan")
+    values = np.where(valid, values, 0)
+    pairs, known = values[1:] + values[:-1], valid[1:] & valid[:-1]
+    steps, known = values[1:] - values[:-1], known[:, 1:] & known[:, :-1]
+    twist = (steps[:, 1:] - steps[:, :-1]) * known
+    total = (pairs[:, 1:] + pairs[:, :-1]) * known
+    parts = total[:, :-2], twist[:, :-2] ** 2, twist[:, :-2] * twist[:, 2:]
+    level, own, lagged = (_blocks(part).ravel() for part in parts)
+    clear = np.flatnonzero(level > 4 * 60)  # each count is in four differences
+    if len(clear) < 100:
+        return float("nan")
+    dimmer = clear[level[clear] <= np.median(level[clear])]
+    variance = float(np.median(own[dimmer] / level[dimmer]))
+    return float(np.median(lagged[dimmer] / level[dimmer])) / variance if variance else float("nan")
+
+
 def looks_poisson(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
     """Say why counts cannot be photons: '' if they can.
 
@@ -77,8 +122,9 @@ def looks_poisson(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
     Returns
     -------
     str
-        Counts are no integers, negative, multiples of a gain, or scatter by much more or less
-        than photons (`fano_factor`, its limits hold here too).
+        Counts are no integers, negative, multiples of a gain, scatter by much more or less
+        than photons (`fano_factor`, its limits hold here too), or not independently in
+        neighbouring pixels (`neighbour_correlation`).
     """
     counts = np.asarray(counts)
     values = counts if mask is None else counts[np.asarray(mask) == 0]
@@ -96,6 +142,9 @@ def looks_poisson(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
     fano = fano_factor(counts, mask)
     if np.isfinite(fano) and not POISSON_FANO[0] < fano < POISSON_FANO[1]:
         return f"counts scatter unlike photons (variance / mean {fano:.3g}, expected 1)"
+    shared = neighbour_correlation(counts, mask)
+    if np.isfinite(shared) and shared < LEAST_CORRELATION:
+        return f"neighbouring pixels share their noise (correlation {shared:.2f}, expected 0)"
     return ""
 
 

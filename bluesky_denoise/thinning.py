@@ -3,25 +3,27 @@
 import numpy as np
 
 from bluesky_denoise.errors import FrameValueError
+from bluesky_denoise.photon_checks import looks_poisson
 
 __all__ = ["check_photon_counts", "thin"]
 
 
-def check_photon_counts(counts: np.ndarray, mask: np.ndarray | None = None) -> None:
+def check_photon_counts(
+    counts: np.ndarray, mask: np.ndarray | None = None, frames: int = 5
+) -> None:
     """Refuse frames that thinning is not valid for.
-
-    Photon counts are integers >= 0, and neighbours differ by no less than their noise: a
-    pedestal makes large values that hardly scatter, a gain leaves only multiples of it.
 
     Parameters
     ----------
     counts : (..., H, W), counts
     mask : (H, W), nonzero where a pixel is invalid
+    frames : how many are looked at, spread evenly over a stack
 
     Raises
     ------
     FrameValueError
-        If the counts are not integers, negative, or look like a pedestal or a gain.
+        If the counts are no integers, negative, or do not look like photons
+        (:func:`~bluesky_denoise.photon_checks.looks_poisson`).
     """
     counts = np.asarray(counts)
     if not np.issubdtype(counts.dtype, np.integer):
@@ -29,40 +31,22 @@ def check_photon_counts(counts: np.ndarray, mask: np.ndarray | None = None) -> N
             f"Frames of dtype {counts.dtype} cannot be thinned; raw integer photon counts are "
             "needed, from before any correction."
         )
-    values = counts if mask is None else counts[..., np.asarray(mask) == 0]
-    if values.size == 0:
+    if counts.size == 0:
         return
-    if int(values.min()) < 0:
+    masked = np.zeros(counts.shape[-2:], bool) if mask is None else np.asarray(mask) != 0
+    least = int(counts.min(where=~masked, initial=0))
+    if least < 0:
         raise FrameValueError(
-            f"Frames to be thinned have a least value of {int(values.min())}; photon counts are "
-            "not negative. Mask the flagged pixels."
+            f"Frames to be thinned have a least value of {least}; photon counts are not negative. "
+            "Mask the flagged pixels."
         )
-    found = np.unique(values[:1] if values.ndim > 2 else values)
-    step = int(np.gcd.reduce(found.astype(np.int64))) if found.size > 4 else 1
-    if step > 1:
-        raise FrameValueError(
-            f"All values of the frames to be thinned are multiples of {step}: a detector gain, "
-            "not photons. Divide by it first, if it counts photons."
-        )
-    scatter = _scatter(counts, mask)
-    if scatter < 0.5:
-        raise FrameValueError(
-            f"Neighbouring pixels of the frames to be thinned vary less than photons would, "
-            f"{scatter:.2f} of it: a pedestal, or an integrating detector. Only photon counts can "
-            "be thinned."
-        )
-
-
-def _scatter(counts: np.ndarray, mask: np.ndarray | None) -> float:
-    """Return the variance of neighbouring pixels over what photons would have at least."""
-    frame = counts.reshape(-1, *counts.shape[-2:])[0].astype(np.float64)
-    good = np.ones(frame.shape, bool) if mask is None else np.asarray(mask) == 0
-    pairs = good[:, 1:] & good[:, :-1]
-    total = (frame[:, 1:] + frame[:, :-1])[pairs]
-    lit = total > 0
-    if lit.sum() < 100:
-        return 1.0
-    return float(np.mean(np.diff(frame, axis=1)[pairs][lit] ** 2 / total[lit]))
+    stack = counts.reshape(-1, *counts.shape[-2:])
+    for index in np.unique(np.linspace(0, len(stack) - 1, frames).round().astype(int)):
+        if reason := looks_poisson(stack[index], masked):
+            raise FrameValueError(
+                f"Frame {index} cannot be thinned: {reason}. Only raw photon counts can, from "
+                "before any correction; an integrating detector needs repeated frames or pairs."
+            )
 
 
 def thin(

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from skimage.filters import gaussian
+
+from bluesky_denoise.errors import FrameValueError
+from bluesky_denoise.photon_checks import fano_factor, looks_poisson, neighbour_correlation
+from bluesky_denoise.simulation.random_scenes import random_scene
+from bluesky_denoise.thinning import check_photon_counts
+
+TRAINING = sorted((Path(__file__).parents[1] / "training_data").glob("*.h5"))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_every_measured_frame_of_a_counting_detector_passes(path):
+    with h5py.File(path) as file:
+        frames, mask = file["frames"][...], file["mask"][...]
+    check_photon_counts(frames, mask, len(frames))
+
+
+def test_photons_share_no_noise_whatever_the_scene(rng):
+    found = [neighbour_correlation(rng.poisson(random_scene((256, 256), rng))) for _ in range(12)]
+    found = [value for value in found if np.isfinite(value)]
+    assert len(found) >= 3
+    assert min(found) > -0.08
+
+
+def test_a_screen_is_told_by_the_noise_that_its_pixels_share(rng):
+    spread = gaussian(rng.poisson(400.0, (256, 256)).astype(float), 0.6)
+    # The gain is such that variance and mean alone would pass for photons.
+    counts = np.rint(spread / fano_factor(spread)).astype(np.uint16)
+    assert fano_factor(counts) == pytest.approx(1, abs=0.02)
+    assert neighbour_correlation(counts) < -0.08
+    with pytest.raises(FrameValueError, match=r"Frame 0 cannot be thinned: neighbouring pixels"):
+        check_photon_counts(counts)
+
+
+def test_readout_noise_on_a_pedestal_is_refused(rng):
+    frames = np.rint(1000 + rng.normal(0, 4.0, (3, 64, 64))).astype(np.uint16)
+    with pytest.raises(FrameValueError, match=r"variance / mean 0\.0"):
+        check_photon_counts(frames)
+
+
+def test_every_looked_at_frame_is_checked(rng):
+    frames = rng.poisson(20.0, (5, 64, 64))
+    frames[3] = 7 * frames[3]
+    with pytest.raises(FrameValueError, match="Frame 3 cannot be thinned: all counts"):
+        check_photon_counts(frames)
+
+
+def test_a_frame_too_dark_to_tell_passes(rng):
+    assert looks_poisson(rng.poisson(1e-3, (64, 64))) == ""
+    assert np.isnan(neighbour_correlation(rng.poisson(1e-3, (64, 64))))
