@@ -1,11 +1,13 @@
 """Networks, one file each, and the registry of their builders."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from bluesky_denoise.errors import ModelNotFound
 from bluesky_denoise.models.irunet import IRUNet
+from bluesky_denoise.models.paper_scaled import PaperScaled
 from bluesky_denoise.models.photon_exchange import PhotonExchange
 from bluesky_denoise.models.vdsr import VDSR
 
@@ -13,8 +15,10 @@ __all__ = ["MODELS", "build_model"]
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "irunet": IRUNet,
+    "irunet_paper": partial(PaperScaled, IRUNet),
     "photon_exchange": PhotonExchange,
     "vdsr": VDSR,
+    "vdsr_paper": partial(PaperScaled, VDSR),
 }
 """Name of a network -> what builds it. All take and return (B, 1, H, W) counts and mask."""
 

@@ -40,9 +40,10 @@ class _Reduce(nn.Module):
 class IRUNet(nn.Module):
     """Four-level encoder and decoder of 64 channels with additive skips.
 
-    About 326 kMAC per pixel and 1.95 M parameters as published. Its sigmoid output is
-    kept: it acts on ``stabilised counts / scale``, so nothing above ``scale`` ** 2 / 4
-    counts can be told. Weights are not shipped: it is here to be timed.
+    About 326 kMAC per pixel and 1.95 M parameters as published, with its sigmoid output. In
+    ``irunet`` it acts on ``stabilised counts / scale``, so nothing above ``scale`` ** 2 / 4
+    counts can be told; in ``irunet_paper`` on scaled frames, as published. Weights are not
+    shipped: it is here to be timed, and to be trained.
 
     References
     ----------
@@ -52,7 +53,7 @@ class IRUNet(nn.Module):
 
     multiple = 16
     """Frames must be padded to a multiple of this many pixels."""
-    field_px = 256
+    field_px = 128
     """Pixels beyond this distance cannot change an estimate."""
 
     def __init__(self, channels: int = 64, levels: int = 4, scale: float = 64.0) -> None:
@@ -67,9 +68,9 @@ class IRUNet(nn.Module):
         self.decoders = nn.ModuleList(_InceptionResidual(channels) for _ in range(levels))
         self.last = nn.Conv2d(channels, 1, 1)
 
-    def forward(self, counts: Tensor, valid: Tensor) -> Tensor:
-        """Estimate expected counts: (B, 1, H, W), (B, 1, H, W) -> (B, 1, H, W), >= 0."""
-        x = F.relu(self.first(2 * torch.sqrt(counts + 0.375) / self.scale))
+    def published(self, scaled: Tensor) -> Tensor:
+        """Denoise frames scaled to 0 ... 1: (B, 1, H, W) -> (B, 1, H, W), 0 to 1."""
+        x = F.relu(self.first(scaled))
         levels = []
         for reduce, encoder in zip(self.reduces, self.encoders, strict=True):
             x = encoder(reduce(x))
@@ -79,5 +80,9 @@ class IRUNet(nn.Module):
         for up, decoder, skip in zip(self.ups, self.decoders, skips, strict=True):
             x = decoder(F.relu(up(x)))
             x = x if skip is None else x + skip
-        stable = torch.sigmoid(self.last(x)) * self.scale
+        return torch.sigmoid(self.last(x))
+
+    def forward(self, counts: Tensor, valid: Tensor) -> Tensor:
+        """Estimate expected counts: (B, 1, H, W), (B, 1, H, W) -> (B, 1, H, W), >= 0."""
+        stable = self.published(2 * torch.sqrt(counts + 0.375) / self.scale) * self.scale
         return (stable**2 / 4 - 0.375).clamp_min(0) * valid

@@ -9,9 +9,11 @@ __all__ = ["VDSR"]
 class VDSR(nn.Module):
     """Twenty 3 x 3 convolutions of 64 channels with PReLU, and one to the residual.
 
-    About 702 kMAC per pixel; receptive field 43 x 43. It works on stabilised counts,
-    ``2 sqrt(n + 3/8)``, and its weights are not shipped: it is here to be timed, and to
-    be trained the same way as ours.
+    About 702 kMAC per pixel; receptive field 43 x 43. Its weights are not shipped: it is
+    here to be timed, and to be trained. ``vdsr`` works on stabilised counts,
+    ``2 sqrt(n + 3/8)``, with a global residual, so that it can be trained as ours is;
+    ``vdsr_paper`` works on scaled frames without it, as released last. There the PReLU has a
+    slope for each pixel of a frame of one size; here it has one for each channel.
 
     References
     ----------
@@ -31,6 +33,10 @@ class VDSR(nn.Module):
             layers += [nn.Conv2d(channels if i else 1, channels, 3, padding=1)]
             layers += [nn.PReLU(channels)]
         self.body = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))
+
+    def published(self, scaled: Tensor) -> Tensor:
+        """Denoise frames scaled to 0 ... 1: (B, 1, H, W) -> (B, 1, H, W)."""
+        return self.body(scaled)
 
     def forward(self, counts: Tensor, valid: Tensor) -> Tensor:
         """Estimate expected counts: (B, 1, H, W), (B, 1, H, W) -> (B, 1, H, W), >= 0."""

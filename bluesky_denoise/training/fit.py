@@ -18,6 +18,7 @@ from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
 from bluesky_denoise.training.data import Batch
 from bluesky_denoise.training.files import read_file
 from bluesky_denoise.training.pairs import PairSource
+from bluesky_denoise.training.paper import PaperRecipe
 from bluesky_denoise.training.parallel import Ranks, process_group
 from bluesky_denoise.training.recipes import (
     FitSettings,
@@ -36,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 SAVE_EVERY = 250
 """Steps between two saved states and scores."""
-RECIPES: dict[str, Callable[[FitSettings], Recipe]] = {"default": PhotonRecipe}
+RECIPES: dict[str, Callable[[FitSettings], Recipe]] = {
+    "default": PhotonRecipe,
+    "paper": PaperRecipe,
+}
 """Name of a recipe -> what builds it."""
 
 
@@ -303,7 +307,7 @@ def _step(
         loss = recipe.loss(model, TensorBatch.of(batch, device), step)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
     if torch.isfinite(norm):
         optimiser.step()
     else:

@@ -162,7 +162,10 @@ class _Recorded:
 
     def block(self, first: int, last: int) -> Self:
         """Return frames ``first`` to ``last - 1`` alone."""
-        return replace(self, counts=self.counts[first:last], first=self.first + first)
+        return replace(self, first=self.first + first, **self._arrays(slice(first, last)))
+
+    def _arrays(self, frames: slice) -> dict[str, np.ndarray]:
+        return {"counts": self.counts[frames]}
 
     def draw(self, shape: tuple[int, int], rng: np.random.Generator) -> Pair:
         """Return the pair of a random frame in a random window."""
@@ -216,10 +219,12 @@ class MeasuredPairs(_Recorded):
                 f"{self.ratios.max():g}; expected long over short, above 0."
             )
 
-    def block(self, first: int, last: int) -> Self:
-        """Return pairs ``first`` to ``last - 1`` alone."""
-        block = super().block(first, last)
-        return replace(block, targets=self.targets[first:last], ratios=self.ratios[first:last])
+    def _arrays(self, frames: slice) -> dict[str, np.ndarray]:
+        return {
+            "counts": self.counts[frames],
+            "targets": self.targets[frames],
+            "ratios": self.ratios[frames],
+        }
 
     def pair(self, index: int, window: Window, rng: np.random.Generator) -> Pair:
         """Return a short frame and its long one."""

@@ -79,6 +79,9 @@ class Recipe(Protocol):
     one would have.
     """
 
+    clip_norm: float
+    """Largest norm of a step's gradient; longer ones are cut."""
+
     def check(self, sources: Sequence[PairSource]) -> None:
         """Raise `SettingsError` if this cannot be trained."""
 
@@ -109,6 +112,7 @@ class PhotonRecipe:
     """Ours: simulated scenes and measured pairs, Poisson losses, AdamW along a cosine."""
 
     settings: FitSettings
+    clip_norm = 1.0
 
     def check(self, sources: Sequence[PairSource]) -> None:
         """Refuse sides that the networks cannot take."""
