@@ -124,8 +124,16 @@ _FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 @app.command(context_settings=_FORWARDED, add_help_option=False)
 def train(context: typer.Context) -> None:
-    """Train a network on simulated scenes and on thinned measured frames."""
+    """Train a network on simulated scenes and on measured frames."""
     from .training.commands import train as command  # imports torch
+
+    _forward(command, context)
+
+
+@app.command(context_settings=_FORWARDED, add_help_option=False)
+def finetune(context: typer.Context) -> None:
+    """Adapt the shipped weights to one beamline, without long exposures."""
+    from .training.commands import finetune as command  # imports torch
 
     _forward(command, context)
 

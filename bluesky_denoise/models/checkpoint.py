@@ -65,8 +65,12 @@ def save_checkpoint(model: nn.Module, path: str | Path, card: dict[str, Any]) ->
     written["parameters"] = sum(p.numel() for p in model.parameters())
     written["sha256"] = hashlib.sha256(data).hexdigest()
     written["package_version"] = version("bluesky-denoise")
-    path.write_bytes(data)
-    path.with_suffix(".json").write_text(json.dumps(written, indent=2) + "\n")
+    text = json.dumps(written, indent=2) + "\n"
+    for target, content in ((path, data), (path.with_suffix(".json"), text.encode())):
+        # A kill while it is written leaves what was there.
+        part = target.with_name(target.name + ".part")
+        part.write_bytes(content)
+        part.replace(target)
     return written
 
 

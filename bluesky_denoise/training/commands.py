@@ -1,64 +1,237 @@
-"""The command ``bluesky-denoise train``."""
+"""The commands ``bluesky-denoise train`` and ``bluesky-denoise finetune``."""
 
-from collections.abc import Callable, Iterator
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
+from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.masks import load_mask
 from bluesky_denoise.training import fit as fitting
-from bluesky_denoise.training.files import find_files
+from bluesky_denoise.training.files import find_files, read_file
+from bluesky_denoise.training.finetune import ADAPTING
+from bluesky_denoise.training.finetune import finetune as adapt
 from bluesky_denoise.training.fit import FitSettings, fit
+from bluesky_denoise.training.pairs import PairSource
+from bluesky_denoise.training.paper import EPOCHS, paper_settings
+from bluesky_denoise.training.split import split
+from bluesky_denoise.training.tiled_runs import catalog, read_run, read_two_runs
 
-__all__ = ["train"]
+__all__ = ["finetune", "open_data", "train"]
+
+RUN = "tiled:"
+
+Output = Annotated[Path, typer.Argument(help="Weights to write, .safetensors.")]
+DATA = (
+    "HDF5 files of frames or pairs, folders of them, runs in Tiled as tiled:UID, "
+    "or short and long runs as tiled:UID+UID."
+)
+HeldOut = Annotated[
+    list[str] | None, typer.Option(help="File or run that is scored and never trained on.")
+]
+Share = Annotated[
+    float, typer.Option(help="Share of each run, its last frames, that is held out too.")
+]
+Gap = Annotated[int, typer.Option(help="Frames left out between both blocks.")]
+Repeats = Annotated[bool, typer.Option("--repeats", help="All frames of a run show one scene.")]
+Mask = Annotated[str | None, typer.Option(help="Mask of runs: .npy, .tif or .h5.")]
+Key = Annotated[str | None, typer.Option(help="Data key of the frames of runs.")]
+Uri = Annotated[
+    str, typer.Option("--uri", envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; None: cuda where there is one.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+LOCAL = "http://localhost:8000"
 
 
 def train(
-    output: Annotated[Path, typer.Argument(help="Weights to write, .safetensors.")],
-    frames: Annotated[
-        list[Path] | None, typer.Argument(help="HDF5 files of frames or pairs, or folders.")
-    ] = None,
-    held_out: Annotated[
-        list[Path] | None, typer.Option(help="File that is scored and never trained on.")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = FitSettings.steps,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    model: Annotated[str, typer.Option(help="Name of the network.")] = FitSettings.model,
+    output: Output,
+    data: Annotated[list[str] | None, typer.Argument(help=f"{DATA} None: simulated only.")] = None,
+    held_out: HeldOut = None,
+    held_out_share: Share = FitSettings.held_out_share,
+    gap: Gap = FitSettings.gap_frames,
+    repeats: Repeats = False,
+    recipe: Annotated[str, typer.Option(help="default, or paper.")] = FitSettings.recipe,
+    model: Annotated[str | None, typer.Option(help="Name of the network.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
+    epochs: Annotated[int, typer.Option(help="For --recipe paper.")] = EPOCHS,
     start_from: Annotated[
         str | None, typer.Option(help="Name or path of weights to start from.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    seed: Seed = 0,
+    mask: Mask = None,
+    data_key: Key = None,
+    uri: Uri = LOCAL,
+    device: Device = None,
+    threads: Threads = None,
     workers: Annotated[int, typer.Option(help="Processes that draw batches ahead.")] = 0,
 ) -> None:
-    """Train a network on simulated scenes and on measured frames."""
-    settings = FitSettings(model=model, steps=steps, seed=seed)
-    with progress_bar("Training", steps) as report:
-        fit(
-            output,
-            find_files(frames or []),
-            settings,
-            held_out=find_files(held_out or []),
-            start_from=start_from,
-            device=device,
-            threads=threads,
-            workers=workers,
-            report=report,
+    """Train a network on simulated scenes and on measured frames.
+
+    A stopped training goes on when the same command is given again. For several GPUs:
+    torchrun --nproc-per-node N -m bluesky_denoise.training WEIGHTS DATA...
+    """
+    with _refusals():
+        sources, kept = (
+            open_data(given or [], uri, repeats=repeats, mask=mask, data_key=data_key)
+            for given in (data, held_out)
         )
+        settings = FitSettings(model=model or FitSettings.model)
+        if recipe == "paper":
+            blocks = split(sources, kept, share=held_out_share, gap_frames=gap).training
+            settings = paper_settings(blocks, model or "irunet_paper", epochs)
+        settings = replace(
+            settings,
+            recipe=recipe,
+            steps=steps or settings.steps,
+            held_out_share=held_out_share,
+            gap_frames=gap,
+            seed=seed,
+        )
+        with _progress_bar("Training", settings.steps) as report:
+            fit(
+                output,
+                sources,
+                settings,
+                held_out=kept,
+                start_from=start_from,
+                card={"command": _command("train")},
+                device=device,
+                threads=threads,
+                workers=workers,
+                report=report,
+            )
+    if int(os.environ.get("RANK", 0)) == 0:
+        Console().print(f"Weights: {output}", highlight=False, soft_wrap=True)
+
+
+def finetune(
+    output: Output,
+    data: Annotated[list[str], typer.Argument(help=DATA)],
+    held_out: HeldOut = None,
+    held_out_share: Share = ADAPTING.held_out_share,
+    gap: Gap = ADAPTING.gap_frames,
+    repeats: Repeats = False,
+    start_from: Annotated[
+        str, typer.Option(help="Name or path of the weights to adapt.")
+    ] = "default",
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = ADAPTING.steps,
+    seed: Seed = 0,
+    mask: Mask = None,
+    data_key: Key = None,
+    uri: Uri = LOCAL,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Adapt weights to one beamline, and keep them only if held-out counts say so.
+
+    No long exposures are needed. Weights that predict held-out counts no better than those
+    they were made from are not written; the exit status is then 1.
+    """
+    console = Console()
+    with _refusals():
+        sources, kept = (
+            open_data(given or [], uri, repeats=repeats, mask=mask, data_key=data_key)
+            for given in (data, held_out)
+        )
+        settings = replace(
+            ADAPTING, steps=steps, held_out_share=held_out_share, gap_frames=gap, seed=seed
+        )
+        with _progress_bar("Adapting", steps) as report:
+            result = adapt(
+                output,
+                sources,
+                settings,
+                held_out=kept,
+                start_from=start_from,
+                card={"command": _command("finetune")},
+                device=device,
+                threads=threads,
+                report=report,
+            )
+    console.print("Deviance of held-out counts above that of the best Gaussian")
+    console.print(str(result), highlight=False, soft_wrap=True)
+    if not result.promoted:
+        console.print(f"The new weights are not kept; {output} is as it was.", soft_wrap=True)
+        raise typer.Exit(1)
+    console.print(f"Weights: {output}", highlight=False, soft_wrap=True)
+
+
+def open_data(
+    given: Sequence[str],
+    uri: str = LOCAL,
+    *,
+    repeats: bool = False,
+    mask: str | None = None,
+    data_key: str | None = None,
+) -> list[PairSource]:
+    """Open files, folders and runs.
+
+    Parameters
+    ----------
+    given : paths of HDF5 files or folders; ``tiled:UID``; ``tiled:SHORT_UID+LONG_UID``
+    uri : address of the Tiled server
+    repeats : all single frames of a source show one scene
+    mask : file of the invalid pixels of runs; HDF5 files carry their own
+    data_key : of the frames of runs; None: the only one
+    """
+    opened: list[PairSource] = []
+    for text in given:
+        if not text.startswith(RUN):
+            opened += [read_file(path, repeats=repeats) for path in find_files([Path(text)])]
+            continue
+        invalid = None if mask is None else load_mask(mask)
+        with catalog(uri) as client:
+            runs = [_run(client, uid, uri) for uid in text.removeprefix(RUN).split("+")]
+            if len(runs) == 2:
+                opened.append(read_two_runs(*runs, data_key=data_key, mask=invalid))
+            else:
+                opened.append(read_run(runs[0], data_key=data_key, mask=invalid, repeats=repeats))
+    return opened
+
+
+def _run(client: object, uid: str, uri: str) -> object:
+    try:
+        return client[uid]  # type: ignore[index]
+    except KeyError:
+        raise DenoiseError(f"There is no run {uid!r} in the catalog at {uri}.") from None
+
+
+def _command(name: str) -> str:
+    """Return the command as it was typed."""
+    after = sys.argv[sys.argv.index(name) + 1 :] if name in sys.argv else sys.argv[1:]
+    return f"bluesky-denoise {name} {shlex.join(after)}"
 
 
 @contextmanager
-def progress_bar(what: str, steps: int) -> Iterator[Callable[[fitting.Progress], None]]:
+def _refusals() -> Iterator[None]:
+    """Show an error of ours as one line, not as a traceback."""
+    try:
+        yield
+    except DenoiseError as error:
+        Console(stderr=True).print(f"[red]Error:[/] {error}", soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _progress_bar(what: str, steps: int) -> Iterator[Callable[[fitting.Progress], None]]:
     """Show a bar with a running mean of the loss and the latest validation."""
     columns = (SpinnerColumn(), *Progress.get_default_columns()[:3], TimeRemainingColumn())
     told = TextColumn("loss {task.fields[loss]:.3f}  held out {task.fields[held_out]}")
-    with Progress(*columns, told) as bar:
+    first_rank = int(os.environ.get("RANK", 0)) == 0
+    with Progress(*columns, told, disable=not first_rank) as bar:
         task = bar.add_task(what, total=steps, loss=float("nan"), held_out="")
-        mean = 0.0
-        seen = 0
+        mean, seen = 0.0, 0
 
         def report(now: fitting.Progress) -> None:
             nonlocal mean, seen

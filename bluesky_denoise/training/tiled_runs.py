@@ -1,0 +1,221 @@
+"""Pairs from runs in Tiled: short and long exposures, or frames alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tiled.client import from_uri
+
+from bluesky_denoise.archive import archived_events, descriptor_of
+from bluesky_denoise.errors import DenoiseError, FrameShapeError, TiledUnavailable
+from bluesky_denoise.exposure import find_exposure
+from bluesky_denoise.sources import as_stack, is_frame_key
+from bluesky_denoise.training.files import single_frames, usable_mask
+from bluesky_denoise.training.pairs import MeasuredPairs, RecordedPairs
+
+__all__ = ["catalog", "read_run", "read_two_runs"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """The frames of one stream."""
+
+    frames: np.ndarray
+    """(N, n, H, W): n frames at each of N points."""
+    exposures_s: np.ndarray
+    """(N,) of one frame; NaN where the documents do not say."""
+    positions: dict[str, np.ndarray]
+    """(N,) of each motor that was scanned."""
+    data_key: str
+
+    def sums(self) -> np.ndarray:
+        """Sum the frames of each point: (N, H, W)."""
+        if self.frames.shape[1] == 1:
+            return self.frames[:, 0]
+        kind = np.int64 if self.frames.dtype.kind in "biu" else np.float64
+        return self.frames.sum(axis=1, dtype=kind)
+
+
+@contextmanager
+def catalog(uri: str) -> Iterator[Any]:
+    """Open a Tiled catalog of runs, with the key in TILED_API_KEY, and close it again.
+
+    Raises
+    ------
+    TiledUnavailable
+        If it cannot be opened.
+    """
+    try:
+        client = from_uri(uri)
+    except Exception as error:  # whatever is wrong with an address, tiled's errors are many
+        raise TiledUnavailable(
+            f"Tiled at {uri} cannot be opened: {error}. Is TILED_API_KEY set?"
+        ) from error
+    with client.context:
+        yield client
+
+
+def read_run(
+    run: Any,
+    *,
+    short: str = "short",
+    long: str = "long",
+    single: str = "primary",
+    data_key: str | None = None,
+    mask: np.ndarray | None = None,
+    repeats: bool = False,
+) -> RecordedPairs:
+    """Read one run: pairs if it has streams of short and long exposures, else single frames.
+
+    Parameters
+    ----------
+    run : of a Tiled catalog
+    short, long : the streams that `~bluesky_denoise.plans.paired_exposures` writes
+    single : the stream of a run without them
+    data_key : of the frames; None: the only one
+    mask : (H, W), nonzero where invalid
+    repeats : all single frames show one scene
+
+    Raises
+    ------
+    DenoiseError
+        If a stream or data key is missing, or points or exposures do not fit.
+    """
+    name = _name(run)
+    if short in run and long in run:
+        first, second = (_taken(run, stream, data_key) for stream in (short, long))
+        return _pairs(name, first, second, mask, {"run": name, "streams": [short, long]})
+    if single not in run:
+        raise DenoiseError(
+            f"Run {name} has the streams {', '.join(run)}; expected {short} and {long}, or "
+            f"{single}."
+        )
+    found = _taken(run, single, data_key)
+    frames = found.frames.reshape(-1, *found.frames.shape[2:])  # (N, n, H, W) -> (N n, H, W)
+    about = {"run": name, "streams": [single]} | _told(found, "exposure_s")
+    return single_frames(frames, _bool(mask), name, about, repeats=repeats)
+
+
+def read_two_runs(
+    short: Any,
+    long: Any,
+    *,
+    stream: str = "primary",
+    data_key: str | None = None,
+    mask: np.ndarray | None = None,
+) -> MeasuredPairs:
+    """Read a run of short exposures, and one of long exposures at the same points.
+
+    Parameters
+    ----------
+    short, long : runs of a Tiled catalog
+    stream : of the frames, in both
+    data_key : of the frames; None: the only one
+    mask : (H, W), nonzero where invalid
+
+    Raises
+    ------
+    DenoiseError
+        If stream or data key are missing, or points or exposures do not fit.
+    """
+    names = [_name(run) for run in (short, long)]
+    for run, name in zip((short, long), names, strict=True):
+        if stream not in run:
+            raise DenoiseError(f"Run {name} has the streams {', '.join(run)}; expected {stream}.")
+    first, second = (_taken(run, stream, data_key) for run in (short, long))
+    return _pairs("+".join(names), first, second, mask, {"runs": names, "stream": stream})
+
+
+def _pairs(
+    name: str, short: _Taken, long: _Taken, mask: np.ndarray | None, about: dict[str, Any]
+) -> MeasuredPairs:
+    counts, targets = short.sums(), long.sums()
+    if counts.shape != targets.shape:
+        raise FrameShapeError(
+            f"{name} has short frames {counts.shape} and long frames {targets.shape}; expected as "
+            "many of each, of one size. An aborted scan can be cut: give its complete points."
+        )
+    _check_positions(name, short, long)
+    exposures = [taken.exposures_s * taken.frames.shape[1] for taken in (short, long)]
+    if not all(np.isfinite(seconds).all() for seconds in exposures):
+        raise DenoiseError(
+            f"{name} does not say how long each frame was exposed. Read the exposure time in the "
+            "event or the configuration, as `paired_exposures` does."
+        )
+    invalid = usable_mask(counts, _bool(mask), name) | usable_mask(targets, None, name)
+    counts, targets = (np.where(invalid, x.dtype.type(0), x) for x in (counts, targets))
+    about |= _told(short, "exposure_s") | _told(long, "long_exposure_s")
+    return MeasuredPairs(
+        counts=counts,
+        targets=targets,
+        ratios=exposures[1] / exposures[0],
+        mask=invalid,
+        name=name,
+        about=about,
+    )
+
+
+def _check_positions(name: str, short: _Taken, long: _Taken) -> None:
+    """Refuse pairs of different points: a tenth of a step is allowed."""
+    for motor in short.positions.keys() & long.positions.keys():
+        there, back = short.positions[motor], long.positions[motor]
+        steps = np.abs(np.diff(there))
+        allowed = 0.1 * float(np.median(steps)) if len(steps) else 0.0
+        away = float(np.abs(there - back).max())
+        if away > allowed + 1e-9:
+            raise DenoiseError(
+                f"{name}: {motor} is up to {away:g} away from where the short frame was taken; "
+                f"expected {allowed:g}, a tenth of a step, at most. Short and long frames must "
+                "show the same scene."
+            )
+
+
+def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
+    descriptor = descriptor_of(run, stream)
+    keys = descriptor["data_keys"]
+    images = [key for key in keys if is_frame_key(keys[key])]
+    if data_key is None and len(images) == 1:
+        data_key = images[0]
+    if data_key not in images:
+        raise DenoiseError(
+            f"Stream {stream} of run {_name(run)} has frames under {', '.join(images) or 'no key'}"
+            f"{'' if data_key is None else f', not under {data_key}'}; name one as data key."
+        )
+    try:
+        exposure = find_exposure(descriptor, data_key)
+    except DenoiseError:
+        exposure = None
+    motors = [motor for motor in run.metadata["start"].get("motors", ()) if motor in keys]
+    frames, exposures, positions = [], [], []
+    for event in archived_events(run, stream):
+        data = event["data"]
+        frames.append(as_stack(data[data_key], data_key))
+        exposures.append(exposure.of_event(data) if exposure else np.nan)
+        positions.append([float(data[motor]) for motor in motors])
+    if not frames or len({frame.shape for frame in frames}) > 1:
+        raise FrameShapeError(
+            f"Stream {stream} of run {_name(run)} has frames of shapes "
+            f"{sorted({frame.shape for frame in frames})}; expected frames of one shape."
+        )
+    moved = np.array(positions, dtype=float).reshape(len(frames), -1)
+    columns = {motor: moved[:, i] for i, motor in enumerate(motors)}
+    return _Taken(np.stack(frames), np.array(exposures, dtype=float), columns, data_key)
+
+
+def _told(taken: _Taken, key: str) -> dict[str, Any]:
+    """Return the exposures for the card: one number, or least and largest."""
+    found = np.unique(taken.exposures_s[np.isfinite(taken.exposures_s)])
+    told = [float(value) for value in (found if len(found) < 2 else found[[0, -1]])]
+    return {"data_key": taken.data_key} | (
+        {key: told[0] if len(told) == 1 else told} if told else {}
+    )
+
+
+def _bool(mask: np.ndarray | None) -> np.ndarray | None:
+    return None if mask is None else np.asarray(mask) != 0
+
+
+def _name(run: Any) -> str:
+    return str(run.metadata["start"]["uid"])[:8]

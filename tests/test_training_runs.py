@@ -1,0 +1,95 @@
+import bluesky.plans as bp
+import numpy as np
+import pytest
+from bluesky_tiled_plugins import TiledWriter
+from live_path import Camera, poisson
+from ophyd.sim import det as point_detector
+from ophyd.sim import motor
+
+from bluesky_denoise.errors import DenoiseError, FrameShapeError, TiledUnavailable
+from bluesky_denoise.plans import paired_exposures
+from bluesky_denoise.simulation import ReplayFrames, SceneFrames, diffraction_scene
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+from bluesky_denoise.training.tiled_runs import catalog, read_run, read_two_runs
+
+SHAPE = (48, 64)
+
+
+@pytest.fixture
+def archived(RE, tiled):
+    """Return a function that runs a plan, and returns the run from Tiled."""
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+
+    def take(plan):
+        (uid,) = RE(plan)
+        return tiled.client[uid]
+
+    return take
+
+
+@pytest.fixture
+def detector():
+    frames = SceneFrames(diffraction_scene(SHAPE), position=lambda: motor.position)
+    return ReplayDetector(name="det", frames=frames)
+
+
+def test_a_run_of_paired_exposures_gives_pairs(archived, detector):
+    plan = paired_exposures([detector], motor, -1, 1, num=3, short_s=0.05, long_s=1.0)
+    source = read_run(archived(plan))
+    assert len(source) == 3
+    assert source.shape == SHAPE
+    np.testing.assert_allclose(source.ratios, 20)
+    assert source.about["exposure_s"] == 0.05
+    assert source.about["long_exposure_s"] == 1.0
+    # Poisson totals: the long frames have 20 times the photons of the short ones.
+    short, long = int(source.counts.sum()), int(source.targets.sum())
+    assert abs(long - 20 * short) < 5 * np.sqrt(long + 400 * short)
+    assert short > 100
+
+
+def test_frames_in_files_are_read_as_well(archived, tmp_path):
+    counts = np.random.default_rng(0).poisson(4.0, (4, 16, 20))
+    frames = ReplayFrames(counts, 1.0)
+    replay = AreaDetectorReplay(name="det", frames=frames, directory=tmp_path)
+    source = read_run(archived(bp.count([replay], 4)))
+    assert source.kind == "thinned"
+    np.testing.assert_array_equal(source.counts, counts)
+
+
+def test_two_runs_of_the_same_points_give_pairs(archived):
+    short = Camera(name="det", func=poisson(0, SHAPE, 1.0), exposure_s=0.1)
+    long = Camera(name="det", func=poisson(1, SHAPE, 30.0), exposure_s=3.0)
+    runs = [archived(bp.scan([camera], motor, -1, 1, 4)) for camera in (short, long)]
+    source = read_two_runs(*runs)
+    np.testing.assert_allclose(source.ratios, 30)
+    assert source.name == "+".join(run.metadata["start"]["uid"][:8] for run in runs)
+    away = archived(bp.scan([long], motor, -1, 2, 4))
+    with pytest.raises(DenoiseError, match=r"motor is up to 1 away .* expected 0\.0666"):
+        read_two_runs(runs[0], away)
+    fewer = archived(bp.scan([long], motor, -1, 1, 3))
+    with pytest.raises(FrameShapeError, match=r"short frames \(4, 48, 64\) and long frames \(3"):
+        read_two_runs(runs[0], fewer)
+
+
+def test_repeated_frames_of_a_run_are_targets_for_each_other(archived):
+    camera = Camera(name="det", func=poisson(0, SHAPE, 2.0))
+    source = read_run(archived(bp.count([camera], 5)), repeats=True)
+    assert source.kind == "repeats"
+    assert source.about["exposure_s"] == 0.5
+    assert len(source) == 5
+
+
+def test_a_run_without_frames_is_refused(archived):
+    run = archived(bp.count([point_detector], 2))
+    with pytest.raises(DenoiseError, match="has frames under no key; name one as data key"):
+        read_run(run)
+    with pytest.raises(DenoiseError, match="has the streams primary; expected a and b, or c"):
+        read_run(run, short="a", long="b", single="c")
+
+
+def test_a_server_that_is_not_there_is_named():
+    with (
+        pytest.raises(TiledUnavailable, match=r"http://127\.0\.0\.1:9 cannot be opened"),
+        catalog("http://127.0.0.1:9"),
+    ):
+        pass
