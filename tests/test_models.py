@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 
@@ -236,6 +237,61 @@ def test_a_damaged_file_is_refused(copy):
     copy.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"sha256 .* their card says .* damaged"):
         load_checkpoint(copy)
+
+
+def test_a_truncated_file_is_refused(copy):
+    copy.write_bytes(copy.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"sha256 .* their card says .* damaged"):
+        load_checkpoint(copy)
+
+
+def with_card(path, **entries):
+    """Change the card of weights; None takes an entry out."""
+    card = json.loads(path.with_suffix(".json").read_text()) | entries
+    kept = {key: value for key, value in card.items() if value is not None}
+    path.with_suffix(".json").write_text(json.dumps(kept))
+
+
+def test_a_file_that_is_no_safetensors_is_refused(copy):
+    copy.write_bytes(b"PK weights")
+    with_card(copy, sha256=hashlib.sha256(b"PK weights").hexdigest())
+    with pytest.raises(CheckpointError, match="do not fit network 'photon_exchange': Error while"):
+        load_checkpoint(copy)
+
+
+def test_the_card_of_other_weights_is_refused(copy, network):
+    other = copy.with_name("other.safetensors")
+    save_checkpoint(network, other, {"model": "photon_exchange"})
+    shutil.copy(other.with_suffix(".json"), copy.with_suffix(".json"))
+    with pytest.raises(CheckpointError, match="or the card belongs to others"):
+        load_checkpoint(copy)
+
+
+@pytest.mark.parametrize("missing", ["model", "sha256"])
+def test_a_card_that_lacks_an_entry_is_refused(copy, missing):
+    with_card(copy, **{missing: None})
+    with pytest.raises(CheckpointError, match=f"'{missing}'.*it needs `model` and `sha256`"):
+        load_checkpoint(copy)
+
+
+def test_a_card_that_is_a_list_is_refused(copy):
+    copy.with_suffix(".json").write_text("[]")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(copy)
+
+
+def test_a_network_that_this_version_does_not_know_is_named(copy):
+    with_card(copy, model="unet9000")
+    with pytest.raises(ModelNotFound, match="no network 'unet9000'; there are irunet"):
+        load_checkpoint(copy)
+
+
+def test_weights_that_cannot_be_written_leave_the_old_ones(copy, network):
+    before = copy.read_bytes()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_checkpoint(network, copy, {"model": "photon_exchange", "note": object()})
+    assert copy.read_bytes() == before
+    load_checkpoint(copy)
 
 
 def test_weights_without_a_card_are_refused(copy):

@@ -20,8 +20,14 @@ from bluesky_denoise.training.data import sample_batch
 from bluesky_denoise.training.fit import FitSettings, fit
 from bluesky_denoise.training.losses import known_rate_loss, mean_deviance, remainder_loss
 from bluesky_denoise.training.pairs import ThinnedFrames
+from bluesky_denoise.training.recipes import PhotonRecipe
 
 QUICK = FitSettings(steps=3, pixels=2 * 64**2, sides_px=(64,))
+
+
+@pytest.fixture(autouse=True)
+def _few_windows(monkeypatch):
+    monkeypatch.setattr("bluesky_denoise.training.fit.WINDOWS", 4)
 
 
 @pytest.fixture
@@ -191,6 +197,49 @@ def test_a_stopped_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     assert output.read_bytes() == whole.read_bytes()
 
 
+def test_a_damaged_state_is_refused(tmp_path):
+    (tmp_path / "part.resume").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"part\.resume cannot be read .* start afresh"):
+        fit(tmp_path / "part.safetensors", settings=QUICK)
+
+
+def test_a_stopped_fit_does_not_go_on_with_other_data(tmp_path, scan, monkeypatch):
+    monkeypatch.setattr("bluesky_denoise.training.fit.SAVE_EVERY", 1)
+    output = tmp_path / "part.safetensors"
+
+    def stop(now):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(output, settings=QUICK, report=stop)
+    with pytest.raises(CheckpointError, match=r"other data \[\], now \[\{'name': 'scan'"):
+        fit(output, [scan], QUICK)
+
+
+def test_processes_draw_different_batches():
+    recipe = PhotonRecipe(QUICK)
+    first, second = (recipe.batch(0, [], rank, 2) for rank in (0, 1))
+    assert first.counts.shape == second.counts.shape == (1, 64, 64)
+    assert (first.counts != second.counts).any()
+
+
+def test_the_best_and_the_last_score_of_a_held_out_block_are_in_the_card(
+    tmp_path, rng, monkeypatch
+):
+    monkeypatch.setattr("bluesky_denoise.training.fit.SAVE_EVERY", 1)
+    counts = rng.poisson(3.0, (40, 64, 64))
+    source = ThinnedFrames(counts=counts, mask=np.zeros((64, 64), bool), name="long")
+    seen = []
+    output = tmp_path / "a.safetensors"
+    fit(output, [source], QUICK, threads=1, report=lambda now: seen.append(now.validation))
+    _, card = load_checkpoint(output)
+    assert card["validation"]["data"] == ["long"]
+    assert card["validation"]["last"] == {"step": 3, "percent": round(seen[2], 3)}
+    best = int(np.argmin(seen))
+    assert card["validation"]["best"] == {"step": best + 1, "percent": round(seen[best], 3)}
+    assert card["training"]["data"][0]["held_out"] == "frames 32 to 39"
+
+
 def test_a_stopped_fit_does_not_go_on_with_other_settings(tmp_path, monkeypatch):
     monkeypatch.setattr("bluesky_denoise.training.fit.SAVE_EVERY", 1)
     output = tmp_path / "part.safetensors"
@@ -219,7 +268,14 @@ def test_weights_of_another_network_are_no_start(tmp_path):
         fit(tmp_path / "a.safetensors", settings=replace(QUICK, model="vdsr"), start_from="default")
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"sides_px": (20,)}, {"sides_px": ()}])
+def test_weights_are_written_as_safetensors_only(tmp_path):
+    with pytest.raises(CheckpointError, match=r"saved as \.safetensors, not as 'a\.pt'"):
+        fit(tmp_path / "a.pt", settings=QUICK)
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"sides_px": (20,)}, {"sides_px": ()}, {"recipe": "other"}]
+)
 def test_settings_out_of_range_are_refused(tmp_path, change):
     with pytest.raises(SettingsError, match="cannot be fitted"):
         fit(tmp_path / "a.safetensors", settings=replace(QUICK, **change))

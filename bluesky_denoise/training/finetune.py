@@ -41,7 +41,7 @@ class Adapted:
     def __str__(self) -> str:
         lines = []
         for name, found in self.comparisons.items():
-            verdict = "better" if found.better else "not better by two standard errors"
+            verdict = "better" if found.better else "worse" if found.worse else "no better"
             lines.append(
                 f"{name}: {self.old_scores[name]:+.2f} %, new weights {self.score:+.2f} %, "
                 f"difference {found.difference:+.2f} ± {found.error:.2f}: {verdict}"
@@ -98,7 +98,7 @@ def finetune(
         others[f"{output.name} so far"] = load_checkpoint(output)[0]
     settings = replace(settings, model=str(parent_card["model"]))
     sources, held_out = _held_out(sources, held_out, settings)
-    candidate = output.with_name(f"{output.stem}.candidate.safetensors")
+    candidate = output.with_name(f"{output.stem}.candidate{output.suffix}")
     fit(
         candidate,
         sources,

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 SAVE_EVERY = 250
 """Steps between two saved states and scores."""
+WINDOWS = 24
+"""Windows of held-out frames that are scored."""
 RECIPES: dict[str, Callable[[FitSettings], Recipe]] = {
     "default": PhotonRecipe,
     "paper": PaperRecipe,
@@ -131,6 +133,8 @@ def fit(
         raise SettingsError(
             f"{settings} cannot be fitted: steps must be >= 1, the recipe one of {sorted(RECIPES)}."
         )
+    if output.suffix != ".safetensors":
+        raise CheckpointError(f"Weights are saved as .safetensors, not as {output.name!r}.")
     recipe = RECIPES[settings.recipe](settings)
     opened, kept = ([_opened(source) for source in group] for group in (sources, held_out))
     data = split(opened, kept, share=settings.held_out_share, gap_frames=settings.gap_frames)
@@ -179,10 +183,12 @@ class _Job:
         """Train to the last step, and write."""
         settings, ranks = self.settings, self.ranks
         writes = ranks.rank == 0
+        if writes:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
         average = copy.deepcopy(model).requires_grad_(False)
         optimiser = self.recipe.optimiser(model.parameters())
         first, seen = self._load(model, average, optimiser)
-        held_out = HeldOut(self.data.held_out, seed=settings.seed) if writes else None
+        held_out = HeldOut(self.data.held_out, WINDOWS, seed=settings.seed) if writes else None
         wrapped = ranks.wrap(model)
         for step, batch in self._batches(first):
             seen.add(batch)

@@ -35,6 +35,11 @@ class Comparison:
         """Whether the first is better by more than two standard errors."""
         return self.difference + 2 * self.error < 0
 
+    @property
+    def worse(self) -> bool:
+        """Whether the first is worse by more than two standard errors."""
+        return self.difference - 2 * self.error > 0
+
 
 class HeldOut:
     """Windows of frames that are never trained on, and their best Gaussian.

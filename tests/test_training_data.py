@@ -1,0 +1,236 @@
+import h5py
+import numpy as np
+import pytest
+
+from bluesky_denoise.errors import FrameShapeError, FrameValueError, SettingsError
+from bluesky_denoise.training.data import SimulatedScenes
+from bluesky_denoise.training.files import find_files, read_file
+from bluesky_denoise.training.pairs import (
+    MeasuredPairs,
+    RecordedPairs,
+    Repeats,
+    ThinnedFrames,
+    Window,
+    random_window,
+)
+from bluesky_denoise.training.split import split
+
+WHOLE = Window(0, 0, 40, 48)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def write(path, **datasets):
+    with h5py.File(path, "w") as file:
+        for name, values in datasets.items():
+            file[name.replace("__", "/")] = values
+    return path
+
+
+def thinned(number, name="scan"):
+    counts = np.random.default_rng(1).poisson(5.0, (number, 40, 48))
+    return ThinnedFrames(counts=counts, mask=np.zeros((40, 48), bool), name=name)
+
+
+def repeats(number):
+    counts = np.random.default_rng(1).poisson(5.0, (number, 40, 48))
+    return Repeats(counts=counts, mask=np.zeros((40, 48), bool), name="repeats")
+
+
+def test_a_window_sums_pixels_and_masks_what_is_outside():
+    image = np.arange(30).reshape(5, 6)
+    mask = np.zeros((5, 6), bool)
+    mask[0, 0] = True
+    window = Window(0, 2, 3, 3, step=2)
+    expected = [[2 + 3 + 8 + 9, 4 + 5 + 10 + 11, 0], [70, 78, 0], [26 + 27, 28 + 29, 0]]
+    np.testing.assert_array_equal(window.counts(image), expected)
+    # Half of the last row of bins lies outside.
+    np.testing.assert_array_equal(window.mask(mask), [[0, 0, 1], [0, 0, 1], [1, 1, 1]])
+    assert Window(0, 0, 1, 1, step=2).mask(mask).item()
+
+
+def test_random_windows_lie_inside_where_they_fit(rng):
+    for _ in range(200):
+        window = random_window((100, 300), (48, 64), rng)
+        assert window.row + window.step * window.height <= 100
+        assert window.col + window.step * window.width <= 300
+    assert random_window((20, 30), (48, 64), rng) == Window(0, 0, 48, 64)
+
+
+def test_thinned_pairs_hold_all_photons_at_the_ratio_of_their_exposures(rng):
+    source = thinned(3)
+    pair = source.pair(2, WHOLE, rng)
+    np.testing.assert_array_equal(pair.counts + pair.target, source.counts[2])
+    # 9600 photons: the ratio is met to its Poisson error.
+    found = pair.target.sum() / pair.counts.sum()
+    assert found == pytest.approx(pair.ratio, rel=5 / np.sqrt(pair.counts.sum()))
+    assert pair.ratio >= 1
+
+
+def test_repeats_are_targets_for_each_other_and_never_for_themselves(rng):
+    source = repeats(4)
+    pair = source.pair(1, WHOLE, rng)
+    np.testing.assert_array_equal(pair.counts, source.counts[1])
+    np.testing.assert_array_equal(pair.target, source.counts[[0, 2, 3]].sum(0))
+    assert pair.ratio == 3
+    block = source.block(2, 4)
+    np.testing.assert_array_equal(block.pair(0, WHOLE, rng).target, source.counts[3])
+    assert block.pair(0, WHOLE, rng).frame == 2
+
+
+def test_a_block_of_pairs_keeps_targets_and_ratios_with_their_frames(rng):
+    counts = rng.poisson(2.0, (5, 40, 48))
+    ratios = np.arange(1.0, 6.0)
+    mask = np.zeros((40, 48), bool)
+    source = MeasuredPairs(counts=counts, targets=7 * counts, ratios=ratios, mask=mask, name="a")
+    pair = source.block(3, 5).pair(1, WHOLE, rng)
+    np.testing.assert_array_equal(pair.target, 7 * counts[4])
+    assert (pair.ratio, pair.frame) == (5, 4)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, np.nan])
+def test_ratios_that_are_no_exposures_are_refused(ratio):
+    counts = np.zeros((2, 40, 48), int)
+    mask = np.zeros((40, 48), bool)
+    ratios = np.array([1, ratio], float)
+    with pytest.raises(FrameValueError, match="expected long over short, above 0"):
+        MeasuredPairs(counts=counts, targets=counts, ratios=ratios, mask=mask, name="a")
+
+
+@pytest.mark.parametrize("source", [thinned(2), repeats(2), SimulatedScenes()])
+def test_every_source_draws_pairs_of_the_shape_asked_for(source, rng):
+    pair = source.draw((64, 32), rng)
+    assert pair.counts.shape == pair.target.shape == pair.mask.shape == (64, 32)
+    assert isinstance(source, RecordedPairs) != isinstance(source, SimulatedScenes)
+
+
+def test_the_layout_of_the_archive_of_the_paper_is_read(tmp_path, rng):
+    low, high = rng.poisson(2.0, (40, 48, 6)), rng.poisson(40.0, (40, 48, 6))
+    low[3, 4, 5] = -2
+    path = write(tmp_path / "pairs.h5", low_count__data=low, high_count__data=high)
+    source = read_file(path)
+    np.testing.assert_array_equal(source.targets[5], np.where(source.mask, 0, high[..., 5]))
+    assert np.argwhere(source.mask).tolist() == [[3, 4]]
+    valid = ~source.mask
+    expected = high[valid].sum() / low[valid].sum()
+    np.testing.assert_allclose(source.ratios, expected)
+    assert source.about["exposure_ratio_from"] == "ratio of all counts"
+    with h5py.File(path, "a") as file:
+        file["low_count"].attrs["exposure_s"] = 1.0
+        file["high_count/data"].attrs["exposure_s"] = 20.0
+    np.testing.assert_array_equal(read_file(path).ratios, 20.0)
+
+
+def test_our_layout_is_read_with_what_its_attributes_say(tmp_path, rng):
+    counts = rng.poisson(3.0, (4, 40, 48)).astype(np.uint32)
+    counts[1, 7, 7] = 2**32 - 1
+    mask = np.zeros((40, 48), np.uint8)
+    mask[0] = 1
+    path = write(tmp_path / "scan.h5", frames=counts, mask=mask)
+    with h5py.File(path, "a") as file:
+        file.attrs.update(exposure_s=0.5, licence="CC-BY-4.0", detector=np.bytes_("Pilatus"))
+    source = read_file(path)
+    assert source.kind == "thinned"
+    assert source.about == {
+        "file": "scan.h5",
+        "detector": "Pilatus",
+        "exposure_s": 0.5,
+        "licence": "CC-BY-4.0",
+    }
+    assert source.mask[0].all()
+    assert source.mask[7, 7]
+    assert source.mask.sum() == 49
+    assert source.counts.max() < 100
+    assert read_file(path, repeats=True).kind == "repeats"
+    with h5py.File(path, "a") as file:
+        file["frames"].attrs["repeats"] = 1
+    assert read_file(path).kind == "repeats"
+
+
+def test_repeats_may_come_from_an_integrating_detector(tmp_path, rng):
+    frames = rng.normal(500.0, 3.0, (4, 64, 64)).astype(np.float32)
+    path = write(tmp_path / "flat_panel.h5", frames=frames)
+    with pytest.raises(FrameValueError, match="flat_panel: Frames of dtype float32 cannot be"):
+        read_file(path)
+    assert read_file(path, repeats=True).draw((32, 32), rng).counts.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        ({"data": np.zeros((2, 16, 16))}, r"has \['data'\]; expected the data sets `frames`"),
+        ({"frames": np.zeros((16, 16), int)}, r"shape \(16, 16\) and dtype int64; expected"),
+        (
+            {"frames": np.zeros((2, 16, 16), int), "mask": np.zeros((8, 8))},
+            r"frames \(2, 16, 16\) and mask \(8, 8\)",
+        ),
+        (
+            {"low_count__data": np.ones((16, 16, 3)), "high_count__data": np.ones((16, 16, 2))},
+            r"low_count/data \(3, 16, 16\) and high_count/data \(2, 16, 16\)",
+        ),
+        (
+            {"low_count__data": np.zeros((16, 16, 2)), "high_count__data": np.ones((16, 16, 2))},
+            r"\[0\.0, 512\.0\] counts in short and long frames",
+        ),
+    ],
+)
+def test_files_that_cannot_be_learnt_from_say_why(tmp_path, datasets, message):
+    path = write(tmp_path / "a.h5", **datasets)
+    with pytest.raises((FrameShapeError, FrameValueError), match=message):
+        read_file(path)
+
+
+def test_what_is_no_hdf5_is_refused(tmp_path):
+    (tmp_path / "a.h5").write_text("frames")
+    with pytest.raises(FrameShapeError, match=r"a\.h5 cannot be read as HDF5"):
+        read_file(tmp_path / "a.h5")
+
+
+def test_folders_are_searched_and_what_is_not_there_is_named(tmp_path):
+    for name in ("b.h5", "a.hdf5", "c.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_files([tmp_path])] == ["a.hdf5", "b.h5"]
+    with pytest.raises(FrameShapeError, match=r"no frames at .*gone"):
+        find_files([tmp_path / "gone"])
+
+
+def test_the_last_block_is_held_out_after_a_gap():
+    data = split([thinned(100)], share=0.2, gap_frames=10)
+    assert len(data.training[0]) == 70
+    assert len(data.held_out[0]) == 20
+    assert data.held_out[0].first == 80
+    (entry,) = data.record
+    assert entry["training"] == "frames 0 to 69"
+    assert entry["held_out"] == "frames 80 to 99"
+    assert entry["gap_frames"] == 10
+
+
+def test_a_short_run_is_trained_on_whole_and_repeats_need_no_gap():
+    data = split([thinned(33, "short"), thinned(34, "long"), repeats(10)])
+    assert [len(source) for source in data.training] == [33, 17, 8]
+    assert [len(source) for source in data.held_out] == [7, 2]
+    assert data.record[0]["training"] == "all frames"
+
+
+def test_whole_runs_are_held_out_and_never_trained_on():
+    data = split([thinned(5, "a"), SimulatedScenes()], [thinned(5, "b")])
+    assert [source.name for source in data.training] == ["a", "simulated scenes"]
+    assert [source.name for source in data.held_out] == ["b"]
+    assert data.record[-1]["held_out"] == "all frames"
+    with pytest.raises(SettingsError, match="a cannot be trained on and held out"):
+        split([thinned(5, "a")], [thinned(5, "a")])
+
+
+@pytest.mark.parametrize("change", [{"share": 0.6}, {"share": -0.1}, {"gap_frames": -1}])
+def test_splits_out_of_range_are_refused(change):
+    with pytest.raises(SettingsError, match="cannot be held out"):
+        split([thinned(5)], **change)
+
+
+def test_no_share_holds_nothing_out():
+    data = split([thinned(100)], share=0)
+    assert data.held_out == []
+    assert len(data.training[0]) == 100
