@@ -164,7 +164,7 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
             continue
         wanted = stop.get("num_events", {}).get(name, 0)
         if not any(
-            found.num_events == wanted and found.stream.read(["denoise_ok"])["denoise_ok"].all()
+            found.num_events == wanted and _none_is_missing(found.stream)
             for found in denoised_streams(raw)
             if found.exit_status in ("success", "abort")
             and found.name.startswith(stream_name(name))
@@ -253,6 +253,13 @@ def mark_interrupted(run: Any) -> list[str]:
             stream.base.update_metadata({METADATA_KEY: ended}, drop_revision=True)
             marked.append(name)
     return marked
+
+
+def _none_is_missing(stream: Any) -> bool:
+    """Tell whether all frames are denoised; those that fail the audit would fail again."""
+    events = stream.base["internal"].read()
+    audited = events["denoise_audit"] == "failed" if "denoise_audit" in events else False
+    return bool((events["denoise_ok"] | audited).all())
 
 
 def reprocess(

@@ -39,10 +39,14 @@ class DerivedEvent:
     """Time stamps of the raw event."""
     rates: dict[str, np.ndarray] = field(default_factory=dict)
     """By data key, (n, H, W) float32, counts / s; none where denoising failed."""
+    sigmas: dict[str, np.ndarray] = field(default_factory=dict)
+    """By data key, standard errors of `rates`, (n, H, W) float32, counts / s."""
     numbers: dict[str, float] = field(default_factory=dict)
     """What was measured on the frames, under the names of `results.number_keys`."""
     problems: list[str] = field(default_factory=list)
     """Why frames are missing; empty where all is well."""
+    audits: dict[str, bool] = field(default_factory=dict)
+    """By data key, whether the frames passed the audit; none where they were not audited."""
     latency_s: float = float("nan")
     """From the arrival of the raw event to its result, seconds."""
 
@@ -96,6 +100,8 @@ class DerivedRun:
         Called with ``(name, doc)`` for each document.
     frames_directory :
         Where frames are saved; None: they travel inside the events.
+    save_sigma :
+        Save the standard errors of the frames too, under ``<data key>_sigma``.
     """
 
     def __init__(
@@ -104,9 +110,10 @@ class DerivedRun:
         provenance: Mapping[str, Any],
         emit: Callable[[str, Mapping[str, Any]], None],
         frames_directory: Path | None = None,
+        save_sigma: bool = False,
     ) -> None:
         self._raw_start, self._provenance = raw_start, provenance
-        self._emit, self._directory = emit, frames_directory
+        self._emit, self._directory, self._save_sigma = emit, frames_directory, save_sigma
         self._bundle: event_model.ComposeRunBundle | None = None
         self._streams: dict[str, _DerivedStream] = {}
 
@@ -143,7 +150,14 @@ class DerivedRun:
         name = stream_name(descriptor["name"])
         if name not in self._streams:
             self._streams[name] = _DerivedStream(
-                name, bundle, descriptor, regions, events, self._emit, self._directory
+                name,
+                bundle,
+                descriptor,
+                regions,
+                events,
+                self._emit,
+                self._directory,
+                self._save_sigma,
             )
         self._streams[name].add(events)
 
@@ -174,17 +188,19 @@ class _DerivedStream:
         events: list[DerivedEvent],
         emit: Callable[[str, Mapping[str, Any]], None],
         directory: Path | None,
+        save_sigma: bool,
     ) -> None:
         self.name, self.emitted = name, 0
-        frame_keys = list(regions)
-        self._emit, self._frame_keys = emit, frame_keys
+        self._emit, self._frame_keys = emit, list(regions)
+        self._sigma_keys = {f"{key}_sigma": key for key in regions} if save_sigma else {}
         self._row_shapes = {
-            key: _row_shape(key, descriptor["data_keys"][key], events) for key in frame_keys
+            key: _row_shape(key, descriptor["data_keys"][key], events) for key in regions
         }
+        self._row_shapes |= {name: self._row_shapes[key] for name, key in self._sigma_keys.items()}
         self._scalars = [
             key
             for key, spec in descriptor["data_keys"].items()
-            if key not in frame_keys and "external" not in spec and spec["dtype"] in _SCALARS
+            if key not in self._row_shapes and "external" not in spec and spec["dtype"] in _SCALARS
         ]
         start = bundle.start_doc
         source = f"denoise:{start['denoise'].get('model', '')}"
@@ -227,7 +243,7 @@ class _DerivedStream:
             {"original_run_uid": start["original_run_uid"], "run_uid": start["uid"]},
         )
         self._compose_datum = {}
-        for key in self._frame_keys:
+        for key in self._row_shapes:
             resource, compose = bundle.compose_stream_resource(
                 mimetype="application/x-hdf5",
                 uri=self._store.path.absolute().as_uri().replace("file:///", "file://localhost/"),
@@ -242,7 +258,7 @@ class _DerivedStream:
             self._compose_datum[key] = compose
 
     def add(self, events: list[DerivedEvent]) -> None:
-        rows = {key: self._rows(key, events) for key in self._frame_keys}
+        rows = {key: self._rows(key, events) for key in self._row_shapes}
         if self._store:
             for key, array in rows.items():
                 at = self._store.append(key, array)
@@ -255,7 +271,7 @@ class _DerivedStream:
         for i, event in enumerate(events):
             data = {key: event.data.get(key) for key in self._scalars} | self._results(event)
             if not self._store:
-                data |= {key: rows[key][i] for key in self._frame_keys}
+                data |= {key: rows[key][i] for key in rows}
             now = time.time()
             stamps = {key: event.timestamps.get(key, now) for key in data}
             self.emitted += 1
@@ -266,19 +282,20 @@ class _DerivedStream:
                 ),
             )
 
-    def _rows(self, key: str, events: list[DerivedEvent]) -> np.ndarray:
-        """Return the frames of all events, NaN where there are none; note what does not fit."""
-        shape = self._row_shapes[key]
+    def _rows(self, name: str, events: list[DerivedEvent]) -> np.ndarray:
+        """Return an array for all events, NaN where there is none; note what does not fit."""
+        shape = self._row_shapes[name]
         rows = np.full((len(events), *shape), np.nan, np.float32)
+        raw_key = self._sigma_keys.get(name)
         for row, event in zip(rows, events, strict=True):
-            rate = event.rates.get(key)
-            if rate is None:
+            frames = event.sigmas.get(raw_key) if raw_key else event.rates.get(name)
+            if frames is None:
                 continue
-            if rate.size == row.size and rate.shape[-2:] == row.shape[-2:]:
-                row[...] = rate.reshape(shape)
-            else:
+            if frames.size == row.size and frames.shape[-2:] == row.shape[-2:]:
+                row[...] = frames.reshape(shape)
+            elif not raw_key:
                 event.problems.append(
-                    f"{key!r} has shape {rate.shape}; the first frames of this run had {shape}"
+                    f"{name!r} has shape {frames.shape}; the first frames of this run had {shape}"
                 )
         return rows
 
@@ -288,11 +305,18 @@ class _DerivedStream:
             "latency_s": event.latency_s,
             "denoise_ok": not event.problems,
             "denoise_reason": "; ".join(event.problems),
+            "denoise_audit": _verdict(event.audits, self._frame_keys),
         }
 
     def close(self) -> None:
         if self._store:
             self._store.close()
+
+
+def _verdict(audits: Mapping[str, bool], frame_keys: list[str]) -> str:
+    if not all(audits.values()):
+        return "failed"
+    return "passed" if audits.keys() >= set(frame_keys) else "none"
 
 
 def _row_shape(key: str, spec: Mapping[str, Any], events: list[DerivedEvent]) -> tuple[int, ...]:

@@ -31,3 +31,6 @@ class Denoised:
 
     rate: np.ndarray
     """Same shape as the counts, float32, counts / s, >= 0; NaN where masked."""
+    sigma: np.ndarray | None = None
+    """Standard error of ``rate``, same shape, float32, counts / s; NaN where masked. None
+    where the denoiser gives none."""

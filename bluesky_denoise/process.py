@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _STARTUP_TIMEOUT_S = 120.0
 _CARRY_FRAMES = frozenset({"event", "event_page", "stream_datum"})
+_FOR_LATER = frozenset({"start", "resource", "datum", "stream_resource"})
+"""Documents that nothing follows from until the next one comes: not worth a message."""
 _MOST_PER_MESSAGE = 64
 _MOST_RESTARTS, _RESTARTS_WITHIN_S = 5, 60.0
 
@@ -214,7 +216,7 @@ class DenoiseProcess:
             elif name == "stop" and doc["run_start"] in self._open:
                 self._open[doc["run_start"]].stopped = True
             self._queue.append((name, _without_frames(doc) if skipped else doc, skipped))
-            if self._child_ready:
+            if self._child_ready and name not in _FOR_LATER:
                 self._changed.notify_all()
 
     def _unfinished(self) -> list[str]:
@@ -345,9 +347,10 @@ class DenoiseProcess:
             with self._changed:
                 self._child_ready = True
                 self._changed.notify_all()
-        elif kind == "document":
-            self._track(*content)
-            self._dispatch(*content)
+        if kind in ("ready", "documents"):
+            for name, doc in content:
+                self._track(name, doc)
+                self._dispatch(name, doc)
         elif kind == "done":
             with self._changed:
                 self._open.pop(content, None)

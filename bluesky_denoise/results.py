@@ -53,6 +53,7 @@ def event_keys(source: str) -> dict[str, dict[str, Any]]:
         "latency_s": _number(source, "s", precision=3),
         "denoise_ok": {"dtype": "boolean", "dtype_numpy": "|b1", **common},
         "denoise_reason": {"dtype": "string", **common},
+        "denoise_audit": {"dtype": "string", **common},
     }
 
 

@@ -12,7 +12,7 @@ from bluesky.run_engine import Dispatcher
 from event_model import DocumentNames
 
 from .derived import is_derived
-from .errors import ModelNotFound
+from .errors import ModelNotFound, SettingsError
 from .frames import Denoised
 from .run import DenoisedRun
 from .settings import DenoiseSettings
@@ -20,6 +20,8 @@ from .settings import DenoiseSettings
 __all__ = ["DenoiseRouter", "DenoiserLike"]
 
 logger = logging.getLogger(__name__)
+
+_PROBE = np.ones((1, 16, 16), np.uint16)
 
 
 class DenoiserLike(Protocol):
@@ -33,7 +35,7 @@ class DenoiserLike(Protocol):
     def denoise(
         self, counts: np.ndarray, exposure_s: float | np.ndarray, mask: np.ndarray | None = None
     ) -> Denoised:
-        """Estimate the count rate behind frames (B, H, W)."""
+        """Estimate the count rate behind frames (B, H, W), and its error if it can."""
 
 
 class DenoiseRouter:
@@ -49,6 +51,11 @@ class DenoiseRouter:
         What to denoise, and where frames are saved. Tiled is not written here.
     denoiser :
         None: the model that the settings name is loaded.
+
+    Raises
+    ------
+    SettingsError, ModelNotFound, CheckpointError
+        If it could not work.
 
     Notes
     -----
@@ -69,6 +76,11 @@ class DenoiseRouter:
     ) -> None:
         self.settings = settings or DenoiseSettings()
         self.denoiser = denoiser or _load(self.settings)
+        if self.settings.save_sigma and self.denoiser.denoise(_PROBE, 1.0).sigma is None:
+            raise SettingsError(
+                f"Setting `save_sigma`: the denoiser {self.denoiser.name!r} gives no standard "
+                "errors. Leave the setting out, or choose another `model`."
+            )
         self._dispatcher = Dispatcher()
         # One that fails must not keep documents from the others.
         self._dispatcher.cb_registry.ignore_exceptions = True

@@ -83,7 +83,9 @@ class DenoisedRun:
     ) -> None:
         self.uid: str = start["uid"]
         self._settings, self._denoiser = settings, denoiser
-        self._derived = DerivedRun(start, provenance, emit, settings.frames_directory)
+        self._derived = DerivedRun(
+            start, provenance, emit, settings.frames_directory, settings.save_sigma
+        )
         self._streams: dict[str, _Stream] = {}  # by uid of the descriptor
         self._by_name: dict[str, _Stream] = {}
         self._resources: dict[str, Mapping[str, Any]] = {}
@@ -142,10 +144,12 @@ class DenoisedRun:
         else:
             keys = [key for key in wanted if key in doc["data_keys"]]
             if not keys:
+                frames = [key for key, spec in doc["data_keys"].items() if is_frame_key(spec, 2)]
                 logger.warning(
                     "Run %.8s, stream %s has none of the data keys %s, which the settings name; "
-                    "it has %s",
+                    "it has %s%s",
                     *(self.uid, doc["name"], ", ".join(wanted), ", ".join(doc["data_keys"])),
+                    f". Frames are in {', '.join(frames)}" if frames else "",
                 )
         exposures = {}
         regions = self._settings.rois_of(keys)
@@ -257,7 +261,9 @@ class DenoisedRun:
                 stream.rows.clear()
 
     def _denoise(self, stream: _Stream, final: bool) -> None:
-        batch: list[tuple[_Row, Frame]] = []
+        unfinished = [r for r in stream.rows.values() if not r.done.issuperset(stream.keys)]
+        alone = len(unfinished) == 1
+        batches: dict[tuple[Any, ...], list[tuple[_Row, Frame]]] = {}  # by key and shape
         for seq_num, row in stream.rows.items():
             if row.result is None:
                 row.result = DerivedEvent(seq_num, time.time(), {}, {})
@@ -273,12 +279,12 @@ class DenoisedRun:
                 del row.waiting[key]
                 if frame is None:
                     continue
-                if batch and not _fit_together(batch[-1][1], frame):
-                    self._denoise_batch(stream, batch)
+                batch = batches.setdefault((key, *frame.counts.shape[1:]), [])
                 batch.append((row, frame))
                 if sum(len(frame.counts) for _, frame in batch) >= self._settings.batch_size:
-                    self._denoise_batch(stream, batch)
-        self._denoise_batch(stream, batch)
+                    self._denoise_batch(stream, batch, alone)
+        for batch in batches.values():
+            self._denoise_batch(stream, batch, alone)
 
     def _frame(self, stream: _Stream, row: _Row, key: str, seq_num: int) -> Frame | None:
         """Fetch the frames of one row; note the reason where they cannot be had."""
@@ -296,7 +302,7 @@ class DenoisedRun:
             return None
         return Frame(counts, exposure_s, mask, key, seq_num, self.uid)
 
-    def _denoise_batch(self, stream: _Stream, batch: list[tuple[_Row, Frame]]) -> None:
+    def _denoise_batch(self, stream: _Stream, batch: list[tuple[_Row, Frame]], alone: bool) -> None:
         """Denoise frames of one key and shape; one by one if they fail together."""
         if not batch:
             return
@@ -305,35 +311,38 @@ class DenoisedRun:
         counts = np.concatenate([frame.counts for frame in frames])  # -> (B, H, W)
         exposures = np.concatenate([np.full(len(f.counts), f.exposure_s) for f in frames])
         try:
-            rates = self._denoiser.denoise(counts, exposures, frames[0].mask).rate
+            denoised = self._denoiser.denoise(counts, exposures, frames[0].mask)
         except Exception as error:
             if len(items) == 1:
                 row, frame = items[0]
                 self._note(row, frame.seq_num, frame.data_key, error)
                 return
             for item in items:
-                self._denoise_batch(stream, [item])
+                self._denoise_batch(stream, [item], alone)
             return
         first = 0
         for row, frame in items:
-            rate = rates[first : first + len(frame.counts)]
-            first += len(frame.counts)
-            row.result.rates[frame.data_key] = rate
+            span = slice(first, first + len(frame.counts))
+            first = span.stop
+            rate = row.result.rates[frame.data_key] = denoised.rate[span]
+            if self._settings.save_sigma and denoised.sigma is not None:
+                row.result.sigmas[frame.data_key] = denoised.sigma[span]
             try:
-                self._look_at(row, frame, rate, stream.regions[frame.data_key], len(items) == 1)
+                self._look_at(row, frame, rate, stream.regions[frame.data_key], alone)
             except Exception as error:
                 self._note(row, frame.seq_num, frame.data_key, error)
             logger.debug("Run %.8s, event %d: denoised", self.uid, frame.seq_num)
 
     def _look_at(
-        self, row: _Row, frame: Frame, rate: np.ndarray, rois: Mapping[str, ROI], has_time: bool
+        self, row: _Row, frame: Frame, rate: np.ndarray, rois: Mapping[str, ROI], alone: bool
     ) -> None:
         """Measure the frames of one row, and audit them if nothing else waits."""
         row.result.numbers |= measure(frame, rate, rois, self._denoiser)
         # A denoiser without a card, such as a test's, claims nothing that could be audited.
-        if self._settings.audit and has_time and self._denoiser.card:
+        if self._settings.audit and alone and self._denoiser.card:
             numbers, reason = audit(frame, self._denoiser)
             row.result.numbers |= numbers
+            row.result.audits[frame.data_key] = not reason
             if reason:
                 row.result.problems.append(f"audit of {frame.data_key}: {reason}")
 
@@ -380,7 +389,3 @@ class DenoisedRun:
     def _problem(self, reason: str) -> None:
         logger.error("Run %.8s goes on undenoised: %s", self.uid, reason)
         self._problems.append(reason)
-
-
-def _fit_together(one: Frame, other: Frame) -> bool:
-    return one.data_key == other.data_key and one.counts.shape[1:] == other.counts.shape[1:]

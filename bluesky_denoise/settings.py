@@ -83,13 +83,18 @@ class DenoiseSettings(BaseModel):
     frames_directory: Path | None = None
     """Where denoised frames are saved as HDF5; the Tiled server must be able to read it.
     None: pixels go through HTTP, which is slower, for sites without a shared file system."""
+    save_sigma: bool = False
+    """Save the standard error of each pixel too, as ``<data key>_sigma`` beside the frames.
+    This doubles what is written: leave it off for fast scans, and `reprocess` those where it
+    is wanted. Intensities of `rois` have their errors either way."""
     backup_directory: Path | None = None
     """Where documents wait when Tiled is down; None: beside the frames, or in the user's
     data directory."""
 
-    audit: bool = False
-    """Look in each frame for what denoising may have added or removed, as long as the
-    denoiser keeps up with the scan; what fails is marked. Costs about as much again."""
+    audit: bool = True
+    """Look in each frame for what denoising may have added or removed; what fails is marked.
+    It takes longer than denoising, so that it is left out where the next frame waits
+    already; `denoise_audit` of each event tells."""
     batch_size: PositiveInt = 16
     """Most frames that go through the network at once."""
     queue_size: PositiveInt = 128
@@ -243,6 +248,7 @@ class DenoiseSettings(BaseModel):
         They go into the start document of every derived run.
         """
         shaping = {"data_keys", "streams", "exposure_s", "exposure_keys", "model", "rois"}
+        shaping |= {"audit", "save_sigma"}
         if not self.rois:
             shaping.remove("rois")
         described = self.model_dump(include=shaping, mode="json", exclude_none=True)

@@ -168,6 +168,8 @@ class TiledSink:
         run.stopped |= name == "stop"
         if run.backup:
             self._keep(run, run.backup, [(name, doc)])
+        elif run.stopped:
+            run.next_try = 0.0
 
     def _try(self, run: _Run) -> None:
         try:
@@ -175,6 +177,7 @@ class TiledSink:
                 run.writer = self._open(run.start)
                 run.waiting = run.written + run.waiting
                 run.written = []
+            began = time.monotonic()
             run.writer.write(run.waiting)
         except NodeMissing as error:
             run.writer = None
@@ -188,7 +191,10 @@ class TiledSink:
         else:
             run.written += [item for item in run.waiting if self._is_needed_again(item[0])]
             run.waiting = []
-            run.next_try, run.pause_s = 0.0, _FIRST_PAUSE_S
+            # Rest as long as this has taken: raw data has the server to itself for half of
+            # the time at least, and what comes meanwhile goes in one request.
+            run.next_try = 2 * time.monotonic() - began
+            run.pause_s = _FIRST_PAUSE_S
             if run.backup:
                 run.backup.done()
                 run.backup = None

@@ -116,24 +116,21 @@ class StreamWriter:
             "run_uid": self._start["uid"],
             "time": self._start["time"],
         }
-        run = self._node()
+        run = self._node().base
         for number in itertools.count(1):
             key = name if number == 1 else f"{name}_{number}"
-            if key in run:
-                node = run[key].base
-                if node.metadata.get(METADATA_KEY, {}).get("run_uid") != self._start["uid"]:
-                    continue
-                return _Stream(node, descriptor, resumed=True)
             try:
-                node = run.base.create_container(
+                node = run.create_container(
                     key, metadata=truncate_json_overflow(metadata), specs=_SPECS
                 ).base
             except ClientError as error:
-                if error.response.status_code != 409:
+                if error.response.status_code != 409:  # 409: there is one of this name
                     raise
-                run.refresh()  # another process has just taken this name
-                continue
-            return _Stream(node, descriptor)
+                node = run[key].base
+                if node.metadata.get(METADATA_KEY, {}).get("run_uid") == self._start["uid"]:
+                    return _Stream(node, descriptor, resumed=True)
+            else:
+                return _Stream(node, descriptor)
 
     def _own_streams(self) -> Iterator[tuple[str, Any]]:
         """Yield what an earlier writer has begun of this derived run."""
@@ -187,7 +184,7 @@ class _Stream:
         self._table: Any = None
         self._inline: dict[str, Any] = {}
         self._files: dict[str, tuple[Any, Any]] = {}  # stream resource -> node, consolidator
-        self._written = 0
+        self._written, self._resumed = 0, resumed
         if resumed and "internal" in node:
             self._table = node["internal"]
             self._written = len(self._table.read(["seq_num"]))
@@ -208,7 +205,7 @@ class _Stream:
                 continue
             consolidator = consolidator_factory(resources[uid], self._descriptor)
             key = consolidator.data_key
-            if key in self._node:
+            if self._resumed and key in self._node:
                 node = self._node[key]
             else:  # empty at first: live subscribers are told only of what is added
                 source = consolidator.get_data_source()

@@ -3,9 +3,9 @@
 Messages from the parent are ``("documents", [(name, doc, skipped), ...])``,
 ``("abandoned", [(name, doc), ...])`` for a derived run that an earlier child left open,
 and ``("close", None)``. Messages to the parent are ``("started", provenance)`` or
-``("failed", exception)``, ``("ready", None)`` when it can take more documents,
-``("document", (name, doc))``, ``("done", raw_run_uid)``, ``("log", record)`` and
-``("closed", backup_files)``.
+``("failed", exception)``, ``("documents", [(name, doc), ...])`` of derived runs,
+``("ready", documents)`` with the last of what came of a message, when it can take more,
+``("done", raw_run_uid)``, ``("log", record)`` and ``("closed", backup_files)``.
 """
 
 import contextlib
@@ -25,7 +25,10 @@ logger = logging.getLogger("bluesky_denoise.worker")  # __name__ is "__main__" h
 
 __all__ = ["main"]
 
+Document = tuple[str, Mapping[str, Any]]
+
 _SKIPPED = "skipped: the queue of the denoiser was full"
+_MOST_AT_ONCE = 256
 
 
 class _Pipe:
@@ -95,13 +98,13 @@ class _Worker:
             settings = settings.model_copy(update={"threads": max(1, (os.cpu_count() or 2) - 1)})
         self._pipe = pipe
         self._router = DenoiseRouter(settings)
-        self._sink = None
-        # First to the parent, where plans wait for it, and then to Tiled.
-        self._router.subscribe(self._to_parent)
-        if settings.tiled_uri:
-            self._sink = _open_sink(settings, self._written)
-            self._router.subscribe(self._sink)
+        self._router.subscribe(self._take)
+        self._sink = _open_sink(settings, self._written) if settings.tiled_uri else None
         self._derived: set[str] = set()
+        self._documents: list[Document] = []  # of derived runs, to be handed on
+        self._ended: list[str] = []  # raw runs of which nothing goes to Tiled
+        # Frames inside the events make messages large: they go one by one.
+        self._most_at_once = _MOST_AT_ONCE if settings.frames_directory else 1
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -109,23 +112,24 @@ class _Worker:
 
     def serve(self) -> None:
         while True:
-            self._pipe.send("ready")
+            self._hand_on("ready")
             kind, content = self._pipe.receive()
             if kind == "documents":
-                self._documents(content)
+                self._denoise(content)
             elif kind == "abandoned":
                 raw_run_uid = content[0][1]["original_run_uid"]
-                self._derived.add(raw_run_uid)  # done when it is in Tiled, not at its raw stop
-                for name, doc in content:
-                    self._to_tiled(name, doc)
                 if self._sink is None:
-                    self._written(raw_run_uid)
+                    self._ended.append(raw_run_uid)
+                else:
+                    self._derived.add(raw_run_uid)  # done when in Tiled, not at its raw stop
+                    for name, doc in content:
+                        self._sink(name, doc)
             elif kind == "close":
                 backups = self.close("the denoiser was closed during the run")
                 self._pipe.send("closed", backups)
                 return
 
-    def _documents(self, documents: list[tuple[str, Mapping[str, Any], bool]]) -> None:
+    def _denoise(self, documents: list[tuple[str, Mapping[str, Any], bool]]) -> None:
         ended = []
         for name, doc, skipped in documents:
             self._router.accept(name, doc, skipped=_SKIPPED if skipped else "")
@@ -134,23 +138,38 @@ class _Worker:
         self._router.flush()
         for uid in ended:
             if self._sink is None or uid not in self._derived:
-                self._written(uid)
+                self._ended.append(uid)
             self._derived.discard(uid)
 
-    def _to_parent(self, name: str, doc: Mapping[str, Any]) -> None:
+    def _take(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "start":
             self._derived.add(doc["original_run_uid"])
-        self._pipe.tell("document", (name, doc))
+        self._documents.append((name, doc))
 
-    def _to_tiled(self, name: str, doc: Mapping[str, Any]) -> None:
-        if self._sink is not None:
-            self._sink(name, doc)
+    def _hand_on(self, kind: str) -> None:
+        """Send what there is to the parent, where plans wait for it, and then to Tiled."""
+        documents, self._documents = self._documents, []
+        ended, self._ended = self._ended, []
+        most = self._most_at_once
+        first = max(0, len(documents) - most)
+        try:
+            for begin in range(0, first, most):
+                self._pipe.send("documents", documents[begin : min(begin + most, first)])
+            self._pipe.send(kind, documents[first:])
+        finally:  # Tiled gets them even if the parent is gone
+            if self._sink is not None:
+                for name, doc in documents:
+                    self._sink(name, doc)
+        for uid in ended:
+            self._written(uid)
 
     def _written(self, raw_run_uid: str) -> None:
         self._pipe.tell("done", raw_run_uid)
 
     def close(self, reason: str) -> list[str]:
         self._router.close(reason)
+        with contextlib.suppress(OSError):
+            self._hand_on("documents")
         return [str(path) for path in self._sink.close()] if self._sink else []
 
 

@@ -16,6 +16,7 @@ sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).
 
 import argparse  # noqa: E402
 import logging  # noqa: E402
+import signal  # noqa: E402
 
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher  # noqa: E402
 
@@ -25,6 +26,8 @@ from bluesky_denoise.tiled_sink import connect  # noqa: E402
 
 def main() -> None:
     """Serve until interrupted."""
+    # Service managers end a program so: let it close its runs and write what is left.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("settings", help="YAML file")
     parser.add_argument("--subscribe", default="localhost:5578", help="where documents come from")

@@ -1,7 +1,9 @@
 """What the tests of the live path share: detectors, waiting, and the reading of results."""
 
 import copy
+import os
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,6 +16,11 @@ from bluesky_denoise.settings import DenoiseSettings
 SHAPE = (16, 20)
 UNIT = "bluesky_denoise.testing:UnitDenoiser"
 NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+
+
+def python_path():
+    """Return a `PYTHONPATH` by which other processes find the modules of the tests."""
+    return os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
 def wait_for(condition, timeout_s=30.0, what="what the test waits for"):

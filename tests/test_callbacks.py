@@ -1,6 +1,7 @@
 """The programs in callbacks/, started as a beamline starts them."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import bluesky.plans as bp
 import numpy as np
+import psutil
 import pytest
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher
 from bluesky_tiled_plugins import TiledWriter
-from live_path import UNIT, Camera, poisson, wait_for
+from live_path import UNIT, Camera, poisson, python_path, wait_for
 from ophyd.sim import motor
 
 from bluesky_denoise import DenoiseSettings, denoised_streams
@@ -76,20 +78,33 @@ SESSION = """
 import bluesky.plans as bp
 from ophyd.sim import motor
 from live_path import Camera, poisson
+print("child", denoise.pid)
 uid, = RE(bp.scan([Camera(name="det", func=poisson())], motor, -1, 1, 3))
-denoise.wait(60)
-print("shape", cat[uid]["denoised"]["det_image"].shape)
+print("run", uid)
+exit()
 """
 
 
-def test_in_process_gives_a_prompt_whose_runs_are_denoised(settings_file, environment):
-    environment["PYTHONPATH"] = str(Path(__file__).parent)
+def test_in_process_gives_a_prompt_whose_runs_are_denoised_to_the_end(
+    tiled, settings_file, environment, tmp_path
+):
+    """Leaving IPython finishes what has been handed over, and ends the child."""
+    environment |= {"PYTHONPATH": python_path(), "IPYTHONDIR": str(tmp_path / "ipython")}
+    command = ["-m", "IPython", "--simple-prompt", "--no-banner", "-i"]
     process = start(
-        ["-i", "callbacks/in_process.py", str(settings_file)], environment, stdin=subprocess.PIPE
+        [*command, "callbacks/in_process.py", str(settings_file)],
+        environment,
+        stdin=subprocess.PIPE,
     )
     output, _ = process.communicate(SESSION, timeout=90)
-    assert "shape (3, 16, 20)" in output
-    assert process.returncode == 0
+    assert process.returncode == 0, output
+    told = dict(re.findall(r"(child|run) ([\w-]+)$", output, re.MULTILINE))
+    assert not psutil.pid_exists(int(told["child"]))
+    run = tiled.client[told["run"]]
+    assert run["denoised"].metadata["denoise"]["exit_status"] == "success"
+    np.testing.assert_allclose(
+        run["denoised"]["det_image"].read(), run["primary"]["det_image"].read() / 0.5
+    )
 
 
 @pytest.fixture
@@ -144,9 +159,10 @@ def test_zmq_denoises_what_comes_over_the_proxy_and_publishes_it_back(
         assert len(derived.by_name["event"]) == 10
     finally:
         publisher.close()
-        process.send_signal(2)
+        process.terminate()
         output, _ = process.communicate(timeout=30)
         dispatcher.loop.call_soon_threadsafe(dispatcher.loop.stop)
         listener.join(10)
         dispatcher.stop()
     assert "Traceback" not in output
+    assert process.returncode == 0

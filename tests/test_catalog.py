@@ -7,6 +7,7 @@ from ophyd.sim import det as point_detector
 from ophyd.sim import motor
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
+from bluesky_denoise.catalog import is_complete
 from bluesky_denoise.errors import DenoiseError, TiledUnavailable
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
@@ -68,6 +69,25 @@ def test_an_archived_run_gives_the_same_frames_however_they_were_carried(
     np.testing.assert_allclose(stream["det_image"].read().reshape(counts.shape), counts)
     np.testing.assert_allclose(stream.read()["motor"], [-1, -1 / 3, 1 / 3, 1])
     np.testing.assert_allclose(stream.read()["time"], run["primary"].read()["time"])
+
+
+def test_a_run_that_failed_the_audit_needs_no_more_denoising_and_one_with_gaps_does(
+    RE, tiled, settings
+):
+    frames = np.random.default_rng(0).poisson(3.0, (2, 64, 64))
+    frames[1, 10, 10] = 5000
+    run = archived(RE, tiled, ReplayDetector(name="det", frames=ReplayFrames(frames, 1.0)), 2)
+    assert not is_complete(run)
+    wrong_shape = {"det_image": np.zeros((8, 8))}
+    with pytest.raises(DenoiseError, match="mask"):
+        reprocess(run, settings.model_copy(update={"mask": wrong_shape}))
+    assert not is_complete(run)
+    options = {"model": "default", "device": "cpu", "threads": 1}
+    reprocess(run, settings.model_copy(update=options))
+    stream = denoised_streams(run)[0].stream
+    assert list(stream["denoise_audit"].read()) == ["passed", "failed"]
+    assert list(stream["denoise_ok"].read()) == [True, False]
+    assert is_complete(run)
 
 
 def test_a_run_without_frames_is_refused(RE, tiled, settings):

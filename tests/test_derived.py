@@ -58,6 +58,8 @@ def test_the_start_carries_the_metadata_of_the_scan_and_where_the_results_are_fr
             "streams": ["primary"],
             "exposure_keys": [],
             "model": "bluesky_denoise.testing:UnitDenoiser",
+            "audit": True,
+            "save_sigma": False,
         },
     }
 

@@ -27,6 +27,7 @@ from live_path import (
     PlainImage,
     UnchangedDocuments,
     poisson,
+    python_path,
     rates,
     settings,
     values,
@@ -131,7 +132,7 @@ def live(RE, raw, tiled, shared):
 @pytest.fixture
 def gate(tmp_path, monkeypatch):
     """Hold the denoiser of a process back until ``gate.touch()``."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", python_path())
     monkeypatch.setenv("DENOISE_TEST_GATE", str(tmp_path / "gate"))
     return tmp_path / "gate"
 
@@ -708,7 +709,7 @@ def test_a_closed_process_takes_no_more_documents(RE, raw, tmp_path):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 import bluesky.plans as bp, bluesky.plan_stubs as bps
 from bluesky import RunEngine
 from bluesky_denoise.process import DenoiseProcess
@@ -721,6 +722,8 @@ options = settings(frames_directory=sys.argv[1], **eval(sys.argv[2]))
 denoise = DenoiseProcess(options)
 denoise.subscribe(derived)
 RE.subscribe(denoise)
+# A shell starts what it puts into the background with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 """
 
 
@@ -731,7 +734,7 @@ def start_script(tmp_path, code, **options):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, **NO_PROXY, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, **NO_PROXY, "PYTHONPATH": python_path()},
     )
 
 

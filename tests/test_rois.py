@@ -73,15 +73,32 @@ def test_a_wrong_region_is_refused_when_the_settings_are_made(rois, message):
         DenoiseSettings(rois=rois)
 
 
-def test_an_audited_frame_that_fails_is_passed_on_marked(RE):
+@pytest.fixture
+def good_and_bad():
+    """Return a detector with one frame that is well, and one with a hot pixel unmasked."""
     rate = np.full((64, 64), 3.0)
-    rate[10, 10] = 5000  # a hot pixel that nobody has masked
+    rate[10, 10] = 5000
     rng = np.random.default_rng(3)
     frames = np.stack([rng.poisson(3.0, (64, 64)), rng.poisson(rate)])
+    return ReplayDetector(name="det", frames=ReplayFrames(frames, 1.0))
+
+
+def audited(**values):
+    """Return a router with the network that ships, and what it emits."""
     collector = DocumentCollector()
-    router = DenoiseRouter(DenoiseSettings(audit=True, device="cpu", threads=1))
+    router = DenoiseRouter(DenoiseSettings(device="cpu", threads=1, **values))
     router.subscribe(collector)
-    RE(bp.count([ReplayDetector(name="det", frames=ReplayFrames(frames, 1.0))], 2), router)
+    return router, collector
+
+
+def verdicts(collector):
+    return [event["data"]["denoise_audit"] for event in collector.by_name["event"]]
+
+
+def test_an_audited_frame_that_fails_is_passed_on_marked(RE, good_and_bad):
+    router, collector = audited()
+    RE(bp.count([good_and_bad], 2), router)
+    assert verdicts(collector) == ["passed", "failed"]
     good, bad = (event["data"] for event in collector.by_name["event"])
     assert good["denoise_ok"]
     # 4096 pixels tell the deviance to 1.5 standard deviations of 2 percent, and a smooth fit
@@ -89,3 +106,29 @@ def test_an_audited_frame_that_fails_is_passed_on_marked(RE):
     assert not bad["denoise_ok"]
     assert "audit of det_image: 1 hot pixel" in bad["denoise_reason"]
     assert np.isfinite(bad["det_image"]).all()
+
+
+def test_frames_that_come_faster_than_the_audit_are_not_audited_and_say_so(RE, good_and_bad):
+    raw = DocumentCollector()
+    RE(bp.count([good_and_bad], 2), raw)
+    router, collector = audited()
+    router.feed(raw.documents)
+    assert verdicts(collector) == ["none", "none"]
+    assert [event["data"]["denoise_ok"] for event in collector.by_name["event"]] == [True, True]
+
+
+def test_the_audit_can_be_left_out(RE, good_and_bad):
+    router, collector = audited(audit=False)
+    RE(bp.count([good_and_bad], 2), router)
+    assert verdicts(collector) == ["none", "none"]
+
+
+def test_both_detectors_of_an_event_are_audited(RE, good_and_bad):
+    well = ReplayDetector(
+        name="well",
+        frames=ReplayFrames(np.random.default_rng(4).poisson(3.0, (1, 64, 64)), 1.0),
+    )
+    router, collector = audited()
+    RE(bp.count([well, good_and_bad], 2), router)
+    assert verdicts(collector) == ["passed", "failed"]
+    assert np.isfinite(collector.by_name["event"][0]["data"]["well_image_audit_deviance"])

@@ -29,7 +29,7 @@ from ophyd_async.core import (
 )
 from ophyd_async.sim import SimBlobDetector
 
-from bluesky_denoise.errors import ModelNotFound
+from bluesky_denoise.errors import ModelNotFound, SettingsError
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
@@ -252,6 +252,66 @@ def test_events_that_come_at_once_are_denoised_as_batches(RE, raw, build):
     derived.validate()
 
 
+def test_each_of_two_detectors_has_batches_of_its_own(RE, raw, build):
+    RE(bp.count([Camera(name=name, func=poisson()) for name in ("a", "b")], 6))
+    denoiser = UnitDenoiser()
+    router = DenoiseRouter(settings(batch_size=4), denoiser)
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    router.feed(raw.documents)
+    assert denoiser.calls == [4, 4, 2, 2]
+    for name in ("a", "b"):
+        expected = [e["data"][f"{name}_image"] * 2 for e in raw.by_name["event"]]
+        np.testing.assert_array_equal(rates(derived, f"{name}_image"), expected)
+
+
+# Standard errors
+
+
+@pytest.mark.parametrize("files", [True, False], ids=["in files", "in events"])
+def test_standard_errors_lie_beside_the_frames_if_they_are_asked_for(RE, raw, build, files):
+    mask = np.zeros(SHAPE, bool)
+    mask[3:5, 7] = True
+    func = poisson()
+    options = {} if files else {"frames_directory": None}
+    _, derived = build(save_sigma=True, mask=mask, **options)
+    RE(bp.count([Camera(name="det", func=func)], 3))
+    counts = np.where(mask, np.nan, np.stack(func.taken[-3:]))
+    np.testing.assert_allclose(rates(derived, "det_image"), counts * 2, rtol=1e-6)
+    np.testing.assert_allclose(rates(derived, "det_image_sigma"), np.sqrt(counts) * 2, rtol=1e-6)
+    keys = derived.by_name["descriptor"][0]["data_keys"]
+    assert keys["det_image_sigma"] == keys["det_image"]
+    owners = derived.by_name["descriptor"][0]["object_keys"]
+    assert "det_image_sigma" in owners["denoiser"]
+    if files:
+        resources = derived.by_name["stream_resource"]
+        assert len({r["uri"] for r in resources}) == 1
+        assert [r["data_key"] for r in resources] == ["det_image", "det_image_sigma"]
+
+
+def test_without_being_asked_for_no_standard_errors_are_saved(RE, raw, build):
+    _, derived = build()
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    assert "det_image_sigma" not in derived.by_name["descriptor"][0]["data_keys"]
+
+
+def test_standard_errors_of_a_frame_that_was_not_denoised_are_not_a_number(RE, raw, build):
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    router, derived = build(save_sigma=True)
+    for name, doc in raw.documents:
+        router.accept(name, doc, skipped="late" if doc.get("seq_num") == 1 else "")
+    frames = rates(derived, "det_image_sigma")
+    assert np.isnan(frames[0]).all()
+    assert np.isfinite(frames[1]).all()
+
+
+def test_a_denoiser_that_gives_no_standard_errors_is_refused_if_they_are_asked_for():
+    denoiser = UnitDenoiser(has_sigma=False)
+    DenoiseRouter(settings(), denoiser)
+    with pytest.raises(SettingsError, match="`save_sigma`: the denoiser 'unit' gives no standard"):
+        DenoiseRouter(settings(save_sigma=True), denoiser)
+
+
 # Exposure
 
 
@@ -400,10 +460,13 @@ def test_only_the_keys_that_are_asked_for_are_denoised(RE, raw, build):
 
 def test_a_key_that_is_not_in_the_run_is_warned_of_with_those_there_are(RE, raw, build, logged):
     _, derived = build(data_keys=["nothing"])
-    RE(bp.count([Camera(name="det", func=poisson())]))
+    RE(bp.scan([Camera(name="det", func=poisson())], SynAxis(name="motor"), 0, 1, 2))
     assert not derived.documents
     assert re.search(
-        r"stream primary has none of the data keys nothing, .*; it has det_image", logged()
+        r"stream primary has none of the data keys nothing, which the settings name; "
+        r"it has .*motor.*\. Frames are in det_image$",
+        logged(),
+        re.MULTILINE,
     )
 
 

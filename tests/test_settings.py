@@ -200,4 +200,6 @@ def test_the_description_holds_what_shapes_the_result_and_no_more():
         "exposure_keys": [],
         "model": "default",
         "mask": "array of shape (16, 20)",
+        "audit": True,
+        "save_sigma": False,
     }

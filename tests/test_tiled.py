@@ -197,6 +197,19 @@ def test_a_reader_gets_the_rows_that_it_has_seen_when_more_have_come(
     np.testing.assert_array_equal(anew["raw_seq_num"].read(), range(1, 6))
 
 
+@pytest.mark.parametrize("frames", [IN_FILES, INLINE])
+def test_standard_errors_read_as_the_frames_do(RE, tiled, written, live, det, frames):
+    one = live(frames, save_sigma=True)
+    (uid,) = RE(bp.count([det], 3))
+    one.wait(uid)
+    run = in_tiled(tiled, uid)
+    sigma = np.sqrt(FRAMES[:3]) / np.float32(0.5)
+    np.testing.assert_allclose(run["denoised"]["det_image_sigma"].read(), sigma, rtol=1e-6)
+    np.testing.assert_array_equal(run["denoised"]["det_image"].read(), FRAMES[:3] * 2)
+    assert set(run["denoised"].read()) >= {"det_image", "det_image_sigma"}
+    check_documents(run, {"primary": 3, "denoised": 3})
+
+
 def test_the_metadata_of_the_stream_tell_what_made_it_and_how_it_ended(
     RE, tiled, written, live, det
 ):

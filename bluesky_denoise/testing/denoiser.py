@@ -20,14 +20,15 @@ class UnitDenoiser:
     Parameters
     ----------
     delay_s : seconds that each batch takes, to play a slow network
+    has_sigma : whether it gives standard errors, of single pixels: the root of the counts
     """
 
-    def __init__(self, delay_s: float = 0.0) -> None:
+    def __init__(self, delay_s: float = 0.0, has_sigma: bool = True) -> None:
         self.name = "unit"
         self.weights_sha256 = "0" * 64
         self.card: dict[str, Any] = {}
         self.device = "cpu"
-        self.delay_s = delay_s
+        self.delay_s, self.has_sigma = delay_s, has_sigma
         self.calls: list[int] = []
         """Number of frames of each batch, in order."""
 
@@ -45,7 +46,7 @@ class UnitDenoiser:
         Returns
         -------
         Denoised
-            ``rate`` (B, H, W) float32, counts / s; NaN where masked.
+            ``rate`` and ``sigma``, (B, H, W) float32, counts / s; NaN where masked.
 
         Raises
         ------
@@ -60,6 +61,7 @@ class UnitDenoiser:
             time.sleep(self.delay_s)
         exposure_s = np.reshape(exposure_s, (-1, 1, 1))  # (), (B,) -> (1 or B, 1, 1)
         rate = (counts / exposure_s).astype(np.float32)
+        sigma = (np.sqrt(counts) / exposure_s).astype(np.float32)
         if mask is not None:
-            rate[:, mask] = np.nan
-        return Denoised(rate=rate)
+            rate[:, mask] = sigma[:, mask] = np.nan
+        return Denoised(rate, sigma if self.has_sigma else None)
