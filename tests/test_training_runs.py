@@ -5,11 +5,15 @@ from bluesky_tiled_plugins import TiledWriter
 from live_path import Camera, poisson
 from ophyd.sim import det as point_detector
 from ophyd.sim import motor
+from typer.testing import CliRunner
 
+from bluesky_denoise.cli import app
 from bluesky_denoise.errors import DenoiseError, FrameShapeError, TiledUnavailable
+from bluesky_denoise.models.checkpoint import load_checkpoint
 from bluesky_denoise.plans import paired_exposures
 from bluesky_denoise.simulation import ReplayFrames, SceneFrames, diffraction_scene
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+from bluesky_denoise.training.commands import open_data
 from bluesky_denoise.training.tiled_runs import catalog, read_run, read_two_runs
 
 SHAPE = (48, 64)
@@ -93,3 +97,51 @@ def test_a_server_that_is_not_there_is_named():
         catalog("http://127.0.0.1:9"),
     ):
         pass
+
+
+@pytest.fixture
+def command(tiled, tmp_path, monkeypatch):
+    """Return a function that runs bluesky-denoise against the server of the tests."""
+    address, _, key = tiled.uri.partition("?api_key=")
+    monkeypatch.setenv("TILED_API_KEY", key)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("bluesky_denoise.training.fit.WINDOWS", 2)
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(app, [*arguments, "--uri", address, "--device", "cpu"])
+        assert result.exit_code == code, result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return " ".join(result.output.split())
+
+    return run
+
+
+def test_the_command_trains_on_runs_and_writes_down_which(archived, detector, command, tmp_path):
+    plan = paired_exposures([detector], motor, -1, 1, num=3, short_s=0.05, long_s=1.0)
+    uid = archived(plan).metadata["start"]["uid"]
+    output = tmp_path / "mine.safetensors"
+    said = command("train", str(output), f"tiled:{uid}", "--steps", "1")
+    assert f"Weights: {output}" in said
+    (entry,) = load_checkpoint(output)[1]["training"]["data"]
+    assert entry["run"] == uid[:8]
+    assert entry["pairs"] == "measured pairs"
+    assert (entry["exposure_s"], entry["long_exposure_s"]) == (0.05, 1.0)
+
+
+def test_short_and_long_runs_are_joined_by_a_plus(archived, tiled, tmp_path):
+    cameras = [Camera(name="det", func=poisson(0, SHAPE), exposure_s=s) for s in (0.1, 0.4)]
+    uids = [archived(bp.count([c], 3)).metadata["start"]["uid"] for c in cameras]
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[:5] = 1
+    np.save(tmp_path / "mask.npy", mask)
+    (source,) = open_data(
+        [f"tiled:{uids[0]}+{uids[1][:8]}"], tiled.uri, mask=str(tmp_path / "mask.npy")
+    )
+    np.testing.assert_allclose(source.ratios, 4)
+    np.testing.assert_array_equal(source.mask, mask != 0)
+
+
+@pytest.mark.parametrize("uid", ["0000", "00000000-0000"])
+def test_a_run_that_is_not_there_is_one_line_of_error(command, tmp_path, uid):
+    said = command("train", str(tmp_path / "a.safetensors"), f"tiled:{uid}", code=1)
+    assert f"Error: There is no run '{uid}' in the catalog at http" in said

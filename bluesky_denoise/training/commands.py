@@ -203,8 +203,10 @@ def open_data(
 def _run(client: object, uid: str, uri: str) -> object:
     try:
         return client[uid]  # type: ignore[index]
-    except KeyError:
-        raise DenoiseError(f"There is no run {uid!r} in the catalog at {uri}.") from None
+    except (KeyError, ValueError) as error:  # ValueError: too short to be told from others
+        raise DenoiseError(
+            f"There is no run {uid!r} in the catalog at {uri}: {str(error).strip(chr(39))}"
+        ) from None
 
 
 def _command(name: str) -> str:

@@ -97,20 +97,19 @@ class HeldOut:
     def compare(self, first: np.ndarray, second: np.ndarray) -> Comparison:
         """Compare the `scores` of two networks.
 
-        Windows of one frame count as one: they share photons and scene. With fewer than four
-        frames the windows stand alone.
+        Windows of one frame share photons and scene: the error is that of frames, each with
+        the sum of its windows. With fewer than four frames the windows stand alone.
         """
         difference = first - second
+        mean = float(difference.mean())
         groups = sorted(set(self._groups))
-        if len(groups) >= 4:
-            difference = np.array(
-                [difference[[g == group for g in self._groups]].mean() for group in groups]
-            )
-        number = len(difference)
+        labels = [groups.index(group) for group in self._groups]
+        sums = np.bincount(labels, difference - mean) if len(groups) >= 4 else difference - mean
+        number = len(sums)
         if number < 2:
-            return Comparison(float(difference.mean()) if number else 0.0, float("inf"))
-        error = float(difference.std(ddof=1)) / np.sqrt(number)
-        return Comparison(float(difference.mean()), float(error))
+            return Comparison(mean, float("inf"))
+        squares = number / (number - 1) * float(np.square(sums).sum())
+        return Comparison(mean, float(np.sqrt(squares)) / len(difference))
 
 
 def _draw(
