@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bluesky_denoise.training.files import read_file
 from bluesky_denoise.training.pairs import PairSource
 from bluesky_denoise.training.paper import PaperRecipe
 from bluesky_denoise.training.parallel import Ranks, process_group
+from bluesky_denoise.training.progress import Progress, Seen
 from bluesky_denoise.training.recipes import (
     FitSettings,
     PhotonRecipe,
@@ -44,39 +45,6 @@ RECIPES: dict[str, Callable[[FitSettings], Recipe]] = {
     "paper": PaperRecipe,
 }
 """Name of a recipe -> what builds it."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a fit is."""
-
-    step: int
-    """Number of the step, from 0."""
-    loss: float
-    """Its loss."""
-    validation: float
-    """Latest score on held-out counts: see ``LEGEND``. NaN before the first."""
-
-
-@dataclass
-class _Seen:
-    """What goes into the card, and must survive a kill."""
-
-    validation: list[tuple[int, float]] = field(default_factory=list)
-    """Steps done and score."""
-    mean_counts: list[float] = field(default_factory=lambda: [float("inf"), 0.0])
-    """Least and largest mean of a training frame, counts per pixel; of lit frames."""
-    largest_counts: float = 0.0
-    """Brightest pixel."""
-
-    def add(self, batch: Batch) -> None:
-        valid = np.maximum((~batch.mask).sum((1, 2)), 1)
-        means = batch.counts.sum((1, 2), dtype=np.float64) / valid
-        lit = means[means > 0]
-        if len(lit):
-            low, high = self.mean_counts
-            self.mean_counts = [min(low, float(lit.min())), max(high, float(lit.max()))]
-        self.largest_counts = max(self.largest_counts, float(batch.counts.max()))
 
 
 def fit(
@@ -232,7 +200,7 @@ class _Job:
     def _keep(
         self,
         step: int,
-        seen: _Seen,
+        seen: Seen,
         model: nn.Module,
         average: nn.Module,
         optimiser: torch.optim.Optimizer,
@@ -248,20 +216,18 @@ class _Job:
 
     def _load(
         self, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer
-    ) -> tuple[int, _Seen]:
+    ) -> tuple[int, Seen]:
         """Return the step to go on from, and what was seen before."""
         state = load_state(self._resume, self._made_with, self.ranks.device)
         if state is None:
-            return 0, _Seen()
+            return 0, Seen()
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         logger.info("Going on from step %d of %d.", state["step"], self.settings.steps)
-        return int(state["step"]), _Seen(**state["seen"])
+        return int(state["step"]), Seen(**state["seen"])
 
-    def _write(self, average: nn.Module, held_out: HeldOut, seen: _Seen, steps: int) -> None:
-        finite = [entry for entry in seen.validation if np.isfinite(entry[1])]
-        scores = [{"step": step, "percent": round(score, 3)} for step, score in finite]
+    def _write(self, average: nn.Module, held_out: HeldOut, seen: Seen, steps: int) -> None:
         entries: dict[str, object] = {
             "model": self.settings.model,
             "training": {
@@ -271,16 +237,12 @@ class _Job:
                 "mixed_precision": self.mixed,
                 "processes": self.ranks.number,
             },
-            "input": {
-                "mean_counts_per_pixel": seen.mean_counts,
-                "largest_counts_in_a_pixel": seen.largest_counts,
-            },
+            "input": seen.counts(),
             "validation": {
                 "legend": LEGEND,
                 "data": held_out.names,
                 "windows": len(held_out),
-                "best": min(scores, key=lambda entry: entry["percent"], default=None),
-                "last": scores[-1] if scores else None,
+                **seen.scores(),
             },
         }
         save_checkpoint(average, self.output, entries | self.card)

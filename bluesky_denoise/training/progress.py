@@ -1,0 +1,61 @@
+"""Where a fit is, and what it has seen."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bluesky_denoise.training.data import Batch
+
+__all__ = ["Progress", "Seen"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a fit is."""
+
+    step: int
+    """Number of the step, from 0."""
+    loss: float
+    """Its loss."""
+    validation: float
+    """Latest score on held-out counts: see ``LEGEND``. NaN before the first."""
+
+
+@dataclass
+class Seen:
+    """What goes into the card, and must survive a kill."""
+
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    """Steps done and score."""
+    mean_counts: list[float] = field(default_factory=lambda: [float("inf"), 0.0])
+    """Least and largest mean of a training frame, counts per pixel; of lit frames."""
+    largest_counts: float = 0.0
+    """Brightest pixel."""
+
+    def add(self, batch: Batch) -> None:
+        """Widen the range of counts to a batch."""
+        valid = np.maximum((~batch.mask).sum((1, 2)), 1)
+        means = batch.counts.sum((1, 2), dtype=np.float64) / valid
+        lit = means[means > 0]
+        if len(lit):
+            low, high = self.mean_counts
+            self.mean_counts = [min(low, float(lit.min())), max(high, float(lit.max()))]
+        self.largest_counts = max(self.largest_counts, float(batch.counts.max()))
+
+    def counts(self) -> dict[str, Any]:
+        """Return the range of counts for the card."""
+        low, high = self.mean_counts
+        return {
+            "mean_counts_per_pixel": [min(low, high), high],  # both 0 if all was dark
+            "largest_counts_in_a_pixel": self.largest_counts,
+        }
+
+    def scores(self) -> dict[str, Any]:
+        """Return the best and the last score for the card."""
+        finite = [entry for entry in self.validation if np.isfinite(entry[1])]
+        scores = [{"step": step, "percent": round(score, 3)} for step, score in finite]
+        return {
+            "best": min(scores, key=lambda entry: entry["percent"], default=None),
+            "last": scores[-1] if scores else None,
+        }
