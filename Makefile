@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench evaluate trust lint clean
 
 demo: .venv/installed
 	$(BIN)/bluesky-denoise demo
@@ -12,6 +12,16 @@ test: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
+
+# Without DATA: the shipped measured frames and simulated scenes. DATA=DIR: a folder of HDF5.
+evaluate: .venv/installed
+	$(BIN)/bluesky-denoise evaluate $(DATA) --report evaluation_report.html --json evaluation.json
+
+# Evaluates on both, and writes the figures into docs/.
+trust: .venv/installed
+	$(BIN)/bluesky-denoise evaluate --report evaluation_report.html --json build/shipped.json
+	$(if $(DATA),$(BIN)/bluesky-denoise evaluate $(DATA) --json build/measured.json)
+	$(BIN)/python -m bluesky_denoise.evaluation.trust docs build/shipped.json $(if $(DATA),build/measured.json)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -29,4 +39,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv demo_data demo.png
+	rm -rf .venv build demo_data demo.png evaluation.json evaluation_report.html

@@ -9,6 +9,7 @@ import torch
 
 from bluesky_denoise import Denoiser
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d
+from bluesky_denoise.evaluation.speed import eager
 from bluesky_denoise.models import MODELS
 from bluesky_denoise.simulation import recorded_frames
 
@@ -27,24 +28,10 @@ def times_slower(repeats: int = 5) -> dict[str, float]:
         ours = _time(lambda: denoiser.denoise(counts, 1.0), repeats)
         ratios = {"Anscombe + BM3D": _time(lambda: anscombe_bm3d(counts), 1) / ours}
         for name in ("vdsr", "irunet"):
-            ratios[name] = _time(_eager(MODELS[name]().eval(), counts), 2) / ours
+            ratios[name] = _time(eager(MODELS[name]().eval(), counts), 2) / ours
         return ratios
     finally:
         torch.set_num_threads(threads)
-
-
-def _eager(network: torch.nn.Module, counts: np.ndarray) -> Callable[[], torch.Tensor]:
-    """Return a function that applies a network to a frame, padded to what it accepts."""
-    image = torch.from_numpy(counts.astype(np.float32))[None, None]
-    below, right = (-size % network.multiple for size in counts.shape)
-    image = torch.nn.functional.pad(image, (0, right, 0, below))
-    valid = torch.ones_like(image)
-
-    def apply() -> torch.Tensor:
-        with torch.inference_mode():
-            return network(image, valid)
-
-    return apply
 
 
 def _time(function: Callable, repeats: int) -> float:

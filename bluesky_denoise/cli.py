@@ -140,8 +140,8 @@ def finetune(context: typer.Context) -> None:
 
 @app.command(context_settings=_FORWARDED, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
-    """Score a network on thinned measured frames, against Gaussian and BM3D."""
-    from .evaluation.__main__ import evaluate as command  # imports torch
+    """Score a denoiser on measured and simulated frames, against all that it must beat."""
+    from .evaluate import evaluate as command  # imports torch
 
     _forward(command, context)
 

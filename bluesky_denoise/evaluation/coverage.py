@@ -1,0 +1,161 @@
+"""Whether intervals hold the truth as often as they say, pixel by pixel."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bluesky_denoise.evaluation.measured import FrameSet, Track, middle, pairs, rng_of, spread
+from bluesky_denoise.evaluation.methods import SupportsDenoise
+from bluesky_denoise.simulation.random_scenes import random_scene
+from bluesky_denoise.simulation.scenes import diffraction_scene
+from bluesky_denoise.thinning import thin
+
+__all__ = ["CONFIDENCES", "HALF_WIDTHS", "CoverageScore", "measured_coverage", "simulated_coverage"]
+
+CONFIDENCES = (0.68, 0.90, 0.95)
+HALF_WIDTHS = {0.68: 0.9945, 0.90: 1.6449, 0.95: 1.9600}
+"""Confidence -> half width of a normal interval, standard deviations."""
+EDGES = (0.05, 0.15, 0.5, 1.5, 5.0, 15.0, 50.0, 150.0, 500.0)
+"""Expected counts per pixel between which pixels are binned."""
+LEAST_PIXELS = 500
+"""A bin with fewer is left out."""
+LEAST_REFERENCE = 10
+"""Counts that a measured reference needs in a pixel, so that its own noise is known."""
+
+
+@dataclass(frozen=True)
+class CoverageScore:
+    """Coverage in one bin of intensity."""
+
+    scenes: str
+    """``simulated``, or the name of the measured series."""
+    binned_by: str
+    """``estimate``: what a user sees; ``truth``: what nobody knows."""
+    low: float
+    high: float
+    """Of the bin, counts per pixel."""
+    pixels: int
+    covered: tuple[float, float, float]
+    """Share of pixels whose truth is within the 68, 90 and 95 % interval."""
+    pull_width: float
+    """Root mean square of (estimate - truth) / sigma."""
+
+
+class _Tally:
+    """Collects pixels: estimate, truth, noise of the truth, sigma, and interval bounds."""
+
+    def __init__(self) -> None:
+        self.parts: list[np.ndarray] = []
+
+    def add(
+        self,
+        denoiser: SupportsDenoise,
+        counts: np.ndarray,
+        mask: np.ndarray,
+        truth: np.ndarray,
+        noise: np.ndarray | float = 0.0,
+        left_out: np.ndarray | bool = False,
+    ) -> bool:
+        """Denoise a frame and keep its pixels; False if the denoiser states no error."""
+        found = denoiser.denoise(counts, 1.0, mask)
+        sigma = getattr(found, "sigma", None)
+        if sigma is None:
+            return False
+        # Every other pixel along both axes: neighbours err alike.
+        every = np.s_[::2, ::2]
+        keep = ~(mask | left_out)[every]
+        noise = np.broadcast_to(noise, counts.shape)[every][keep]
+        rate, known, sigma = (x[every][keep] for x in (found.rate, truth, sigma))
+        bounds = []
+        for confidence in CONFIDENCES:
+            low, high = (x[every][keep] for x in found.interval(confidence))
+            # The reference's own noise widens the interval on either side.
+            z = HALF_WIDTHS[confidence]
+            bounds.append(rate - np.hypot(rate - low, z * noise))
+            bounds.append(rate + np.hypot(high - rate, z * noise))
+        self.parts.append(np.stack([rate, known, np.hypot(sigma, noise), *bounds]))
+        return True
+
+    def scores(self, scenes: str, by: str) -> list[CoverageScore]:
+        pixels = np.concatenate(self.parts, 1)
+        estimate, truth, sigma, *bounds = pixels
+        level = truth if by == "truth" else estimate
+        out = []
+        for low, high in itertools.pairwise(EDGES):
+            of = (level >= low) & (level < high)
+            if of.sum() < LEAST_PIXELS:
+                continue
+            covered = tuple(
+                float(((truth >= bounds[2 * i]) & (truth <= bounds[2 * i + 1]))[of].mean())
+                for i in range(len(CONFIDENCES))
+            )
+            pulls = (estimate - truth)[of] / np.maximum(sigma[of], 1e-12)
+            width = float(np.sqrt(np.mean(np.minimum(pulls**2, 1e4))))
+            out.append(CoverageScore(scenes, by, low, high, int(of.sum()), covered, width))
+        return out
+
+
+def simulated_coverage(
+    denoiser: SupportsDenoise, track: Track, *, scenes: int = 40, side_px: int = 160, seed: int = 21
+) -> list[CoverageScore]:
+    """Compare intervals with the known rates of simulated scenes.
+
+    Half of the scenes are diffraction scenes with known peaks over 0.05 to 500 counts a
+    pixel, which training does not draw; the other half are of the kinds that it does, with
+    another seed.
+
+    Returns
+    -------
+    list of CoverageScore
+        Binned by the estimate, then by the truth. Empty if the denoiser states no errors.
+    """
+    tally = _Tally()
+    for i in track(range(scenes), "intervals, simulated"):
+        rng = np.random.default_rng([seed, i])
+        mask = np.zeros((side_px, side_px), bool)
+        if i % 2:
+            rate = random_scene((side_px, side_px), rng, log10_level=(-1.3, 2.7))
+        else:
+            scene = diffraction_scene((side_px, side_px), seed=1000 + i, hot_pixels=0)
+            rate, mask = scene.rate * 10 ** rng.uniform(-1.3, 2.5), scene.mask
+        counts = np.where(mask, 0, draw_counts(rate, rng))
+        if not tally.add(denoiser, counts, mask, rate):
+            return []
+    return tally.scores("simulated", "estimate") + tally.scores("simulated", "truth")
+
+
+def draw_counts(rate: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Expose a scene: (H, W) counts."""
+    return rng.poisson(rate)
+
+
+def measured_coverage(
+    frames: FrameSet,
+    denoiser: SupportsDenoise,
+    track: Track,
+    *,
+    fractions: Sequence[float] = (1.0, 0.1, 0.01),
+    most_frames: int = 4,
+) -> list[CoverageScore]:
+    """Compare intervals with the sum of a frame's neighbours, whose own noise is added.
+
+    Returns
+    -------
+    list of CoverageScore
+        Empty if the denoiser states no errors, or no frame has neighbours that agree.
+    """
+    window = middle(frames.mask.shape, (512, 512))
+    chosen = spread(list(pairs(frames, window)), most_frames)
+    tally = _Tally()
+    jobs = [(fraction, *pair) for fraction in fractions for pair in chosen]
+    for fraction, i, counts, reference in track(jobs, f"{frames.name}, intervals") if jobs else ():
+        part = counts if fraction == 1 else thin(counts, fraction, rng_of(frames.name, i))[0]
+        scale = fraction * counts.sum() / reference.sum()
+        mask = frames.mask[window]
+        dim = reference < LEAST_REFERENCE
+        noise = np.sqrt(np.maximum(reference, 1)) * scale
+        if not tally.add(denoiser, part, mask, reference * scale, noise, dim):
+            return []
+    return tally.scores(frames.name, "estimate") if tally.parts else []

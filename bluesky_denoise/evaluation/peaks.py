@@ -1,0 +1,224 @@
+"""Simulated frames with known peaks: intensity, position and width against exposure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bluesky_denoise.evaluation.measured import Track
+from bluesky_denoise.evaluation.methods import Method, SupportsDenoise
+from bluesky_denoise.evaluation.metrics import poisson_deviance
+from bluesky_denoise.evaluation.peak_fit import PeakShapes, fit_intensity, fit_peaks
+from bluesky_denoise.roi import ROI, measure_roi
+from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
+
+__all__ = ["CLASSES", "EXPOSURES", "PeakScore", "PeakStudy", "peak_scores", "study_peaks"]
+
+CLASSES = {"sharp": (1.2, 1.2), "round": (2.5, 2.5), "long": (1.6, 4.0)}
+"""Standard deviations along rows and columns, pixels."""
+EXPOSURES = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Times that a frame is exposed; the background is 1 count a pixel at 1."""
+STRENGTH = 10.0
+"""Of every peak at exposure 1: its counts over the square root of those of the background
+under it, ``S / sqrt(4 pi sigma_row sigma_col B)``; it grows with the root of the exposure."""
+SIDE, SPACING, HALF = 192, 64, 14
+"""Pixels of a frame, between two peaks, and from the middle to the edge of what is fitted."""
+MEASURED = "measure_roi"
+OPTIMAL, FITTED, SUMMED = "raw, shape known", "raw, fitted", "raw, box sum"
+
+
+@dataclass(frozen=True, eq=False)
+class PeakStudy:
+    """What was measured of every peak, by who measured it."""
+
+    truth: dict[tuple[str, float], PeakShapes]
+    """Class and exposure -> true peaks, each (n,); positions in the image that is fitted."""
+    intensity: dict[tuple[str, str, float], np.ndarray] = field(default_factory=dict)
+    """Who, class, exposure -> (m,) counts found; the first m peaks, frame by frame."""
+    error: dict[tuple[str, str, float], np.ndarray] = field(default_factory=dict)
+    """The same -> (m,) standard errors, where some are stated."""
+    shapes: dict[tuple[str, str, float], PeakShapes] = field(default_factory=dict)
+    """The same -> fitted shapes, of methods that yield an image."""
+    sums: dict[tuple[str, str, float], np.ndarray] = field(default_factory=dict)
+    """The same -> (m,) sums over the pixels of the peak, known background subtracted."""
+
+
+@dataclass(frozen=True)
+class PeakScore:
+    """One method on peaks of one class at one exposure; medians and means over peaks."""
+
+    method: str
+    shape: str
+    strength: float
+    """S / sqrt(B), as in `STRENGTH`."""
+    peaks: int
+    intensity_error: float
+    """Root mean square of (found - true) / true, errors beyond 1 counted as 1."""
+    intensity_bias: float
+    """Mean of the same; of `measure_roi` for the package, of a fit for the others."""
+    bias_error: float
+    """Standard error of that mean."""
+    sum_bias: float
+    """Sum of the image over the peak, less that of the raw frame, over the true counts."""
+    position_bias: float
+    """Length of the mean shift of the centre, pixels."""
+    position_error: float
+    """Root mean square distance of the centre from the truth, pixels."""
+    width_row: float
+    """Median of the fitted full width at half maximum over the true one, along rows."""
+    width_col: float
+    """The same along columns."""
+
+
+def study_peaks(
+    methods: Sequence[Method],
+    denoiser: SupportsDenoise | None,
+    track: Track,
+    *,
+    frames: int = 20,
+    slow_frames: int = 4,
+    seed: int = 11,
+) -> PeakStudy:
+    """Expose frames of nine peaks each, and measure every peak in every way.
+
+    Parameters
+    ----------
+    methods : images that are fitted; ``raw`` among them is the fit that is optimal
+    denoiser : shows `measure_roi` where to sum; None leaves that out
+    track : shows progress
+    frames, slow_frames : for each exposure
+    seed : of positions and photons
+    """
+    study = PeakStudy({})
+    for exposure in track(EXPOSURES, "known peaks"):
+        rng = np.random.default_rng([seed, round(100 * exposure)])
+        truth: dict[str, list[tuple[float, ...]]] = {name: [] for name in CLASSES}
+        images: dict[tuple[str, str], list[np.ndarray]] = {}
+        regions: dict[str, list[tuple[float, float]]] = {name: [] for name in CLASSES}
+        for i in range(frames):
+            rate, places = _frame(exposure, rng)
+            counts = rng.poisson(rate)
+            mask = np.zeros(counts.shape, bool)
+
+            def judge(estimate: np.ndarray, rate: np.ndarray = rate) -> float:
+                return poisson_deviance(estimate, rate)
+
+            estimates = {
+                m.name: m.estimate(counts, mask, judge)
+                for m in methods
+                if not m.slow or i < slow_frames
+            }
+            for shape, row, col, peak in places:
+                window = np.s_[row - HALF : row + HALF + 1, col - HALF : col + HALF + 1]
+                truth[shape].append(peak)
+                for name, estimate in estimates.items():
+                    images.setdefault((name, shape), []).append(estimate[window])
+                if denoiser is not None:
+                    regions[shape].append(_measure(counts, row, col, peak, denoiser))
+        for shape, peaks in truth.items():
+            known = PeakShapes(*(np.array(x) for x in zip(*peaks, strict=True)))
+            study.truth[shape, exposure] = known
+            for method in methods:
+                stack = np.stack(images[method.name, shape])
+                _measure_images(study, method.name, shape, exposure, stack)
+            if denoiser is not None:
+                found, error = np.array(regions[shape]).T
+                study.intensity[MEASURED, shape, exposure] = found
+                study.error[MEASURED, shape, exposure] = error
+    return study
+
+
+def _frame(exposure: float, rng: np.random.Generator) -> tuple[np.ndarray, list]:
+    """Return expected counts, and class, middle and true shape of each peak."""
+    rate = np.full((SIDE, SIDE), exposure)
+    places = []
+    kinds = rng.permuted(np.repeat(list(CLASSES), SIDE**2 // SPACING**2 // len(CLASSES)))
+    sites = [(r, c) for r in range(SIDE // SPACING) for c in range(SIDE // SPACING)]
+    for kind, (r, c) in zip(kinds, sites, strict=True):
+        row, col = (SPACING * x + SPACING // 2 + int(rng.integers(-6, 7)) for x in (r, c))
+        down, right = rng.uniform(-0.5, 0.5, 2)
+        sigmas = CLASSES[kind]
+        photons = exposure * STRENGTH * np.sqrt(4 * np.pi * sigmas[0] * sigmas[1])
+        rate = rate + gaussian_peak(rate.shape, Peak(row + down, col + right, photons, *sigmas))
+        peak = (photons, HALF + down, HALF + right, *sigmas, exposure)
+        places.append((str(kind), row, col, peak))
+    return rate, places
+
+
+def _measure(
+    counts: np.ndarray, row: int, col: int, peak: tuple[float, ...], denoiser: SupportsDenoise
+) -> tuple[float, float]:
+    half_row, half_col = (int(np.ceil(3.5 * sigma)) + 2 for sigma in peak[3:5])
+    roi = ROI((row - half_row, row + half_row + 1), (col - half_col, col + half_col + 1), 4)
+    found = measure_roi(counts, 1.0, roi, denoiser)
+    return found.intensity, found.intensity_error
+
+
+def _first(known: PeakShapes, m: int) -> PeakShapes:
+    return PeakShapes(*(x[:m] for x in vars(known).values()))
+
+
+def _measure_images(
+    study: PeakStudy, name: str, shape: str, exposure: float, images: np.ndarray
+) -> None:
+    known = _first(study.truth[shape, exposure], len(images))
+    place = (name, shape, exposure)
+    found = fit_peaks(images, known)
+    study.shapes[place] = found
+    study.intensity[place] = found.intensity
+    rows, cols = (np.arange(images.shape[1])[:, None], np.arange(images.shape[2])[None, :])
+    far_row = np.abs(rows - HALF) <= np.ceil(3.5 * CLASSES[shape][0])
+    box = far_row & (np.abs(cols - HALF) <= np.ceil(3.5 * CLASSES[shape][1]))
+    ring = ~box
+    level = images[:, ring].mean(1)
+    study.sums[place] = images[:, box].sum(1) - box.sum() * exposure
+    if name == "raw":
+        study.intensity[OPTIMAL, shape, exposure] = fit_intensity(images, known)
+        study.intensity[SUMMED, shape, exposure] = images[:, box].sum(1) - box.sum() * level
+
+
+def relative_error(study: PeakStudy, who: str, shape: str, exposure: float) -> np.ndarray:
+    """Return (found - true) / true, between -1 and 1: (m,)."""
+    found = study.intensity[who, shape, exposure]
+    truth = study.truth[shape, exposure].intensity[: len(found)]
+    return np.clip(found / truth - 1, -1, 1)
+
+
+def peak_scores(study: PeakStudy) -> list[PeakScore]:
+    """Sum up a study: one score for each method, class and exposure."""
+    scores = []
+    for (who, shape, exposure), found in study.intensity.items():
+        known = _first(study.truth[shape, exposure], len(found))
+        error = relative_error(study, who, shape, exposure)
+        place = (who, shape, exposure)
+        fitted = study.shapes.get(place)
+        bias = np.nan
+        if place in study.sums:
+            raw = study.sums["raw", shape, exposure][: len(found)]
+            bias = float(((study.sums[place] - raw) / known.intensity).mean())
+        shift, spread, widths = np.nan, np.nan, (np.nan, np.nan)
+        if fitted is not None:
+            away = np.stack([fitted.row - known.row, fitted.col - known.col])
+            shift = float(np.hypot(*np.median(away, axis=1)))
+            spread = float(np.sqrt((away**2).sum(0).mean()))
+            ratios = (fitted.sigma_row / known.sigma_row, fitted.sigma_col / known.sigma_col)
+            widths = tuple(float(np.median(r)) for r in ratios)
+        scores.append(
+            PeakScore(
+                _NAMES.get(who, who),
+                shape,
+                STRENGTH * float(np.sqrt(exposure)),
+                len(found),
+                float(np.sqrt((error**2).mean())),
+                float(error.mean()),
+                float(error.std(ddof=1) / np.sqrt(len(error))),
+                bias,
+                shift,
+                spread,
+                *widths,
+            )
+        )
+    return scores
+
+
+_NAMES = {"raw": FITTED}

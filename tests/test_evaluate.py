@@ -1,0 +1,208 @@
+import json
+import re
+
+import h5py
+import numpy as np
+import pytest
+from live_path import Camera, poisson
+from typer.testing import CliRunner
+
+from bluesky_denoise.cli import app
+from bluesky_denoise.evaluation.awkward import CASES, awkward_scores
+from bluesky_denoise.evaluation.coverage import (
+    HALF_WIDTHS,
+    measured_coverage,
+    simulated_coverage,
+)
+from bluesky_denoise.evaluation.gates import GATES, judge
+from bluesky_denoise.evaluation.known_sets import KnownSet
+from bluesky_denoise.evaluation.measured import FrameSet
+from bluesky_denoise.evaluation.regions import region_scores
+from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
+from bluesky_denoise.evaluation.speed import speed_scores
+from bluesky_denoise.evaluation.tables import Table, markdown, without_repeats
+from bluesky_denoise.testing import UnitDenoiser
+
+
+def quiet(items, what):
+    return items
+
+
+class Calibrated:
+    """Adds Gaussian noise of a known size to rates that it is told, and states that size."""
+
+    name = "calibrated"
+
+    def __init__(self, stated=1.0):
+        self.stated = stated
+        self.rng = np.random.default_rng(0)
+        self.truth = None
+
+    def denoise(self, counts, exposure_s, mask=None):
+        truth = np.asarray(counts, float) if self.truth is None else self.truth
+        found = UnitDenoiser().denoise(truth[None], 1.0, mask).rate[0]
+        noise = 0.2 * np.sqrt(truth + 0.05)
+        return Answer((found + self.rng.normal(size=truth.shape) * noise), self.stated * noise)
+
+
+class Answer:
+    def __init__(self, rate, sigma):
+        self.rate, self.sigma = rate, sigma
+
+    def interval(self, confidence):
+        half = HALF_WIDTHS[confidence] * self.sigma
+        return self.rate - half, self.rate + half
+
+
+@pytest.mark.parametrize(("stated", "covered"), [(1.0, (0.68, 0.90, 0.95)), (0.5, (0.38,))])
+def test_coverage_of_a_calibrated_denoiser_is_what_it_states(monkeypatch, stated, covered):
+    # The counts are the rates here: only the noise that is added is between them.
+    monkeypatch.setattr("bluesky_denoise.evaluation.coverage.draw_counts", lambda rate, rng: rate)
+    scores = simulated_coverage(Calibrated(stated), quiet, scenes=12)
+    by_truth = [s for s in scores if s.binned_by == "truth"]
+    assert len(by_truth) >= 6
+    for score in by_truth:
+        # 500 pixels and more: 2 %.
+        np.testing.assert_allclose(score.covered[: len(covered)], covered, atol=0.06)
+        assert score.pull_width == pytest.approx(1 / stated, rel=0.1)
+
+
+def test_coverage_on_measured_frames_allows_for_the_noise_of_the_reference():
+    rng = np.random.default_rng(0)
+    rate = np.full((160, 160), 8.0)
+    frames = FrameSet(
+        "flat",
+        rng.poisson(rate, (5, 160, 160)),
+        np.zeros((160, 160), bool),
+        KnownSet("yes", targets=(2,)),
+    )
+    denoiser = Calibrated()
+    denoiser.truth = rate
+    scores = measured_coverage(frames, denoiser, quiet, fractions=(1.0,))
+    assert [s.low for s in scores] == [5.0]
+    # 6400 pixels: half a percent; Poisson is not quite Gaussian at 32 counts.
+    np.testing.assert_allclose(scores[0].covered, (0.68, 0.90, 0.95), atol=0.02)
+
+
+def test_a_denoiser_without_errors_has_no_coverage():
+    assert simulated_coverage(Stack(), quiet, scenes=1) == []
+
+
+class Stack(UnitDenoiser):
+    """Takes single frames too, as a denoiser does."""
+
+    def denoise(self, counts, exposure_s, mask=None):
+        counts = np.asarray(counts)
+        found = super().denoise(counts.reshape(-1, *counts.shape[-2:]), exposure_s, mask)
+        return type(found)(rate=found.rate.reshape(counts.shape))
+
+
+def test_regions_are_measured_without_bias_and_their_pulls_have_unit_width():
+    raw = {s.intensity: s for s in region_scores(Stack(), quiet, draws=4)}["measure_roi"]
+    # 144 regions: slope to 3 %, width of pulls to 6 %.
+    assert raw.slope == pytest.approx(1, abs=4 * raw.slope_error)
+    assert raw.pull_width == pytest.approx(1, abs=0.25)
+    assert raw.covered["95"] > 0.85
+    assert raw.regions == 144
+
+
+def test_awkward_frames_that_are_kept_pass_and_broken_ones_do_not(monkeypatch):
+    small = {name: case for name, case in CASES.items() if "4362" not in name}
+    monkeypatch.setattr("bluesky_denoise.evaluation.awkward.CASES", small)
+    kept = {s.case: s.passed for s in awkward_scores(Stack(), quiet)}
+    # It does not refuse what is negative.
+    assert not kept.pop("negative pedestal")
+    assert all(kept.values())
+
+    class Doubles(Stack):
+        def denoise(self, counts, exposure_s, mask=None):
+            return super().denoise(2 * np.asarray(counts, float), exposure_s, mask)
+
+    assert not any(s.passed for s in awkward_scores(Doubles(), quiet) if "photon" in s.case)
+
+
+def test_bm3d_and_vdsr_are_slower_than_dividing():
+    times = speed_scores(Stack(), np.ones((32, 32), np.int64), quiet, rounds=1)
+    assert min(s.times_longer for s in times) > 2
+    assert {s.method.split(",")[0] for s in times} >= {"VDSR", "IRUNet", "Anscombe + BM3D"}
+
+
+@pytest.fixture
+def scans(tmp_path):
+    rng = np.random.default_rng(0)
+    level = 30 + 2 * np.cos(np.linspace(0, 5, 64))[:, None] * np.ones(96)
+    level[:, 46:51] += 4
+    with h5py.File(tmp_path / "photons.h5", "w") as file:
+        file["frames"] = rng.poisson(level, (5, 64, 96)).astype(np.uint16)
+        file["mask"] = np.zeros((64, 96), np.uint8)
+    with h5py.File(tmp_path / "panel.h5", "w") as file:
+        file["frames"] = (2000 + rng.poisson(level, (1, 64, 96))).astype(np.uint16)
+    return tmp_path
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(app, ["evaluate", "--device", "cpu", "--no-bm3d", *arguments])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return run
+
+
+def test_a_folder_is_scored_with_json_and_a_report_in_one_file(evaluate, scans):
+    output = evaluate(str(scans), "--json", "scores.json", "--report", "report.html")
+    assert "Left out: panel.h5: Neighbouring pixels" in output
+    scores = json.loads((scans / "scores.json").read_text())
+    errors = {(s["method"], s["fraction"]): s["error"] for s in scores["thinned"]}
+    assert errors["raw", 0.5] == pytest.approx(1, abs=0.1)
+    assert errors["default", 0.5] < 0.2
+    assert {s["set"] for s in scores["neighbours"]} == {"photons"}
+    gates = {g["metric"]: g for g in scores["gates"]}
+    assert gates["total of a frame over that of the raw one"]["met"]
+    page = (scans / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 3
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    again = read_evaluations([scans / "scores.json"])
+    assert [g.figure for g in judge(again)] == [g["figure"] for g in scores["gates"]]
+
+
+def test_a_run_in_tiled_is_scored(evaluate, RE, tiled, monkeypatch):
+    import bluesky.plans as bp
+    from bluesky_tiled_plugins import TiledWriter
+    from ophyd.sim import motor
+
+    address, _, key = tiled.uri.partition("?api_key=")
+    monkeypatch.setenv("TILED_API_KEY", key)
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    camera = Camera(name="det", func=poisson(shape=(64, 80)), exposure_s=0.5)
+    (uid,) = RE(bp.scan([camera], motor, -1, 1, 3))
+    output = evaluate(uid, "--uri", address)
+    assert uid[:8] in output
+    assert "Poisson deviance per degree of freedom" in output
+
+
+def test_what_cannot_be_read_is_named(evaluate, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no *.h5 file" in evaluate("empty", code=1)
+    assert "There are no weights 'best'" in evaluate("empty", "--model", "best", code=1)
+
+
+def test_scores_of_other_weights_are_not_mixed(tmp_path):
+    for name in "ab":
+        write_json(Evaluation(name, {"sha256": name}), tmp_path / f"{name}.json", [])
+    with pytest.raises(ValueError, match="other weights"):
+        read_evaluations([tmp_path / "a.json", tmp_path / "b.json"])
+
+
+def test_a_gate_without_figures_is_not_answered():
+    assert judge(Evaluation("nothing")) == []
+    assert len({metric for _, metric, *_ in GATES}) == len(GATES)
+
+
+def test_tables_hide_repeats_and_are_written_in_markdown():
+    table = Table("t", "", ("a", "b"), [("x", "1"), ("x", "2"), ("y", "2")], groups=1)
+    assert list(without_repeats(table)) == [("x", "1"), ("", "2"), ("y", "2")]
+    assert markdown(table).splitlines()[2] == "| x | 1 |"

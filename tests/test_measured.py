@@ -1,0 +1,143 @@
+import h5py
+import numpy as np
+import pytest
+
+from bluesky_denoise.errors import FrameShapeError, FrameValueError
+from bluesky_denoise.evaluation.known_sets import KnownSet
+from bluesky_denoise.evaluation.measured import (
+    FrameSet,
+    frame_set,
+    middle,
+    neighbour_scores,
+    pairs,
+    read_frame_set,
+    thinned_scores,
+)
+from bluesky_denoise.evaluation.methods import Method, baselines
+from bluesky_denoise.evaluation.shift import shift_scores
+from bluesky_denoise.evaluation.spots import find_spots, spot_scores
+from bluesky_denoise.testing import UnitDenoiser
+
+METHODS = baselines(bm3d=False)[:2]
+
+
+def quiet(items, what):
+    return items
+
+
+def level():
+    rate = 20 + 8 * np.cos(np.linspace(0, 5, 80))[:, None] * np.ones(120)
+    rate[:, 58:63] += 15
+    return rate
+
+
+def series(frames=5, known=None):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(level(), (frames, 80, 120))
+    return FrameSet("line", counts, np.zeros((80, 120), bool), known or KnownSet("yes"))
+
+
+def test_thinned_scores_rank_the_truth_first_and_the_raw_frame_last():
+    shares = iter((0.5, 0.1))
+    truth = Method("truth", lambda n, mask, judge: level() * round(n.mean() / 20, 1))
+    scores = thinned_scores(
+        series(), [*METHODS, truth], quiet, fractions=tuple(shares), most_frames=1
+    )
+    found = {(s.fraction, s.method): s for s in scores}
+    for share in (0.5, 0.1):
+        # 9600 pixels: a few percent each.
+        assert found[share, "raw"].error == pytest.approx(1, abs=0.1)
+        assert found[share, "truth"].error == pytest.approx(0, abs=0.03)
+        assert found[share, "best Gaussian"].against_gaussian == 0
+        assert found[share, "truth"].against_gaussian < 0
+        assert found[share, "truth"].deviance == pytest.approx(1, abs=0.05)
+        assert found[share, "raw"].flux == 1
+    assert found[0.5, "raw"].deviance == pytest.approx(2, abs=0.3)
+
+
+def test_a_frame_is_not_among_its_own_neighbours():
+    known = KnownSet("yes", targets=range(5), around=4, line=60)
+    frames = series(known=known)
+    for i, counts, reference in pairs(frames, middle((80, 120), (80, 120))):
+        np.testing.assert_array_equal(reference, frames.counts.sum(0) - counts)
+        np.testing.assert_array_equal(counts, frames.counts[i])
+    truth = Method("truth", lambda n, mask, judge: level())
+    scores = neighbour_scores(frames, [*METHODS, truth], quiet, fractions=(1.0,))
+    found = {s.method: s for s in scores}
+    assert found["truth"].frames == 5
+    assert found["truth"].times_longer == pytest.approx(4, rel=0.02)
+    assert found["truth"].error == pytest.approx(0, abs=0.01)
+    assert found["raw"].error == pytest.approx(1, abs=0.05)
+    assert found["truth"].contrast == pytest.approx(1, abs=0.02)
+
+
+def test_frames_that_do_not_fit_their_neighbours_are_left_out():
+    frames = series(known=KnownSet("yes", targets=range(5), around=4))
+    frames.counts[2, 30:50, 30:60] *= 2
+    assert [i for i, *_ in pairs(frames, middle((80, 120), (80, 120)))] != [0, 1, 2, 3, 4]
+    assert 2 not in [i for i, *_ in pairs(frames, middle((80, 120), (80, 120)))]
+
+
+def test_files_of_both_layouts_are_read_and_integrating_detectors_refused(tmp_path):
+    counts = series().counts.astype(np.uint16)
+    with h5py.File(tmp_path / "ours.h5", "w") as file:
+        file["frames"] = counts
+        file["mask"] = np.eye(80, 120, dtype=np.uint8)
+    with h5py.File(tmp_path / "paper.h5", "w") as file:
+        file["low_count/data"] = np.moveaxis(counts, 0, -1)
+    with h5py.File(tmp_path / "panel.h5", "w") as file:
+        file["frames"] = counts + 2000
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["image"] = counts
+    assert read_frame_set(tmp_path / "ours.h5").mask.sum() == 80
+    np.testing.assert_array_equal(read_frame_set(tmp_path / "paper.h5").counts, counts)
+    with pytest.raises(FrameValueError, match="vary less than photons"):
+        read_frame_set(tmp_path / "panel.h5")
+    with pytest.raises(FrameShapeError, match=r"\['image'\]; expected `frames`"):
+        read_frame_set(tmp_path / "other.h5")
+    with pytest.raises(FrameValueError, match="says of itself: integrating"):
+        frame_set("panel", counts, kind="integrating")
+    with pytest.raises(FrameShapeError, match=r"expected \(n, H, W\)"):
+        frame_set("flat", counts[0])
+
+
+def spotty():
+    counts = np.random.default_rng(0).poisson(2.0, (64, 80))
+    counts[20, 30] += 60
+    counts[40, 50] += 900
+    counts[41, 50] += 500
+    return counts
+
+
+def test_spots_are_found_once_and_away_from_masks():
+    counts, mask = spotty(), np.zeros((64, 80), bool)
+    assert find_spots(counts, mask).tolist() == [[20, 30], [40, 50]]
+    mask[20, 33] = True
+    assert find_spots(counts, mask).tolist() == [[40, 50]]
+
+
+def test_what_spots_keep_is_measured_and_lost_ones_are_counted():
+    known = KnownSet("yes", stills=[0])
+    frames = FrameSet("spots", spotty()[None], np.zeros((64, 80), bool), known)
+    half = Method("half", lambda n, mask, judge: n * 0.45)
+    whole = Method("whole", lambda n, mask, judge: n * 1.0)
+    found = {(s.method, s.significance): s for s in spot_scores(frames, [half, whole], quiet)}
+    assert found["whole", "above 20"].kept == 1
+    assert found["half", "above 20"].kept == pytest.approx(0.45)
+    assert found["half", "above 20"].lost == found["half", "above 20"].spots == 1
+    # A Gaussian of one pixel spreads a spot of one pixel over more than 5 x 5 pixels.
+    assert 0.7 < found["Gaussian 1 px", "above 20"].kept < 0.99
+
+
+def test_smeared_estimates_are_failures_that_the_audit_flags():
+    frames = series()
+    frames.counts[:] = np.random.default_rng(1).poisson(20 * level(), frames.counts.shape)
+    scores = {s.estimates: s for s in shift_scores(frames, UnitDenoiser2(), quiet)}
+    assert scores["smeared"].failures >= 8
+    assert scores["smeared"].flagged >= 0.9 * scores["smeared"].failures
+
+
+class UnitDenoiser2(UnitDenoiser):
+    def denoise(self, counts, exposure_s, mask=None):
+        found = super().denoise(np.asarray(counts)[None], exposure_s, mask)
+        return type(found)(rate=found.rate[0])
