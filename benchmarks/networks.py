@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-import numpy as np
 import torch
 
 from bluesky_denoise import Denoiser

@@ -144,6 +144,7 @@ def _about(denoiser: Denoiser, data: str | None) -> dict[str, Any]:
         "model": denoiser.name,
         "network": denoiser.card.get("model", ""),
         "sha256": denoiser.weights_sha256,
+        "command": f"bluesky-denoise evaluate{' DATA' if data else ''}",
         "data": Path(data).name if data else "shipped frames and simulated scenes",
         "date": time.strftime("%Y-%m-%d"),
         "device": denoiser.device,

@@ -8,6 +8,7 @@ from live_path import Camera, poisson
 from typer.testing import CliRunner
 
 from bluesky_denoise.cli import app
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.evaluation.awkward import CASES, awkward_scores
 from bluesky_denoise.evaluation.coverage import (
     HALF_WIDTHS,
@@ -19,8 +20,9 @@ from bluesky_denoise.evaluation.known_sets import KnownSet
 from bluesky_denoise.evaluation.measured import FrameSet
 from bluesky_denoise.evaluation.regions import region_scores
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
-from bluesky_denoise.evaluation.speed import speed_scores
+from bluesky_denoise.evaluation.speed import SpeedScore, speed_scores
 from bluesky_denoise.evaluation.tables import Table, markdown, without_repeats
+from bluesky_denoise.evaluation.trust import fill
 from bluesky_denoise.testing import UnitDenoiser
 
 
@@ -206,3 +208,18 @@ def test_tables_hide_repeats_and_are_written_in_markdown():
     table = Table("t", "", ("a", "b"), [("x", "1"), ("x", "2"), ("y", "2")], groups=1)
     assert list(without_repeats(table)) == [("x", "1"), ("", "2"), ("y", "2")]
     assert markdown(table).splitlines()[2] == "| x | 1 |"
+
+
+def test_figures_go_between_the_markers_of_a_document_and_missed_gates_are_named():
+    result = Evaluation("ours", {"sha256": "abc", "command": "bluesky-denoise evaluate"})
+    result.speed = [SpeedScore("Anscombe + BM3D", 42.0, "195 x 487")]
+    text = "before\n<!-- begin gates -->\nold\n<!-- end gates -->\nafter\n"
+    found = fill(text, [result])
+    assert found.startswith("before\n<!-- begin gates -->\n`bluesky-denoise evaluate`")
+    assert "| speed | time of BM3D over ours | ≥ 100 | 42 times | missed |" in found
+    assert "- speed (time of BM3D over ours: 42 times)" in found
+    assert "old" not in found
+    assert fill(found, [result]) == found
+    assert "Not measured" in fill("<!-- begin spots -->\n<!-- end spots -->", [result])
+    with pytest.raises(SettingsError, match="no table 'spot'; there are gates, thinned"):
+        fill("<!-- begin spot -->\n<!-- end spot -->", [result])

@@ -9,7 +9,7 @@ from bluesky_denoise.evaluation.detection import EYE, FILTER
 from bluesky_denoise.evaluation.gates import Gate
 from bluesky_denoise.evaluation.results import Evaluation
 
-__all__ = ["Table", "all_tables", "gate_table", "markdown", "without_repeats"]
+__all__ = ["KEYS", "Table", "all_tables", "gate_table", "markdown", "without_repeats"]
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,7 @@ def gate_table(gates: Sequence[Gate]) -> Table:
 
 def all_tables(result: Evaluation) -> list[Table]:
     """Return every table that has rows."""
-    makers = (
-        _thinned,
-        _neighbours,
-        _spots,
-        _ratios,
-        _peaks,
-        _limits,
-        _false_peaks,
-        _regions,
-        _coverage,
-        _shift,
-        _awkward,
-        _speed,
-    )
-    tables = (make(result) for make in makers)
+    tables = (make(result) for make in _MAKERS)
     return [table for table in tables if table.rows]
 
 
@@ -394,3 +380,21 @@ def without_repeats(table: Table) -> Iterable[tuple[str, ...]]:
             shown.append("" if same else cell)
         before = row
         yield tuple(shown)
+
+
+_MAKERS = (
+    _thinned,
+    _neighbours,
+    _spots,
+    _ratios,
+    _peaks,
+    _limits,
+    _false_peaks,
+    _regions,
+    _coverage,
+    _shift,
+    _awkward,
+    _speed,
+)
+KEYS = tuple(make(Evaluation("")).key for make in _MAKERS)
+"""Keys of all tables, in their order."""

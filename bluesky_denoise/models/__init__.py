@@ -6,17 +6,21 @@ from functools import partial
 from torch import nn
 
 from bluesky_denoise.errors import ModelNotFound
+from bluesky_denoise.models.blur_bank import BlurBank
 from bluesky_denoise.models.irunet import IRUNet
 from bluesky_denoise.models.paper_scaled import PaperScaled
 from bluesky_denoise.models.photon_exchange import PhotonExchange
+from bluesky_denoise.models.unet import UNet
 from bluesky_denoise.models.vdsr import VDSR
 
 __all__ = ["MODELS", "build_model"]
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
+    "blur_bank": BlurBank,
     "irunet": IRUNet,
     "irunet_paper": partial(PaperScaled, IRUNet),
     "photon_exchange": PhotonExchange,
+    "unet": UNet,
     "vdsr": VDSR,
     "vdsr_paper": partial(PaperScaled, VDSR),
 }

@@ -1,0 +1,83 @@
+"""``python -m bluesky_denoise.evaluation.trust DOCS SCORES.json...``: figures into documents.
+
+Every Markdown file of a folder is searched for pairs of lines ``<!-- begin NAME -->`` and
+``<!-- end NAME -->``; what is between them is replaced by the table of that name, of each
+evaluation. ``gates`` is the table of gates, other names are keys of `Table`.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.evaluation.gates import judge
+from bluesky_denoise.evaluation.results import Evaluation, read_evaluations
+from bluesky_denoise.evaluation.tables import KEYS, all_tables, gate_table, markdown
+
+__all__ = ["fill", "write_figures"]
+
+BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+
+
+def fill(text: str, evaluations: Sequence[Evaluation]) -> str:
+    """Replace what is between the markers of a text.
+
+    Parameters
+    ----------
+    text : Markdown
+    evaluations : each gives a table of its own, if it has rows for it
+
+    Raises
+    ------
+    SettingsError
+        If there is no table of the name that a marker asks for.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        if found[2] not in (*KEYS, "gates"):
+            raise SettingsError(
+                f"There is no table {found[2]!r}; there are gates, {', '.join(KEYS)}."
+            )
+        parts = [_part(found[2], evaluation) for evaluation in evaluations]
+        parts = [part for part in parts if part] or ["Not measured in these runs.\n"]
+        return f"{found[1]}{chr(10).join(parts)}{found[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def _part(name: str, evaluation: Evaluation) -> str:
+    about = evaluation.about
+    head = (
+        f"`{about.get('command')}`, weights `{about.get('model')}` "
+        f"({str(about.get('sha256'))[:12]}), {about.get('date')}:\n"
+    )
+    if name == "gates":
+        gates = judge(evaluation)
+        missed = [f"{g.check} ({g.metric}: {g.figure})" for g in gates if g.met is False]
+        told = "\n".join(f"- {text}" for text in missed)
+        tail = f"\n**Missed:**\n\n{told}\n" if missed else "\nAll of these are met.\n"
+        return f"{head}\n{markdown(gate_table(gates))}\n{tail}" if gates else ""
+    tables = [table for table in all_tables(evaluation) if table.key == name]
+    return f"{head}\n{markdown(tables[0])}\n" if tables else ""
+
+
+def write_figures(
+    docs: Annotated[Path, typer.Argument(help="Folder of the Markdown files.")],
+    scores: Annotated[list[Path], typer.Argument(help="Written by evaluate --json.")],
+) -> None:
+    """Write the figures of evaluations into documents, between their markers."""
+    evaluations = [read_evaluations([path]) for path in scores]
+    read_evaluations(scores)  # of the same weights, or refused
+    for path in sorted(docs.glob("*.md")):
+        before = path.read_text()
+        after = fill(before, evaluations)
+        if after != before:
+            path.write_text(after)
+            typer.echo(f"{path} has new figures.")
+
+
+if __name__ == "__main__":
+    typer.run(write_figures)
