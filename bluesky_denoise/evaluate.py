@@ -128,10 +128,12 @@ class _Track:
 
     def __call__(self, items: Sequence, what: str) -> Iterator:
         task = self._bar.add_task(what, total=len(items))
-        for item in items:
-            yield item
-            self._bar.advance(task)
-        self._bar.remove_task(task)
+        try:
+            for item in items:
+                yield item
+                self._bar.advance(task)
+        finally:
+            self._bar.remove_task(task)
 
 
 def _progress(console: Console) -> Progress:

@@ -15,6 +15,7 @@ from bluesky_denoise.models.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
 )
+from bluesky_denoise.models.cost import macs_per_pixel
 from bluesky_denoise.models.irunet import IRUNet
 
 
@@ -220,7 +221,7 @@ def test_a_name_cannot_leave_the_folder_of_weights():
 
 
 def test_an_unknown_network_names_those_that_exist():
-    with pytest.raises(ModelNotFound, match="no network 'resnet'; there are irunet"):
+    with pytest.raises(ModelNotFound, match="no network 'resnet'; there are blur_bank, irunet"):
         build_model("resnet")
 
 
@@ -316,3 +317,23 @@ def test_weights_of_another_network_are_refused(copy):
 def test_the_shipped_card_says_what_the_weights_are():
     _, card = load_checkpoint("default")
     assert {"model", "sha256", "package_version", "training", "parameters"} <= set(card)
+
+
+@pytest.mark.parametrize(
+    ("name", "kilo_macs"), [("vdsr", 702), ("irunet", 326), ("unet", 141), ("blur_bank", 36)]
+)
+def test_multiplications_are_counted_as_published(name, kilo_macs):
+    assert macs_per_pixel(build_model(name)) / 1e3 == pytest.approx(kilo_macs, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["unet", "blur_bank"])
+def test_networks_for_comparison_start_from_a_blurred_frame_and_keep_masks(name):
+    torch.manual_seed(0)
+    counts = torch.poisson(torch.full((1, 1, 64, 64), 20.0))
+    valid = torch.ones_like(counts)
+    valid[..., :8] = 0
+    with torch.inference_mode():
+        found = build_model(name).eval()(counts * valid, valid)
+    assert (found[..., :8] == 0).all()
+    assert found[..., 8:].min() > 0
+    assert found[..., 8:].mean() == pytest.approx(20, rel=0.3)

@@ -12,6 +12,7 @@ from bluesky_denoise.evaluation.peaks import (
     SUMMED,
     PeakStudy,
     relative_error,
+    root_mean_square,
 )
 
 __all__ = ["REFERENCES", "ExposureRatio", "exposure_needed", "exposure_ratios"]
@@ -113,7 +114,7 @@ def _errors(study: PeakStudy, who: str, shape: str, rng: np.random.Generator | N
         each = relative_error(study, who, shape, exposure)
         if rng is not None:
             each = rng.choice(each, len(each))
-        errors.append(np.sqrt((each**2).mean()))
+        errors.append(root_mean_square(each))
     return np.array(errors)
 
 

@@ -11,6 +11,7 @@ from bluesky_denoise.evaluation.results import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = ["frame_picture", "result_plots"]
@@ -94,33 +95,53 @@ def frame_picture(title: str, images: dict[str, np.ndarray], mask: np.ndarray) -
             shown = axis.imshow(floor, norm=norm, cmap="magma", interpolation="nearest")
             axis.set_title(name)
         above.colorbar(shown, ax=list(axes), shrink=0.8, pad=0.01, label="counts")
-        _profile(below.subplots(), images, mask)
+        _profile(below.subplots(1, 2, width_ratios=(3, 2)), images, mask)
     return figure
 
 
-def _profile(axis: "Axes", images: dict[str, np.ndarray], mask: np.ndarray) -> None:
-    """Draw the mean of nine rows through the brightest place, across columns."""
+def _profile(axes: "Sequence[Axes]", images: dict[str, np.ndarray], mask: np.ndarray) -> None:
+    """Draw the mean of nine rows across columns, and the part of most contrast once more."""
     *names, last = images
     known = np.where(mask, 0, images[last])
-    rows = np.convolve(
-        known.max(1) if known.max() > 50 * known.mean() else known.sum(1), np.ones(9)
-    )
-    row = int(np.clip(np.argmax(rows[8:-8]) + 4, 4, known.shape[0] - 5)) if len(rows) > 24 else 4
+    height = known.shape[0]
+    spiky = known.max() > 50 * known.mean()
+    row = int(np.argmax(known.max(1))) if spiky else height // 2
+    row = int(np.clip(row, min(4, height // 2), max(height - 5, height // 2)))
     band = np.s_[max(row - 4, 0) : row + 5]
     valid = ~mask[band]
+    lit = valid.any(0)
     weight = np.maximum(valid.sum(0), 1)
-    for name in (*names, last):
-        profile = np.where(valid, images[name][band], 0).sum(0) / weight
-        profile = np.where(valid.any(0), profile, np.nan)
+    lines = {name: np.where(lit, np.where(valid, images[name][band], 0).sum(0) / weight, np.nan)
+             for name in images}  # fmt: skip
+    flat = np.nan_to_num(lines[last])
+    for name, profile in lines.items():
+        colour = COLOURS.get(name, OURS if name == names[-1] else OTHERS[0])
+        style = {"color": colour, "lw": 0.7 if name == "raw" else 1.2, "zorder": 2}
         if name == last:
-            axis.plot(profile, color="black", lw=1.6, label=name, zorder=2)
-        else:
-            colour = COLOURS.get(name, OURS if name == names[-1] else OTHERS[0])
-            thin = name == "raw"
-            axis.plot(profile, color=colour, lw=0.7 if thin else 1.1, label=name, zorder=1 + thin)
-    axis.set(xlabel="column, pixels", ylabel="counts", yscale="log", xlim=(0, known.shape[1] - 1))
-    axis.set_title(f"mean of rows {band.start} to {band.stop - 1}")
-    axis.legend(ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            style = {"color": "black", "lw": 1.6, "zorder": 1, "alpha": 0.75}
+        for axis in axes:
+            axis.plot(profile, label=name, **style)
+    top = max(float(flat.max()), 1e-6)
+    dim = flat[flat > 0]
+    low = max(float(np.percentile(dim, 2)) / 2 if dim.size else top / 100, top / 1e5)
+    axes[0].set(yscale="log" if top > 30 * low else "linear", xlim=(0, len(flat) - 1))
+    if top > 30 * low:
+        axes[0].set_ylim(low, 2 * top)
+    axes[0].set(title=f"mean of rows {band.start} to {band.stop - 1}", ylabel="counts")
+    # Where the profile differs most from its surroundings, by the square root of counts.
+    wide = np.convolve(np.sqrt(flat), np.ones(31) / 31, mode="same")
+    away = np.abs(np.sqrt(flat) - wide)
+    away[:20] = away[-20:] = 0
+    away[~lit] = 0
+    middle = int(np.argmax(away if spiky else np.where(lit, flat, 0)))
+    begin = int(np.clip(middle - 40, 0, max(len(flat) - 81, 0)))
+    near = lines[last][begin : begin + 81]
+    spread = np.nanmax(near) - np.nanmin(near) + 4 * np.sqrt(np.nanmax(near) / 9)
+    axes[1].set(xlim=(begin, begin + 80), title="the same, closer")
+    axes[1].set_ylim(max(0, np.nanmin(near) - 0.2 * spread), np.nanmax(near) + 0.2 * spread)
+    for axis in axes:
+        axis.set_xlabel("column, pixels")
+    axes[1].legend(ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def result_plots(result: Evaluation) -> "Iterator[tuple[str, str, Figure]]":
@@ -128,7 +149,7 @@ def result_plots(result: Evaluation) -> "Iterator[tuple[str, str, Figure]]":
     from matplotlib import rc_context
 
     makers = (
-        ("thinned", "Lower is better; 1 is Anscombe + BM3D or, without it, the Gaussian.", _errors),
+        ("thinned", "Lower is better; what is off the scale is drawn at its end.", _errors),
         ("ratios", "The error that a shorter exposure gives, and the exposure saved.", _exposures),
         ("peaks", "Widths and sums of fitted peaks; the band is the gate of 5 %.", _widths),
         ("limits", "Recovery of what was injected, mean over shapes.", _recovery),
@@ -141,6 +162,12 @@ def result_plots(result: Evaluation) -> "Iterator[tuple[str, str, Figure]]":
             figure = maker(result)
         if figure is not None:
             yield key, caption, figure
+
+
+def _plain_ticks(axis: "Axis", ticks: Sequence[float]) -> None:
+    """Put numbers where they are wanted on a logarithmic axis, and nowhere else."""
+    axis.set_ticks(ticks, [f"{t:g}" for t in ticks])
+    axis.set_ticks([], minor=True)
 
 
 def _errors(r: Evaluation) -> "Figure | None":
@@ -162,7 +189,7 @@ def _errors(r: Evaluation) -> "Figure | None":
                 for s in sets
             ]
             axis.plot(
-                np.clip(ratios, 0.05, 20),
+                np.clip(ratios, 0.1, 12),
                 range(len(sets)),
                 "o",
                 ms=8 if method == r.subject else 6,
@@ -175,6 +202,7 @@ def _errors(r: Evaluation) -> "Figure | None":
         )  # fmt: skip
         axis.set_yticklabels(sets if axis is axes[0] else [])
         axis.axvline(1, color="#555", lw=0.8)
+        _plain_ticks(axis.xaxis, (0.1, 0.3, 1, 3, 10))
         axis.invert_yaxis()
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -206,6 +234,8 @@ def _exposures(r: Evaluation) -> "Figure | None":
             )
         axis.set(xscale="log", yscale="log", title=f"{shape} peaks", xlabel="exposure")
         axis.set_ylim(0.05, 1.1)
+        _plain_ticks(axis.xaxis, sorted({(p.strength / 10) ** 2 for p in r.peaks}))
+        _plain_ticks(axis.yaxis, (0.05, 0.1, 0.2, 0.5, 1))
     axes[0].set_ylabel("error of the intensity, relative")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -275,6 +305,7 @@ def _recovery(r: Evaluation) -> "Figure | None":
             colour = _colour(method, r.subject, methods)
             axis.plot(strengths, means, "o-", ms=3, lw=lw, color=colour, label=method)
         axis.set(xscale="log", title=title, xlabel="strength, standard deviations")
+        _plain_ticks(axis.xaxis, (3, 5, 10, 20))
         axis.set_ylim(-0.03, 1.1)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

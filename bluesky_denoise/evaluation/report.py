@@ -169,7 +169,7 @@ def _table_section(
     if figure is not None:
         plot = f'{_embed(figure, table.title)}<p class="note">{html.escape(caption)}</p>'
     body = _html_table(table, subject)
-    if len(table.rows) > 24:
+    if len(table.rows) > 24 and table.key != "gates":
         body = f"<details><summary>{len(table.rows)} rows</summary>{body}</details>"
     return (
         f'<section id="{table.key}"><h2>{html.escape(table.title)}</h2>'
