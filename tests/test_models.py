@@ -283,7 +283,7 @@ def test_a_card_that_is_a_list_is_refused(copy):
 
 def test_a_network_that_this_version_does_not_know_is_named(copy):
     with_card(copy, model="unet9000")
-    with pytest.raises(ModelNotFound, match="no network 'unet9000'; there are irunet"):
+    with pytest.raises(ModelNotFound, match="no network 'unet9000'; there are blur_bank, irunet"):
         load_checkpoint(copy)
 
 

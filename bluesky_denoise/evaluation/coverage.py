@@ -70,9 +70,11 @@ class _Tally:
         rate, known, sigma = (x[every][keep] for x in (found.rate, truth, sigma))
         bounds = []
         for confidence in CONFIDENCES:
-            low, high = (x[every][keep] for x in found.interval(confidence))
-            # The reference's own noise widens the interval on either side.
             z = HALF_WIDTHS[confidence]
+            low, high = rate - z * sigma, rate + z * sigma
+            if hasattr(found, "interval"):
+                low, high = (x[every][keep] for x in found.interval(confidence))
+            # The reference's own noise widens the interval on either side.
             bounds.append(rate - np.hypot(rate - low, z * noise))
             bounds.append(rate + np.hypot(high - rate, z * noise))
         self.parts.append(np.stack([rate, known, np.hypot(sigma, noise), *bounds]))
