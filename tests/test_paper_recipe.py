@@ -7,9 +7,10 @@ import torch
 from scipy.signal import convolve2d
 from skimage.metrics import structural_similarity
 
+from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.errors import FrameShapeError, SettingsError
-from bluesky_denoise.models import MODELS
-from bluesky_denoise.models.checkpoint import load_checkpoint
+from bluesky_denoise.models import MODELS, build_model
+from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
 from bluesky_denoise.models.paper_scaled import MEAN, PaperScaled
 from bluesky_denoise.models.vdsr import VDSR
 from bluesky_denoise.training.files import read_file
@@ -117,6 +118,15 @@ def test_scaled_networks_know_no_exposure_and_keep_the_total(rng):
         once.sum((1, 2, 3)), (counts * valid).sum((1, 2, 3)), rtol=1e-4, atol=0
     )
     assert (once[valid == 0] == 0).all()
+
+
+def test_scaled_networks_denoise_frames_of_any_size(tmp_path, small_vdsr, rng):
+    path = tmp_path / "paper.safetensors"
+    save_checkpoint(build_model("vdsr_paper"), path, {"model": "vdsr_paper"})
+    counts = rng.poisson(2.0, (2, 50, 61))
+    rate = Denoiser.load(path, "cpu").denoise(counts, 0.1).rate
+    # float32 sums over 3050 pixels.
+    np.testing.assert_allclose(rate.sum((1, 2)), 10 * counts.sum((1, 2)), rtol=1e-4)
 
 
 def test_the_recipe_of_the_paper_trains_on_its_archive(archive, tmp_path, small_vdsr):

@@ -135,7 +135,7 @@ def test_our_layout_is_read_with_what_its_attributes_say(tmp_path, rng):
     source = read_file(path)
     assert source.kind == "thinned"
     assert source.about == {
-        "file": "scan.h5",
+        "file": f"{tmp_path.name}/scan.h5",
         "detector": "Pilatus",
         "exposure_s": 0.5,
         "licence": "CC-BY-4.0",
@@ -222,6 +222,16 @@ def test_whole_runs_are_held_out_and_never_trained_on():
     assert data.record[-1]["held_out"] == "all frames"
     with pytest.raises(SettingsError, match="a cannot be trained on and held out"):
         split([thinned(5, "a")], [thinned(5, "a")])
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folder(tmp_path, rng):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "scan.h5", frames=rng.poisson(3.0, (3, 40, 48)))
+    first, second = (read_file(tmp_path / folder / "scan.h5") for folder in ("a", "b"))
+    assert split([first], [second]).held_out == [second]
+    with pytest.raises(SettingsError, match=r"a/scan\.h5 cannot be trained on and held out"):
+        split([first, second], [first])
 
 
 @pytest.mark.parametrize("change", [{"share": 0.6}, {"share": -0.1}, {"gap_frames": -1}])

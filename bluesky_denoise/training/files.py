@@ -64,7 +64,7 @@ def read_file(path: Path, *, repeats: bool = False) -> RecordedPairs:
     except OSError as error:
         raise FrameShapeError(f"{path} cannot be read as HDF5: {error}.") from None
     with file:
-        about = {"file": path.name}
+        about: dict[str, Any] = {"file": "/".join(path.resolve().parts[-2:])}
         about |= {key: _plain(file.attrs[key]) for key in ABOUT if key in file.attrs}
         given = file["mask"][...] != 0 if "mask" in file else None
         if "frames" in file:

@@ -1,6 +1,7 @@
 """One process or several: what ``torchrun`` has set up."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class Ranks:
         """Return the network with gradients averaged over all processes."""
         if self.number == 1:
             return model
+        # 1 x 1 kernels have the same layout either way, whatever their strides say.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         # Not every parameter takes part in every batch.
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 

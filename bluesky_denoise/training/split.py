@@ -50,9 +50,10 @@ def split(
             f"A share of {share} of the frames with a gap of {gap_frames} cannot be held out; "
             "expected 0 to 0.5, and a gap of 0 or more."
         )
-    both = {source.name for source in sources} & {source.name for source in held_out}
+    both = {_identity(source) for source in sources} & {_identity(source) for source in held_out}
     if both:
-        raise SettingsError(f"{', '.join(sorted(both))} cannot be trained on and held out.")
+        names = ", ".join(sorted(file or name for name, file in both))
+        raise SettingsError(f"{names} cannot be trained on and held out.")
     training: list[PairSource] = []
     kept: list[PairSource] = []
     record: list[dict[str, Any]] = []
@@ -77,6 +78,12 @@ def split(
         kept.append(source)
         record.append(_entry(source, "held_out"))
     return Split(training, kept, record)
+
+
+def _identity(source: PairSource) -> tuple[str, str]:
+    """Return name and file: runs of one name may lie in different folders."""
+    about = source.about if isinstance(source, RecordedPairs) else {}
+    return source.name, str(about.get("file", ""))
 
 
 def _blocks(source: RecordedPairs, share: float, gap_frames: int) -> tuple[int, int] | None:

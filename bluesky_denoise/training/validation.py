@@ -65,12 +65,12 @@ class HeldOut:
         """Where the windows are from."""
         drawn = []
         for i in range(windows):
-            source, turn = sources[i % len(sources)], i // len(sources)
-            pair = _draw(source, turn, -(-windows // len(sources)), shape, rng)
+            which, turn = i % len(sources), i // len(sources)
+            pair = _draw(sources[which], turn, -(-windows // len(sources)), shape, rng)
             if pair.target[~pair.mask].sum() > 0:
-                drawn.append((source.name, pair))
+                drawn.append((which, pair))
         self._pairs = [pair for _, pair in drawn]
-        self._groups = [(name, pair.frame) for name, pair in drawn]
+        self._groups = [(which, pair.frame) for which, pair in drawn]
         self._gaussian = np.array([_gaussian_deviance(pair) for pair in self._pairs])
 
     def __len__(self) -> int:
