@@ -89,6 +89,9 @@ def test_the_command_says_why_nothing_was_kept_and_fails(tmp_path, scan, monkeyp
     assert result.exit_code == 1, result.output
     assert re.search(r"difference [+-]0\.00 ± 0\.00: no better", result.output)
     assert "The new weights are not kept" in result.output
+    split = "scan (thinned, 40 frames): trained on frames 0 to 21, held out frames 32 to 39"
+    assert split in result.output
+    assert "step 1: loss" in result.output
     assert not output.exists()
 
 

@@ -18,12 +18,12 @@ from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.masks import load_mask
 from bluesky_denoise.training import fit as fitting
 from bluesky_denoise.training.files import find_files, read_file
-from bluesky_denoise.training.finetune import ADAPTING
+from bluesky_denoise.training.finetune import ADAPTING, with_held_out
 from bluesky_denoise.training.finetune import finetune as adapt
 from bluesky_denoise.training.fit import FitSettings, fit
 from bluesky_denoise.training.pairs import PairSource
 from bluesky_denoise.training.paper import EPOCHS, paper_settings
-from bluesky_denoise.training.split import split
+from bluesky_denoise.training.split import Split, split
 from bluesky_denoise.training.tiled_runs import catalog, read_run, read_two_runs
 
 __all__ = ["finetune", "open_data", "train"]
@@ -86,10 +86,11 @@ def train(
             open_data(given or [], uri, repeats=repeats, mask=mask, data_key=data_key)
             for given in (data, held_out)
         )
+        blocks = split(sources, kept, share=held_out_share, gap_frames=gap)
+        _print_split(blocks)
         settings = FitSettings(model=model or FitSettings.model)
         if recipe == "paper":
-            blocks = split(sources, kept, share=held_out_share, gap_frames=gap).training
-            settings = paper_settings(blocks, model or "irunet_paper", epochs)
+            settings = paper_settings(blocks.training, model or "irunet_paper", epochs)
         settings = replace(
             settings,
             recipe=recipe,
@@ -111,7 +112,7 @@ def train(
                 workers=workers,
                 report=report,
             )
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _writes():
         Console().print(f"Weights: {output}", highlight=False, soft_wrap=True)
 
 
@@ -147,6 +148,8 @@ def finetune(
         settings = replace(
             ADAPTING, steps=steps, held_out_share=held_out_share, gap_frames=gap, seed=seed
         )
+        sources, kept = with_held_out(sources, kept, settings)
+        _print_split(split(sources, kept, share=held_out_share, gap_frames=gap))
         with _progress_bar("Adapting", steps) as report:
             result = adapt(
                 output,
@@ -209,6 +212,25 @@ def _run(client: object, uid: str, uri: str) -> object:
         ) from None
 
 
+def _print_split(blocks: Split) -> None:
+    """Say for each run which frames are trained on, and which are held out."""
+    if not _writes():
+        return
+    for entry in blocks.record:
+        parts = [
+            f"{what} {entry[key]}"
+            for key, what in (("training", "trained on"), ("held_out", "held out"))
+            if key in entry
+        ]
+        frames = f" ({entry['pairs']}, {entry['frames']} frames)" if "frames" in entry else ""
+        Console().print(f"{entry['name']}{frames}: {', '.join(parts)}", highlight=False)
+
+
+def _writes() -> bool:
+    """Tell whether this is the only process, or the first of several."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def _command(name: str) -> str:
     """Return the command as it was typed."""
     after = sys.argv[sys.argv.index(name) + 1 :] if name in sys.argv else sys.argv[1:]
@@ -230,16 +252,20 @@ def _progress_bar(what: str, steps: int) -> Iterator[Callable[[fitting.Progress]
     """Show a bar with a running mean of the loss and the latest validation."""
     columns = (SpinnerColumn(), *Progress.get_default_columns()[:3], TimeRemainingColumn())
     told = TextColumn("loss {task.fields[loss]:.3f}  held out {task.fields[held_out]}")
-    first_rank = int(os.environ.get("RANK", 0)) == 0
-    with Progress(*columns, told, disable=not first_rank) as bar:
+    with Progress(*columns, told, disable=not _writes()) as bar:
         task = bar.add_task(what, total=steps, loss=float("nan"), held_out="")
-        mean, seen = 0.0, 0
+        mean, seen, shown = 0.0, 0, ""
 
         def report(now: fitting.Progress) -> None:
-            nonlocal mean, seen
+            nonlocal mean, seen, shown
             weight = min(0.98, seen / (seen + 1))
             mean, seen = weight * mean + (1 - weight) * now.loss, seen + 1
             score = f"{now.validation:+.2f} %" if np.isfinite(now.validation) else ""
+            if score != shown:
+                bar.console.print(
+                    f"step {now.step + 1}: loss {mean:.3f}, held out {score}", highlight=False
+                )
+            shown = score
             bar.update(task, completed=now.step + 1, loss=mean, held_out=score)
 
         yield report

@@ -14,7 +14,7 @@ from bluesky_denoise.training.parallel import process_group
 from bluesky_denoise.training.split import split
 from bluesky_denoise.training.validation import LEGEND, Comparison, HeldOut
 
-__all__ = ["ADAPTING", "Adapted", "finetune"]
+__all__ = ["ADAPTING", "Adapted", "finetune", "with_held_out"]
 
 ADAPTING = FitSettings(steps=300, learning_rate=5e-4, average=0.98, real_share=0.5)
 """Half of the frames stay simulated, so that what the data do not show is not forgotten."""
@@ -97,7 +97,7 @@ def finetune(
     if output.exists() and output.resolve() != resolve_checkpoint(start_from).resolve():
         others[f"{output.name} so far"] = load_checkpoint(output)[0]
     settings = replace(settings, model=str(parent_card["model"]))
-    sources, held_out = _held_out(sources, held_out, settings)
+    sources, held_out = with_held_out(sources, held_out, settings)
     candidate = output.with_name(f"{output.stem}.candidate{output.suffix}")
     fit(
         candidate,
@@ -140,10 +140,16 @@ def finetune(
     return result
 
 
-def _held_out(
+def with_held_out(
     sources: Sequence[PairSource], held_out: Sequence[PairSource], settings: FitSettings
 ) -> tuple[Sequence[PairSource], Sequence[PairSource]]:
-    """Hold out the last run if nothing else is."""
+    """Return what is trained on and held out: the last run too, if nothing else would be.
+
+    Raises
+    ------
+    SettingsError
+        If nothing can be held out.
+    """
     data = split(sources, held_out, share=settings.held_out_share, gap_frames=settings.gap_frames)
     if data.held_out:
         return sources, held_out
