@@ -75,6 +75,7 @@ def test_worse_weights_leave_the_old_ones_as_they_were(tmp_path, scan):
     assert [*result.comparisons] == ["default", "mine.safetensors so far"]
     assert all(c.worse for c in result.comparisons.values())
     assert str(result).count(": worse") == 2
+    assert re.search(r"simulated scenes: difference \+\d+\.\d\d ± .* to the parent", str(result))
     assert [path.read_bytes() for path in (output, output.with_suffix(".json"))] == before
     assert sorted(path.name for path in tmp_path.glob("mine*")) == ["mine.json", "mine.safetensors"]
 

@@ -46,8 +46,9 @@ class Adapted:
                 f"{name}: {self.old_scores[name]:+.2f} %, new weights {self.score:+.2f} %, "
                 f"difference {found.difference:+.2f} ± {found.error:.2f}: {verdict}"
             )
+        known = self.simulated
         lines.append(
-            f"simulated scenes: {self.simulated.difference:+.2f} ± {self.simulated.error:.2f}"
+            f"simulated scenes: difference {known.difference:+.2f} ± {known.error:.2f} to the parent"
         )
         return "\n".join(lines)
 
