@@ -46,10 +46,8 @@ class Adapted:
                 f"{name}: {self.old_scores[name]:+.2f} %, new weights {self.score:+.2f} %, "
                 f"difference {found.difference:+.2f} ± {found.error:.2f}: {verdict}"
             )
-        known = self.simulated
-        lines.append(
-            f"simulated scenes: difference {known.difference:+.2f} ± {known.error:.2f} to the parent"
-        )
+        known = f"{self.simulated.difference:+.2f} ± {self.simulated.error:.2f}"
+        lines.append(f"simulated scenes: difference {known} to the parent")
         return "\n".join(lines)
 
 
