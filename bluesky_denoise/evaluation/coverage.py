@@ -152,11 +152,11 @@ def measured_coverage(
     chosen = spread(list(pairs(frames, window)), most_frames)
     tally = _Tally()
     jobs = [(fraction, *pair) for fraction in fractions for pair in chosen]
-    for fraction, i, counts, reference in track(jobs, f"{frames.name}, intervals") if jobs else ():
+    for fraction, i, counts, reference, moved in track(jobs, f"{frames.name}, intervals"):
         part = counts if fraction == 1 else thin(counts, fraction, rng_of(frames.name, i))[0]
-        scale = fraction * counts.sum() / reference.sum()
+        scale = fraction * counts[~moved].sum() / reference[~moved].sum()
         mask = frames.mask[window]
-        dim = reference < LEAST_REFERENCE
+        dim = (reference < LEAST_REFERENCE) | moved
         noise = np.sqrt(np.maximum(reference, 1)) * scale
         if not tally.add(denoiser, part, mask, reference * scale, noise, dim):
             return []

@@ -286,7 +286,7 @@ def _awkward(r: Evaluation) -> Answer | None:
 def _speed(method: str, times: float) -> Rule:
     def rule(r: Evaluation) -> Answer | None:
         found = [s.times_longer for s in r.speed if s.method.startswith(method)]
-        return (f"{found[0]:.0f} times", found[0] >= times) if found else None
+        return (f"{found[0]:.3g} times", found[0] >= times) if found else None
 
     return rule
 

@@ -44,6 +44,8 @@ Show = Callable[[str, dict[str, np.ndarray], np.ndarray], None]
 """Takes the images of one frame for a picture: title, name -> (H, W) counts, and the mask."""
 Track = Callable[[Sequence, str], Iterable]
 """Wraps a sequence so that progress is shown; the second argument says of what."""
+BLOCK_PX = 5
+"""Side of the squares by which frames and neighbours are compared."""
 STATIONARY = 0.15
 """How far from 1 the reduced chi-square of a frame against its neighbours may be, beside four
 standard deviations of its own, for the scene to have stood still."""
@@ -278,22 +280,25 @@ def neighbour_scores(
         Empty if no frame has neighbours that agree with it.
     """
     window = middle(frames.mask.shape, most_shape)
-    mask = frames.mask[window]
     line = frames.known.line
     line = None if line is None else line - window[1].start
     found_pairs = list(pairs(frames, window))
     found: dict[tuple[float, str], list[tuple[float, ...]]] = {}
     jobs = [(f, *pair) for f in fractions for pair in spread(found_pairs, most_frames)]
-    for fraction, i, counts, reference in track(jobs, f"{frames.name}, neighbours"):
+    for fraction, i, counts, reference, mask in track(jobs, f"{frames.name}, neighbours"):
         part = counts if fraction == 1 else thin(counts, fraction, rng_of(frames.name, i))[0]
-        scale = fraction * counts.sum() / reference.sum()
+        scale = fraction * counts[~mask].sum() / reference[~mask].sum()
 
         def judge(
-            estimate: np.ndarray, reference: np.ndarray = reference, scale: float = scale
+            estimate: np.ndarray,
+            reference: np.ndarray = reference,
+            scale: float = scale,
+            mask: np.ndarray = mask,
         ) -> float:
             return noise_corrected_error(estimate, reference, scale, mask)
 
-        estimates = {m.name: m.estimate(part, mask, judge) for m in methods}
+        invalid = frames.mask[window]
+        estimates = {m.name: m.estimate(part, invalid, judge) for m in methods}
         if show is not None and not found:
             title = f"{frames.name}, frame {i} against its neighbours"
             show(title, {**estimates, f"{1 / scale:.0f} times longer": scale * reference}, mask)
@@ -301,7 +306,8 @@ def neighbour_scores(
             contrast = np.nan
             if line is not None:
                 contrast = line_contrast(estimate, line) / line_contrast(reference, line)
-            scores = (judge(estimate), contrast, flux_ratio(estimate, part, mask), 1 / scale)
+            flux = flux_ratio(estimate, part, invalid)
+            scores = (judge(estimate), contrast, flux, 1 / scale)
             found.setdefault((fraction, name), []).append(scores)
     out = []
     for (fraction, name), scores in found.items():
@@ -326,13 +332,14 @@ def neighbour_scores(
 
 def pairs(
     frames: FrameSet, window: tuple[slice, slice]
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield the frames that agree with the sum of their neighbours, cut to a window.
 
     Yields
     ------
     tuple
-        Index, (h, w) int64 counts, (h, w) int64 sum of the neighbours; 0 where masked.
+        Index, (h, w) int64 counts, (h, w) int64 sum of the neighbours, 0 where masked; (h, w)
+        bool, True where pixels are masked or the scene did not stand still.
     """
     first, last = frames.known.block or (0, len(frames.counts) - 1)
     last = min(last, len(frames.counts) - 1)
@@ -347,23 +354,42 @@ def pairs(
         counts = np.where(mask, 0, frames.counts[i][window]).astype(np.int64)
         cut = (np.where(mask, 0, frames.counts[j][window]) for j in near)
         reference = np.sum([c.astype(np.int64) for c in cut], axis=0)
-        if _stood_still(counts, reference):
-            yield i, counts, reference
+        moved = _moved(counts, reference)
+        if moved is not None:
+            yield i, counts, reference, mask | moved
 
 
-def _stood_still(counts: np.ndarray, reference: np.ndarray) -> bool:
-    """Compare two exposures by blocks of 5 x 5 pixels, whose counts are not too few."""
-    height, width = (size - size % 5 for size in counts.shape)
-    shape = (height // 5, 5, width // 5, 5)
+def _moved(counts: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
+    """Mark blocks of 5 x 5 pixels that differ by more than six standard deviations.
+
+    A beam that wanders behind its stop, or a spot that comes and goes, spoils a few blocks only.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        (H, W) bool; None if more than 1 % differ, or the others do not agree either.
+    """
+    height, width = (size - size % BLOCK_PX for size in counts.shape)
+    shape = (height // BLOCK_PX, BLOCK_PX, width // BLOCK_PX, BLOCK_PX)
     one, many = (x[:height, :width].reshape(shape).sum((1, 3)) for x in (counts, reference))
-    scale = counts.sum() / max(reference.sum(), 1)
-    expected = many * scale
-    lit = expected >= 5
-    if lit.sum() < 10:
-        return False
-    one, expected = one[lit], expected[lit]
-    chi_square = float(((one - expected) ** 2 / (expected * (1 + scale))).mean())
-    return abs(chi_square - 1) < STATIONARY + 4 * np.sqrt(2 / lit.sum())
+    still = many > 0
+    chi_square = np.zeros(one.shape)
+    for _ in range(5):
+        scale = one[still].sum() / max(many[still].sum(), 1)
+        expected = np.maximum(many * scale, 1e-9)
+        chi_square = (one - expected) ** 2 / (expected * (1 + scale))
+        lit = expected >= 5
+        still = (many > 0) & ~(lit & (chi_square > 36))
+    used = still & lit
+    if used.sum() < 10 or (lit & ~still).sum() > 0.01 * lit.sum():
+        return None
+    limit = STATIONARY + 4 * np.sqrt(2 / used.sum())
+    if abs(float(chi_square[used].mean()) - 1) > limit:
+        return None
+    moved = np.zeros(counts.shape, bool)
+    blocks = (lit & ~still).repeat(BLOCK_PX, 0).repeat(BLOCK_PX, 1)
+    moved[:height, :width] = blocks
+    return moved
 
 
 def rng_of(name: str, frame: int) -> np.random.Generator:
