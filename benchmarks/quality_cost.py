@@ -53,7 +53,7 @@ def budget(name: str, seconds: float) -> int:
     """Return how many steps fit into so much CPU time; the first of four is not counted."""
     stamps: list[float] = []
     path = KEPT / "trial.safetensors"
-    settings = FitSettings(model=name, steps=4)
+    settings = FitSettings(model=name, steps=4, held_out_share=0.0)
     fit(path, _frames(), settings, threads=1, report=lambda *_: stamps.append(time.process_time()))
     each = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
     return max(10, round(seconds / each))
@@ -125,7 +125,7 @@ def train(name: str, given: argparse.Namespace, bar: Progress) -> dict:
     fit(
         weights,
         _frames(),
-        FitSettings(model=name, steps=steps),
+        FitSettings(model=name, steps=steps, held_out_share=0.0),
         threads=1,
         report=lambda *_: bar.advance(task),
     )

@@ -213,7 +213,7 @@ def _train_paper(steps: int, console: Console) -> Iterable[Denoiser]:
     for name in PAPER:
         path = Path("checkpoints") / f"{name}_{steps}.safetensors"
         if not path.exists():
-            settings = FitSettings(model=name, steps=steps)
+            settings = FitSettings(model=name, steps=steps, held_out_share=0.0)
             with _progress(console) as bar:
                 task = bar.add_task(f"training {name}", total=steps)
                 fit(
