@@ -21,10 +21,11 @@ from torch import nn
 
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d, best_gaussian
+from bluesky_denoise.evaluation.frame_sets import FrameSet
 from bluesky_denoise.evaluation.known_sets import known_set
-from bluesky_denoise.evaluation.measured import FrameSet, neighbour_scores
 from bluesky_denoise.evaluation.methods import network
 from bluesky_denoise.evaluation.metrics import poisson_deviance
+from bluesky_denoise.evaluation.neighbours import neighbour_scores
 from bluesky_denoise.models import MODELS
 from bluesky_denoise.models.blur_bank import BlurBank
 from bluesky_denoise.models.cost import macs_per_pixel, parameters

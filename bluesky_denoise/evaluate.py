@@ -16,9 +16,9 @@ from rich.table import Table as RichTable
 
 from .denoiser import Denoiser
 from .errors import DenoiseError, SettingsError
+from .evaluation.frame_sets import FrameSet, frame_set, read_frame_set
 from .evaluation.gates import judge
 from .evaluation.known_sets import known_set
-from .evaluation.measured import FrameSet, frame_set, read_frame_set
 from .evaluation.methods import baselines, network
 from .evaluation.results import Evaluation, write_json
 from .evaluation.run import Gallery, score_measured, score_simulated, time_on

@@ -15,9 +15,9 @@ from bluesky_denoise.evaluation.coverage import (
     measured_coverage,
     simulated_coverage,
 )
+from bluesky_denoise.evaluation.frame_sets import FrameSet
 from bluesky_denoise.evaluation.gates import GATES, judge
 from bluesky_denoise.evaluation.known_sets import KnownSet
-from bluesky_denoise.evaluation.measured import FrameSet
 from bluesky_denoise.evaluation.regions import region_scores
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
 from bluesky_denoise.evaluation.speed import SpeedScore, speed_scores

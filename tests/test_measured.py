@@ -3,19 +3,13 @@ import numpy as np
 import pytest
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError
+from bluesky_denoise.evaluation.frame_sets import FrameSet, frame_set, middle, read_frame_set
 from bluesky_denoise.evaluation.known_sets import KnownSet
-from bluesky_denoise.evaluation.measured import (
-    FrameSet,
-    frame_set,
-    middle,
-    neighbour_scores,
-    pairs,
-    read_frame_set,
-    thinned_scores,
-)
 from bluesky_denoise.evaluation.methods import Method, baselines
+from bluesky_denoise.evaluation.neighbours import neighbour_scores, pairs
 from bluesky_denoise.evaluation.shift import shift_scores
 from bluesky_denoise.evaluation.spots import find_spots, spot_scores
+from bluesky_denoise.evaluation.thinned import thinned_scores
 from bluesky_denoise.testing import UnitDenoiser
 
 METHODS = baselines(bm3d=False)[:2]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bluesky_denoise.errors import DenoiseError
-from bluesky_denoise.evaluation.measured import Track
+from bluesky_denoise.evaluation.frame_sets import Track
 from bluesky_denoise.evaluation.methods import SupportsDenoise
 
 __all__ = ["CASES", "AwkwardScore", "awkward_scores"]

@@ -7,8 +7,8 @@ import numpy as np
 from scipy.ndimage import maximum_filter
 from scipy.signal import fftconvolve
 
+from bluesky_denoise.evaluation.frame_sets import Track
 from bluesky_denoise.evaluation.matched_filter import filtered_z, find_peaks
-from bluesky_denoise.evaluation.measured import Track
 from bluesky_denoise.evaluation.methods import Method
 from bluesky_denoise.evaluation.metrics import poisson_deviance
 

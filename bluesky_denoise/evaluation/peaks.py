@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bluesky_denoise.evaluation.measured import Track
+from bluesky_denoise.evaluation.frame_sets import Track
 from bluesky_denoise.evaluation.methods import Method, SupportsDenoise
 from bluesky_denoise.evaluation.metrics import poisson_deviance
 from bluesky_denoise.evaluation.peak_fit import PeakShapes, fit_intensity, fit_peaks

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bluesky_denoise.evaluation.measured import Track
+from bluesky_denoise.evaluation.frame_sets import Track
 from bluesky_denoise.evaluation.methods import SupportsDenoise
 from bluesky_denoise.roi import ROI, measure_roi
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak

@@ -10,12 +10,13 @@ from bluesky_denoise.evaluation.awkward import AwkwardScore
 from bluesky_denoise.evaluation.coverage import CoverageScore
 from bluesky_denoise.evaluation.detection import DetectionLimit, FalsePeaks, Recovery
 from bluesky_denoise.evaluation.exposure_ratio import ExposureRatio
-from bluesky_denoise.evaluation.measured import NeighbourScore, ThinnedScore
+from bluesky_denoise.evaluation.neighbours import NeighbourScore
 from bluesky_denoise.evaluation.peaks import PeakScore
 from bluesky_denoise.evaluation.regions import RegionScore
 from bluesky_denoise.evaluation.shift import ShiftScore
 from bluesky_denoise.evaluation.speed import SpeedScore
 from bluesky_denoise.evaluation.spots import SpotScore
+from bluesky_denoise.evaluation.thinned import ThinnedScore
 
 __all__ = ["Evaluation", "read_evaluations", "write_json"]
 

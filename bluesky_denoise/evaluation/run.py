@@ -10,19 +10,16 @@ from bluesky_denoise.evaluation.awkward import awkward_scores
 from bluesky_denoise.evaluation.coverage import measured_coverage, simulated_coverage
 from bluesky_denoise.evaluation.detection import detection_limits, false_peaks, recovery
 from bluesky_denoise.evaluation.exposure_ratio import exposure_ratios
-from bluesky_denoise.evaluation.measured import (
-    FrameSet,
-    Track,
-    neighbour_scores,
-    thinned_scores,
-)
+from bluesky_denoise.evaluation.frame_sets import FrameSet, Track
 from bluesky_denoise.evaluation.methods import Method
+from bluesky_denoise.evaluation.neighbours import neighbour_scores
 from bluesky_denoise.evaluation.peaks import MEASURED, peak_scores, study_peaks
 from bluesky_denoise.evaluation.regions import region_scores
 from bluesky_denoise.evaluation.results import Evaluation
 from bluesky_denoise.evaluation.shift import shift_scores
 from bluesky_denoise.evaluation.speed import speed_scores
 from bluesky_denoise.evaluation.spots import spot_scores
+from bluesky_denoise.evaluation.thinned import thinned_scores
 
 __all__ = ["Gallery", "score_measured", "score_simulated", "time_on"]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from bluesky_denoise.audit import audit_rate
 from bluesky_denoise.evaluation.baselines import gaussian
-from bluesky_denoise.evaluation.measured import FrameSet, Track, middle, rng_of, spread
+from bluesky_denoise.evaluation.frame_sets import FrameSet, Track, middle, rng_of, spread
 from bluesky_denoise.evaluation.methods import SupportsDenoise
 from bluesky_denoise.evaluation.metrics import deviance_ratio
 from bluesky_denoise.thinning import thin

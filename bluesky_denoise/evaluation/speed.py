@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d, anscombe_nlm
-from bluesky_denoise.evaluation.measured import Track
+from bluesky_denoise.evaluation.frame_sets import Track
 from bluesky_denoise.evaluation.methods import SupportsDenoise
 from bluesky_denoise.models import MODELS
 

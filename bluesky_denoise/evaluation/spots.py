@@ -7,7 +7,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from bluesky_denoise.evaluation.baselines import gaussian
-from bluesky_denoise.evaluation.measured import FrameSet, Track, middle
+from bluesky_denoise.evaluation.frame_sets import FrameSet, Track, middle
 from bluesky_denoise.evaluation.methods import Method
 from bluesky_denoise.evaluation.metrics import spot_intensities
 
