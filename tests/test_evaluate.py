@@ -18,6 +18,7 @@ from bluesky_denoise.evaluation.coverage import (
 from bluesky_denoise.evaluation.frame_sets import FrameSet
 from bluesky_denoise.evaluation.gates import GATES, judge
 from bluesky_denoise.evaluation.known_sets import KnownSet
+from bluesky_denoise.evaluation.peaks import PeakScore
 from bluesky_denoise.evaluation.regions import region_scores
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
 from bluesky_denoise.evaluation.speed import SpeedScore, speed_scores
@@ -200,6 +201,28 @@ def test_scores_of_other_weights_are_not_mixed(tmp_path):
 def test_a_gate_without_figures_is_not_answered():
     assert judge(Evaluation("nothing")) == []
     assert len({metric for _, metric, *_ in GATES}) == len(GATES)
+
+
+def test_the_worst_strength_decides_the_gate_of_biases():
+    def score(strength, bias):
+        some = dict.fromkeys(("intensity_error", "sum_bias", "position_bias"), 0.0)
+        rest = dict.fromkeys(("position_error", "width_row", "width_col"), 1.0)
+        return PeakScore(
+            "measure_roi",
+            "round",
+            strength,
+            90,
+            intensity_bias=bias,
+            bias_error=0.01,
+            **some,
+            **rest,
+        )
+
+    result = Evaluation("ours", peaks=[score(5.0, 0.04), score(10.0, -0.06), score(20.0, 0.001)])
+    weak, strong = (g for g in reversed(judge(result)) if "bias of measure_roi" in g.metric)
+    assert weak.met
+    assert not strong.met
+    assert strong.figure == "10: -6.0% ± 1.0%, 20: +0.1% ± 1.0%"
 
 
 def test_tables_hide_repeats_and_are_written_in_markdown():
