@@ -19,10 +19,11 @@ from bluesky_denoise.evaluation.frame_sets import FrameSet
 from bluesky_denoise.evaluation.gates import GATES, judge
 from bluesky_denoise.evaluation.known_sets import KnownSet
 from bluesky_denoise.evaluation.peaks import PeakScore
+from bluesky_denoise.evaluation.plots import result_plots
 from bluesky_denoise.evaluation.regions import region_scores
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
 from bluesky_denoise.evaluation.speed import SpeedScore, speed_scores
-from bluesky_denoise.evaluation.tables import Table, markdown, without_repeats
+from bluesky_denoise.evaluation.tables import Table, all_tables, markdown, without_repeats
 from bluesky_denoise.evaluation.trust import fill
 from bluesky_denoise.testing import UnitDenoiser
 
@@ -85,6 +86,22 @@ def test_coverage_on_measured_frames_allows_for_the_noise_of_the_reference():
     assert [s.low for s in scores] == [5.0]
     # 6400 pixels: half a percent; Poisson is not quite Gaussian at 32 counts.
     np.testing.assert_allclose(scores[0].covered, (0.68, 0.90, 0.95), atol=0.02)
+
+
+def test_coverage_is_drawn_tabled_and_judged(monkeypatch, tmp_path):
+    monkeypatch.setattr("bluesky_denoise.evaluation.coverage.draw_counts", lambda rate, rng: rate)
+    result = Evaluation("calibrated", {"sha256": "0"})
+    result.coverage = simulated_coverage(Calibrated(), quiet, scenes=8)
+    (table,) = all_tables(result)
+    assert table.key == "coverage"
+    ((key, _, figure),) = result_plots(result)
+    assert key == "coverage"
+    assert len(figure.axes) == 3
+    (gate,) = judge(result)
+    by_estimate = [c for c in result.coverage if c.binned_by == "estimate"]
+    assert f" of {len(by_estimate)} bins from 0.05 counts" in gate.figure
+    write_json(result, tmp_path / "scores.json", [gate])
+    assert read_evaluations([tmp_path / "scores.json"]).coverage == result.coverage
 
 
 def test_a_denoiser_without_errors_has_no_coverage():

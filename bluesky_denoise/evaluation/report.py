@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
-MOST_PICTURES = 8
+MOST_PICTURES = 14
 
 CSS = """
 :root { --ink:#1f2933; --soft:#616e7c; --line:#e4e7eb; --ours:#d0342c; --back:#f7f8fa; }
