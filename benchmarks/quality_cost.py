@@ -157,16 +157,17 @@ def draw(rows: list[dict], bm3d: float, path: Path) -> None:
     with rc_context(STYLE):
         figure = Figure((10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for row in rows:
+        for i, row in enumerate(rows):
             own = row["name"].startswith("photon_exchange")
             mark = "*" if "shipped" in row["name"] else "o"
             for axis, key in ((left, "scenes"), (right, "line")):
                 x, y = row["macs"] / 1e3, row[key]
                 axis.plot(x, y, mark, color=OURS if own else "#3b78c2", ms=9 if own else 7)
-                axis.annotate(row["name"], (x, y), (6, 4), textcoords="offset points", fontsize=8)
+                place = (6, 5 if i % 2 else -12)
+                axis.annotate(row["name"], (x, y), place, textcoords="offset points", fontsize=8)
         left.axhline(1, color="#e8a33d", lw=1, label="best Gaussian")
         left.axhline(bm3d, color="#555", lw=1, ls="--", label="Anscombe + BM3D")
-        left.legend(loc="upper left")
+        left.legend(loc="lower right")
         left.set(title="simulated scenes", ylabel="divergence over that of the best Gaussian")
         right.set(title="I07, 1 s against 20 s", ylabel="noise-corrected error; raw 0.97")
         for axis in (left, right):
