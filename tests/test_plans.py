@@ -1,3 +1,8 @@
+import asyncio
+import os
+import signal
+import threading
+
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
@@ -24,7 +29,7 @@ from bluesky_denoise.plans import (
     short_exposure_wrapper,
 )
 from bluesky_denoise.roi import ROI
-from bluesky_denoise.testing import UnitDenoiser
+from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
 
 STREAMS = ("primary", "reference", "short")
 
@@ -52,6 +57,14 @@ def plans(det, motor, denoised):
         "denoised_scan": denoised_scan([det], motor, -1, 1, 3, denoised=denoised),
         "reference_every": denoised_scan(
             [det], motor, -1, 1, 3, denoised=denoised, reference_every=2, reference_s=2.0
+        ),
+        "adaptive_exposure_scan with references": adaptive_exposure_scan(
+            *([det], denoised, "satellite", motor, -1, 1, 3),
+            relative_error=0.01,
+            max_frames=2,
+            exposure_s=0.1,
+            reference_every=2,
+            reference_s=2.0,
         ),
         "adaptive_exposure_scan": adaptive_exposure_scan(
             *([det], denoised, "satellite", motor, -1, 1, 3),
@@ -111,43 +124,72 @@ def test_each_plan_runs_closes_its_run_and_puts_the_exposure_back(
     assert det.cam.acquire_time.get() == 0.5
 
 
-@pytest.mark.parametrize("saves", [1, 2])
+@pytest.mark.parametrize(
+    ("interrupted", "saves", "then", "ends_as"),
+    [
+        ("pause", 1, "resume", "success"),
+        ("pause", 2, "resume", "success"),
+        ("pause", 1, "abort", "abort"),
+        ("pause", 2, "stop", "success"),
+        ("Ctrl-C twice", 2, "resume", "success"),
+        ("Ctrl-C twice", 1, "abort", "abort"),
+    ],
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_each_plan_can_be_paused_and_resumed(name, saves, RE, raw, det, motor, denoised):
+def test_a_plan_that_is_interrupted_restores_the_exposure_and_closes_both_runs(
+    name, interrupted, saves, then, ends_as, RE, raw, det, motor, denoised
+):
+    derived = DocumentCollector()
+    denoised.router.subscribe(derived)
+    plan = plans(det, motor, denoised)[name]
+    plan = paused_after(plan, saves) if interrupted == "pause" else signalled_after(RE, plan, saves)
     with pytest.raises(RunEngineInterrupted):
-        RE(paused_after(plans(det, motor, denoised)[name], saves))
-    RE.resume()
-    assert raw.by_name["stop"][0]["exit_status"] == "success"
+        RE(plan)
+    assert RE.state == "paused"
+    getattr(RE, then)()
+    assert RE.state == "idle"
+    assert [stop["exit_status"] for stop in raw.by_name["stop"]] == [ends_as]
+    assert [stop["exit_status"] for stop in derived.by_name["stop"]] == [ends_as]
     assert det.cam.acquire_time.get() == 0.5
     numbers = [e["data"] for e in raw.by_name["event"] if "denoised_denoise_ok" in e["data"]]
     assert all(data["denoised_denoise_ok"] for data in numbers)
 
 
-@pytest.mark.parametrize(("end", "saves"), [("abort", 1), ("stop", 2)])
-@pytest.mark.parametrize("name", NAMES)
-def test_each_plan_that_is_aborted_puts_the_exposure_back(
-    name, end, saves, RE, raw, det, motor, denoised
-):
-    with pytest.raises(RunEngineInterrupted):
-        RE(paused_after(plans(det, motor, denoised)[name], saves))
-    getattr(RE, end)()
-    assert RE.state == "idle"
-    assert len(raw.by_name["stop"]) == 1
-    assert det.cam.acquire_time.get() == 0.5
-
-
 def paused_after(plan, saves):
-    """Pause a plan once so many events are saved, as Ctrl-C twice would."""
+    """Pause a plan once so many events are saved."""
+    return after_saves(plan, saves, bps.pause)
+
+
+def signalled_after(RE, plan, saves):
+    """Send SIGINT twice once so many events are saved, as Ctrl-C at the prompt does."""
+
+    pressed = threading.Event()
+
+    def press():
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(0.15)  # what comes within 0.1 s is no second Ctrl-C to bluesky
+        os.kill(os.getpid(), signal.SIGINT)
+
+    async def until_pressed():
+        if not pressed.is_set():  # when it is resumed it goes on
+            pressed.set()
+            threading.Thread(target=press).start()
+            await asyncio.sleep(30)
+
+    return after_saves(plan, saves, lambda: bps.wait_for([until_pressed]))
+
+
+def after_saves(plan, saves, stub):
     count = 0
 
-    def pause(msg):
+    def insert(msg):
         nonlocal count
         count += msg.command == "save"
         if msg.command == "save" and count == saves:
-            return None, bps.pause()
+            return None, stub()
         return None, None
 
-    return bpp.plan_mutator(plan, pause)
+    return bpp.plan_mutator(plan, insert)
 
 
 # Short exposures
@@ -251,6 +293,28 @@ def test_references_are_taken_at_each_nth_point_with_their_own_exposure(
     pulls = [e["agreement_satellite_pull"] for e in events_of(raw, "agreement")]
     assert len(pulls) == 3
     assert max(map(abs, pulls)) < 4  # standard deviations, of three
+
+
+@pytest.mark.parametrize("plan", ["adaptive_exposure_scan", "adaptive_denoised_scan", "find"])
+def test_references_can_be_taken_in_the_other_plans(plan, RE, raw, det, motor, denoised):
+    asked = {"reference_every": 2, "reference_s": 4.0}
+    if plan == "adaptive_exposure_scan":
+        args = ([det], denoised, "satellite", motor, 0, 0.4, 5)
+        wanted = {"relative_error": 0.2, "max_frames": 4, "exposure_s": 0.5}
+        RE(adaptive_exposure_scan(*args, **wanted, **asked))
+    elif plan == "adaptive_denoised_scan":
+        args = ([det], "denoised_satellite_intensity", motor, 0, 1, 0.2, 0.4, 20.0, False)
+        RE(adaptive_denoised_scan(*args, denoised=denoised, **asked))
+    else:
+        args = ([det], denoised, "satellite", motor, 0, 4, 5)
+        RE(find_weak_peak(*args, exposure_s=0.5, fine_num=5, **asked))
+    points = {e["motor"] for e in events_of(raw, "primary")}
+    agreement = events_of(raw, "agreement")
+    assert len(agreement) >= len(points) / 2
+    assert {e["det_cam_acquire_time"] for e in events_of(raw, "reference")} == {4.0}
+    pulls = [e["agreement_satellite_pull"] for e in agreement]
+    assert max(map(abs, pulls)) < 4  # standard deviations, of three to five
+    assert det.cam.acquire_time.get() == 0.5
 
 
 def test_a_reference_that_disagrees_is_reported(RE, det, motor, denoised, logged):
