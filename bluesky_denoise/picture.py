@@ -30,8 +30,12 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
 
     raw = run[denoised.raw_stream]
     keys = [key for key in denoised.stream if denoised.stream[key].ndim >= 3 and key in raw]
+    columns = 4 if any(f"{key}_sigma" in denoised.stream for key in keys) else 3
     figure, axes = plt.subplots(
-        len(keys), 3, figsize=(14, 4.2 * len(keys)), layout="constrained", squeeze=False
+        *(len(keys), columns),
+        figsize=(4.7 * columns, 3.4 * len(keys)),
+        layout="constrained",
+        squeeze=False,
     )
     for row, key in zip(axes, keys, strict=True):
         exposure_s = float(denoised.stream[f"{key}_exposure_s"].read()[event - 1])
@@ -43,12 +47,16 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         top = max(float(np.nanpercentile(rate, 99.9)), 1e-6) if valid.any() else 1.0
         norm = LogNorm(top / 1e3, top)
         residual = (counts - rate * exposure_s) / np.sqrt(np.maximum(rate * exposure_s, 0.1))
-        images = (
+        images = [
             (f"raw, {exposure_s:g} s", np.maximum(counts / exposure_s, top / 1e3), {"norm": norm}),
             (f"denoised, {denoised.model}", np.maximum(rate, top / 1e3), {"norm": norm}),
             ("difference / sqrt(counts)", residual, {"vmin": -4, "vmax": 4, "cmap": "RdBu_r"}),
-        )
-        for axis, (title, image, options) in zip(row, images, strict=True):
+        ]
+        if f"{key}_sigma" in denoised.stream:
+            error = np.asarray(denoised.stream[f"{key}_sigma"][event - 1], float)
+            error = error.reshape(-1, *error.shape[-2:])[0]
+            images.append(("standard error", np.maximum(error, top / 1e3), {"norm": norm}))
+        for axis, (title, image, options) in zip(row, images, strict=False):
             shown = axis.imshow(np.where(valid, image, np.nan), **options)
             axis.set(title=title, xticks=[], yticks=[])
             figure.colorbar(shown, ax=axis, shrink=0.7)

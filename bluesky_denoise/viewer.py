@@ -24,6 +24,9 @@ _RESIDUAL_SIGMA = 4.0
 class FrameViewer:
     """Show raw frame, denoised frame and residual side by side, over the trace of an ROI.
 
+    Where the denoised stream has standard errors, they are shown too. The ROI is marked, and
+    its intensity traced against the first motor of the scan, or the number of the point.
+
     Documents are only noted as they come; frames are read and drawn at most once each
     `interval_s`, by a timer of the window, or on a thread where there is no window. Frames
     that come faster are passed over.
@@ -59,11 +62,15 @@ class FrameViewer:
         from matplotlib.figure import Figure
 
         self.data_key, self.save_to = data_key, save_to
+        self._roi = roi or ""
+        self._box: Mapping[str, Any] = {}
+        self._against = "point"
         self._traced = f"{roi}_intensity" if roi else f"{data_key}_denoised_total"
         self._interval_s = interval_s
         self._lock = threading.Lock()
         self._raw = _Newest(data_key, streams[0])
         self._denoised = _Newest(data_key, streams[1])
+        self._sigma = _Newest(f"{data_key}_sigma", streams[1])
         self._normalizer = RunNormalizer()
         self._trace: list[tuple[float, float, float]] = []
         self._changed, self._closing = threading.Event(), threading.Event()
@@ -73,13 +80,13 @@ class FrameViewer:
         if _has_windows():
             import matplotlib.pyplot as plt
 
-            self.figure = plt.figure(f"{data_key}, live", figsize=(13, 5), layout="constrained")
+            self.figure = plt.figure(f"{data_key}, live", figsize=(13, 4.5), layout="constrained")
             self._timer = self.figure.canvas.new_timer(int(1000 * interval_s))
             self._timer.add_callback(self.draw)
             self._timer.start()
             self.figure.show()
         else:
-            self.figure = Figure(figsize=(13, 5), layout="constrained")
+            self.figure = Figure(figsize=(13, 4.5), layout="constrained")
             self._thread = threading.Thread(target=self._loop, name="frame-viewer", daemon=True)
             self._thread.start()
 
@@ -104,12 +111,18 @@ class FrameViewer:
         with self._lock:
             if name == "start":
                 self._trace.clear()
+                self._box = _box(doc, self.data_key, self._roi)
+                self._against = _first_motor(doc)
             self._denoised.note(str(name), doc)
+            self._sigma.note(str(name), doc)
             if name == "event" and doc["descriptor"] in self._denoised.descriptors:
                 data = doc["data"]
                 error = data.get(self._traced + "_error", 0.0)
                 value = data.get(self._traced, np.nan)
-                self._trace.append((data["raw_seq_num"], value, error))
+                if self._against not in data:
+                    self._against = "point"
+                at = data.get(self._against, data["raw_seq_num"])
+                self._trace.append((at, value, error))
         if name == "event":
             self._changed.set()
 
@@ -134,21 +147,24 @@ class FrameViewer:
             return
         try:
             with self._lock:
-                readers = self._raw.reader(), self._denoised.reader()
-            raw, rate = (np.asarray(read(), dtype=float) for read in readers)
+                readers = [self._raw.reader(), self._denoised.reader()]
+                if self._sigma.is_there:
+                    readers.append(self._sigma.reader())
+            frames = [np.asarray(read(), dtype=float) for read in readers]
         except (DenoiseError, OSError) as error:
             logger.warning("A frame cannot be shown: %s", error)
             return
-        raw, rate = (frame.reshape(-1, *frame.shape[-2:])[0] for frame in (raw, rate))
+        raw, rate, *sigma = (frame.reshape(-1, *frame.shape[-2:])[0] for frame in frames)
         exposure_s = event["data"][f"{self.data_key}_exposure_s"]
         if raw.shape == rate.shape and exposure_s > 0:
-            self._paint(raw, rate, exposure_s, trace, event["data"])
+            self._paint(raw, rate, sigma, exposure_s, trace, event["data"])
             self.drawn += 1
 
     def _paint(
         self,
         raw: np.ndarray,
         rate: np.ndarray,
+        sigma: list[np.ndarray],
         exposure_s: float,
         trace: np.ndarray,
         data: Mapping[str, Any],
@@ -161,8 +177,7 @@ class FrameViewer:
         low, high = np.percentile(seen, (1, 99.95)) if seen.size else (0.1, 1.0)
         norm = LogNorm(max(low, high * 1e-5), max(high, low * 1.01))
         self.figure.clear()
-        grid = self.figure.add_gridspec(2, 3, height_ratios=(3, 1))
-        shown = (
+        shown = [
             (f"raw, {exposure_s:.3g} s", raw / exposure_s, {"norm": norm}, "counts / s"),
             ("denoised", rate, {"norm": norm}, "counts / s"),
             (
@@ -171,16 +186,20 @@ class FrameViewer:
                 {"cmap": "RdBu_r", "vmin": -_RESIDUAL_SIGMA, "vmax": _RESIDUAL_SIGMA},
                 "standard deviations",
             ),
-        )
+            *(("standard error", error, {"norm": norm}, "counts / s") for error in sigma),
+        ]
+        grid = self.figure.add_gridspec(2, len(shown), height_ratios=(2, 1))
         for i, (title, frame, options, unit) in enumerate(shown):
             axes = self.figure.add_subplot(grid[0, i])
             image = axes.imshow(frame, interpolation="nearest", **options)
             axes.set_title(title)
-            axes.set_facecolor("0.2" if i < 2 else "0.8")
+            axes.set_facecolor("0.8" if i == 2 else "0.2")
+            if self._box:
+                _mark(axes, self._box)
             self.figure.colorbar(image, ax=axes, orientation="horizontal", label=unit)
         axes = self.figure.add_subplot(grid[1, :])
         axes.errorbar(trace[:, 0], trace[:, 1], trace[:, 2], fmt="o-", ms=3, capsize=2)
-        axes.set(xlabel="point", ylabel=f"{self._traced}\n(counts / s)")
+        axes.set(xlabel=self._against, ylabel=f"{self._traced}\n(counts / s)")
         if not data.get("denoise_ok", True):
             self.figure.suptitle(f"not denoised: {data.get('denoise_reason', '')}", color="red")
         if self.save_to is not None:
@@ -201,6 +220,26 @@ class FrameViewer:
             self.draw()
         except Exception:
             logger.exception("The live view could not be drawn")
+
+
+def _box(start: Mapping[str, Any], data_key: str, roi: str) -> Mapping[str, Any]:
+    """Return rows and columns of a region, from the settings that a derived run records."""
+    settings = start.get("denoise", {}).get("settings", {}).get("rois", {})
+    return settings.get(data_key, settings.get("*", {})).get(roi, {})
+
+
+def _mark(axes: Any, box: Mapping[str, Any]) -> None:
+    from matplotlib.patches import Rectangle
+
+    (top, bottom), (left, right) = box["rows"], box["cols"]
+    corner = left - 0.5, top - 0.5
+    axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color="tab:red"))
+
+
+def _first_motor(start: Mapping[str, Any]) -> str:
+    dimensions = start.get("hints", {}).get("dimensions", [])
+    names = [field for fields, _ in dimensions for field in fields if field != "time"]
+    return names[0] if names else "point"
 
 
 def _has_windows() -> bool:
@@ -235,6 +274,12 @@ class _Newest:
             self._resources[doc["uid"]] = doc
         elif name == "stream_datum" and doc["stream_resource"] in self._resources:
             self._datum = doc
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a frame."""
+        inline = self.event is not None and self._key in self.event["data"]
+        return inline or self._datum is not None
 
     def reader(self) -> Callable[[], np.ndarray]:
         """Return what reads the newest frame, for a time when no document is held up."""

@@ -42,9 +42,11 @@ def test_the_view_has_raw_denoised_residual_and_trace(RE, tmp_path, files):
     assert len(images) == 3
     np.testing.assert_allclose(images[0], images[1], rtol=1e-6)  # a unit denoiser
     assert np.abs(images[2]).max() < 1e-3
-    trace = next(axes for axes in viewer.figure.axes if axes.get_xlabel() == "point")
+    trace = next(axes for axes in viewer.figure.axes if axes.get_xlabel() == "motor")
     assert "satellite_intensity" in trace.get_ylabel()
-    assert list(trace.lines[0].get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(trace.lines[0].get_xdata()) == [-1, -0.5, 0, 0.5, 1]
+    box = viewer.figure.axes[0].patches[0].get_bbox()
+    assert (box.y0, box.y1, box.x0, box.x1) == (14.5, 31.5, 15.5, 33.5)  # ROIS
     assert picture.stat().st_size > 10_000
 
 
@@ -57,8 +59,29 @@ def test_frames_that_come_faster_than_they_are_drawn_are_passed_over(RE):
     RE(bp.scan([det], motor, -1, 1, 30))
     viewer.close()
     assert 1 <= viewer.drawn <= 2
-    (line,) = [a.lines[0] for a in viewer.figure.axes if a.get_xlabel() == "point"]
+    (line,) = [a.lines[0] for a in viewer.figure.axes if a.get_xlabel() == "motor"]
     assert len(line.get_xdata()) == 30
+
+
+def test_standard_errors_are_shown_where_there_are_some(RE):
+    router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    RE.subscribe(viewer.raw)
+
+    def with_sigma(name, doc):
+        if name == "event":
+            doc = {**doc, "data": {**doc["data"], f"{KEY}_sigma": np.full((48, 48), 0.25)}}
+        viewer.derived(name, doc)
+
+    router.subscribe(with_sigma)
+    RE.subscribe(router)
+    RE(bp.count([detector()], 2))
+    viewer.close()
+    titles = [axes.get_title() for axes in viewer.figure.axes if axes.images]
+    assert titles[1:] == ["denoised", "raw - denoised", "standard error"]
+    assert viewer.figure.axes[6].images[0].get_array().max() == 0.25
+    (trace,) = [axes for axes in viewer.figure.axes if axes.get_xlabel() == "point"]
+    assert list(trace.lines[0].get_xdata()) == [1, 2]
 
 
 def test_a_frame_that_cannot_be_drawn_is_logged_and_the_scan_goes_on(RE, logged, monkeypatch):

@@ -22,10 +22,18 @@ RE.subscribe(bec)
 
 
 def watch(roi="satellite_1", data_key="det_image"):
-    """Open the live view: raw, denoised, residual, and an ROI."""
-    viewer = FrameViewer(data_key, roi=roi)
+    """Open the live view: raw, denoised, residual, and an ROI; without a screen, a picture."""
+    viewer = FrameViewer(data_key, roi=roi, save_to=None if HAS_SCREEN else "live.png")
     viewer.attach(RE, denoise)
+    if not HAS_SCREEN:
+        print(f"There is no screen: {Path('live.png').absolute()} is drawn anew with each frame.")
     return viewer
+
+
+def web(run=-1, data_key="det_image"):
+    """Print where Tiled's web page shows the denoised frames of a run."""
+    uid = cat[run].metadata["start"]["uid"]
+    print(WEB_PAGE.replace("/browse/?", f"/browse/{uid}/denoised/{data_key}?"))
 
 
 BANNER = f"""
@@ -33,12 +41,13 @@ A simulated beamline: det, motor, denoised, RE, cat. Try, in this order:
 
   RE(short_scan())                         a twentieth of the exposure, denoised numbers
   cat[-1]["denoised"]["det_image"].read()  the denoised frames of the last scan
+  web()                                    the same in the browser
   viewer = watch(); RE(short_scan())       raw | denoised | residual, live
-  RE(adaptive_exposure_scan([det], denoised, "satellite_1", motor, -0.5, 0.5, 3,
-                            relative_error=0.3, max_frames=10, exposure_s=0.5))
+  RE(adaptive_exposure_scan([det], denoised, "satellite_1", motor, -0.5, 0.5, 5,
+                            relative_error=0.1, max_frames=20, exposure_s=0.1))
   RE(find_weak_peak([det], denoised, "satellite_1", motor, -2, 2, 13, exposure_s=0.5))
 
-Frames in the browser: {WEB_PAGE}
+All runs in the browser: {WEB_PAGE}
 """
 if sys.stdin is not None and sys.stdin.isatty():
     print(BANNER)
