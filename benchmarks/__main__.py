@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import live, networks
+from . import latency, live, networks
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -37,6 +37,19 @@ def main() -> None:
             "{:.2f}, {:.2f}".format(*late["readable"]),
         )
     )
+    with console.status("Latency in a plan"):
+        plan = latency.plan_latency()
+    rows += [
+        (
+            "end of an exposure to the denoised signal in the plan, p50 and p95, over the "
+            "denoiser's time for one frame",
+            f"{plan.p50_s / plan.one_frame_s:.1f}, {plan.p95_s / plan.one_frame_s:.1f}",
+        ),
+        (
+            "time of a point beyond its exposure, `denoised_scan` and plain `scan`",
+            f"{1000 * plan.point_s:.0f} ms, {1000 * plan.plain_point_s:.0f} ms",
+        ),
+    ]
     with console.status("Networks and BM3D"):
         slower = networks.times_slower()
     rows += [
@@ -57,8 +70,8 @@ def _write(rows: list[tuple[str, str]]) -> None:
         "# Benchmarks",
         "",
         "Printed and written by `make bench`. Everything is a ratio against a peer in the same",
-        "run, since times differ from machine to machine; the one time is what the RunEngine's",
-        "thread loses for each event.",
+        "run, since times differ from machine to machine, but for what the RunEngine's thread",
+        "loses for each event, and what a point costs beyond its exposure.",
         "",
         f"Last run: Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
         f"{torch.get_num_threads()} cores, {device}.",
@@ -67,8 +80,8 @@ def _write(rows: list[tuple[str, str]]) -> None:
         "|---|---|",
         *(f"| {what} | {figure} |" for what, figure in rows),
         "",
-        "Frames of 195 x 487 pixels. `benchmarks/live.py` and `benchmarks/networks.py` say what",
-        "exactly is measured.",
+        "Frames of 195 x 487 pixels. `benchmarks/live.py`, `benchmarks/latency.py` and",
+        "`benchmarks/networks.py` say what exactly is measured.",
     ]
     PAGE.write_text("\n".join(lines) + "\n")
 

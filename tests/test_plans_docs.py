@@ -2,11 +2,15 @@ import re
 import runpy
 from pathlib import Path
 
+import bluesky.plans as bp
 import matplotlib as mpl
 import pytest
 from beamline import denoised_here, detector
+from bluesky_tiled_plugins import TiledWriter
+from live_path import UNIT
 from ophyd.sim import SynAxis
 
+from bluesky_denoise import DenoiseSettings
 from bluesky_denoise.testing import UnitDenoiser
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +24,18 @@ OURS = {
     "how-to-live-view.md",
     "how-to-agent.md",
 }
+
+
+def test_the_code_on_the_page_about_archives_runs(RE, tiled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RE.subscribe(TiledWriter(tiled.client))
+    RE(bp.count([detector()], 2))
+    settings = DenoiseSettings(model=UNIT, tiled_uri=tiled.uri, frames_directory=tmp_path)
+    namespace = {"cat": tiled.client, "settings": settings}
+    page = ROOT / "docs" / "how-to-archive.md"
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        exec(compile(block, page.name, "exec"), namespace)
+    assert (tmp_path / "run.nxs").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("page", sorted(OURS))

@@ -27,6 +27,7 @@ def profile_copy(tmp_path, name):
 def environment():
     return {
         **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "TERM": "dumb",
         "MPLBACKEND": "Agg",
         "NO_PROXY": "127.0.0.1,localhost",
@@ -50,8 +51,8 @@ class Prompt:
         )
         self.greeting = self._until_prompt()
 
-    def type(self, line):
-        self.child.sendline(line)
+    def type(self, lines):
+        self.child.sendline(lines)  # an empty line ends a block
         return self._until_prompt()
 
     def _until_prompt(self):

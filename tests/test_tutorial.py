@@ -1,0 +1,74 @@
+"""The tutorial, typed as it stands, by somebody who has never seen the package."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from test_profile import Prompt, profile_copy
+from typer.testing import CliRunner
+
+from bluesky_denoise.cli import app
+
+DOCS = Path(__file__).parents[1] / "docs"
+README = DOCS.parent / "README.md"
+
+
+def blocks(page, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", (DOCS / page).read_text(), re.S)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_tutorial_needs_no_help(tmp_path):
+    profile = profile_copy(tmp_path, "profile_simulated")
+    prompt = Prompt(profile, cwd=str(tmp_path))
+    said = {}
+    *typed, leaving = blocks("tutorial.md", "python")
+    for block in typed:
+        if block.startswith("def "):
+            said[block] = prompt.type(block)
+            continue
+        for line in filter(None, block.splitlines()):
+            said[line] = prompt.type(line)
+            assert "Traceback" not in said[line], said[line]
+            assert "Error:" not in said[line], said[line]
+    assert leaving == "exit()\n"
+    assert prompt.leave() == 0
+
+    scan = said["RE(short_scan())"]
+    assert len(re.findall(r"^\|\s+\d+ \|", scan, re.M)) == 7
+    header = next(line for line in scan.splitlines() if "seq_num" in line)
+    shown = next(line for line in blocks("tutorial.md", "text")[0].splitlines() if "seq" in line)
+    assert header == shown  # the table on the page
+    for line, output in said.items():
+        _, _, promised = line.partition("  # ")
+        if re.match(r"[\[({\d]", promised):
+            assert promised.partition(":")[0].split("{")[0] in output or promised in output, line
+    assert re.search(r"http://\S+/denoised/det_image\?api_key=", said["web()"])
+    assert (tmp_path / "live.png").stat().st_size > 10_000
+    assert (tmp_path / "lead.png").stat().st_size > 5_000
+    listed = next(output for line, output in said.items() if line.startswith("!bluesky-denoise r"))
+    assert len(re.findall("│ lead", listed)) == 1
+    (exported,) = tmp_path.glob("*_denoised.nxs")
+    assert exported.stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("page", ["how-to-archive.md", "tutorial.md"])
+def test_commands_on_the_pages_exist_with_their_options(page):
+    lines = [line.lstrip("!") for kind in ("sh", "python") for block in blocks(page, kind)
+             for line in block.splitlines()]  # fmt: skip
+    commands = [line for line in lines if line.startswith("bluesky-denoise")]
+    assert commands
+    for command in commands:
+        words = shlex.split(re.sub(r"\{.*?\}", "x", command), comments=True)[1:]
+        result = CliRunner().invoke(app, [*words, "--help"])
+        assert result.exit_code == 0, f"{command}: {result.output}"
+
+
+def test_every_page_is_linked_from_another():
+    pages = {path.name for path in DOCS.glob("*.md")}
+    linked = set()
+    for path in [README, *DOCS.glob("*.md")]:
+        linked |= {Path(link).name for link in re.findall(r"\]\(([\w./-]+\.md)", path.read_text())}
+    assert pages <= linked, pages - linked
