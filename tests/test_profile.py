@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pexpect
@@ -14,6 +15,13 @@ import yaml
 from bluesky_denoise.settings import DenoiseSettings
 
 PROFILES = Path(__file__).parents[1] / "profiles"
+RUN = """
+from pathlib import Path
+namespace = {{"__name__": "__main__"}}
+for file in sorted(Path(r"{startup}").glob("*.py")):
+    namespace["__file__"] = str(file)
+    exec(compile(file.read_text(), file, "exec"), namespace)
+"""
 PROMPT = re.compile(r"In \[\d+\]: ")
 
 
@@ -45,7 +53,7 @@ class Prompt:
             ["-m", "IPython", "--simple-prompt", "--colors=NoColor", f"--profile-dir={profile}"],
             env=environment(),
             encoding="utf-8",
-            timeout=90,
+            timeout=170,
             dimensions=(50, 250),
             **kwargs,
         )
@@ -53,6 +61,16 @@ class Prompt:
 
     def type(self, lines):
         self.child.sendline(lines)  # an empty line ends a block
+        return self._until_prompt()
+
+    def press_ctrl_c_twice(self, line):
+        """Type a line, and interrupt it once its run has begun."""
+        self.child.sendline(line)
+        self.child.expect("Persistent Unique Scan ID")
+        self.child.sendintr()
+        self.child.expect("A 'deferred pause' has been requested")
+        threading.Event().wait(0.2)  # to bluesky what is faster than a hand is one Ctrl-C
+        self.child.sendintr()
         return self._until_prompt()
 
     def _until_prompt(self):
@@ -99,6 +117,13 @@ def test_a_first_session_at_the_simulated_beamline(tmp_path):
     assert "satellite_1_point_intensity" in adaptive
     assert "Traceback" not in adaptive
     assert prompt.type("print(det.cam.acquire_time.get())").strip().endswith("1.0")
+
+    prompt.type("det.realtime = True")
+    prompt.press_ctrl_c_twice("RE(short_scan(num=3, factor=0.02))")  # 50 s a frame
+    assert "paused" in prompt.type("print(RE.state)")
+    prompt.type("RE.abort()")
+    assert prompt.type("print(det.cam.acquire_time.get())").strip().endswith("1.0")
+    assert "abort" in prompt.type("print(cat[-1].metadata['stop']['exit_status'])")
     assert prompt.leave() == 0
 
 
@@ -107,12 +132,7 @@ def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(t
     profile = profile_copy(tmp_path, "profile_simulated")
     script = tmp_path / "run.py"
     script.write_text(
-        "from pathlib import Path\n"
-        "namespace = {'__name__': '__main__'}\n"
-        f"for file in sorted(Path(r'{profile / 'startup'}').glob('*.py')):\n"
-        "    namespace['__file__'] = str(file)\n"
-        "    exec(compile(file.read_text(), file, 'exec'), namespace)\n"
-        "RE = namespace['RE']\n"
+        RUN.format(startup=profile / "startup") + "RE = namespace['RE']\n"
         "RE(namespace['short_scan'](num=2))\n"
         "namespace['denoise'].wait(60)\n"
         "print('events', len(namespace['cat'][-1]['denoised'].read().time))\n"
@@ -129,6 +149,39 @@ def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(t
     assert done.returncode == 0, done.stderr
     assert "events 2" in done.stdout
     assert "Try, in this order" not in done.stdout  # nobody sits there
+
+
+def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path):
+    profile = profile_copy(tmp_path, "profile_area_detector")
+    edited = yaml.safe_load((profile / "beamline.yaml").read_text())
+    edited["timeout_s"] = 0.2
+    edited["motors"] = {"theta": "XF00ID-OP:1{Ax:Th}Mtr"}
+    where = {"prefix": "XF00ID-ES{Det:1}", "write_path": "/data/"}
+    edited["detectors"] = {
+        "pilatus": {"layer": "ophyd", **where},
+        "eiger": {"layer": "ophyd-async", "kind": "adpilatus", **where},
+        "other": {"layer": "tango", **where},
+        "third": {"layer": "ophyd", "prefix": "X"},
+    }
+    (profile / "beamline.yaml").write_text(yaml.safe_dump(edited))
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(startup=profile / "startup") + "print(namespace['denoise'])\n")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("motor theta", "detector pilatus", "detector eiger"):
+        assert re.search(
+            rf"{name}: \w+: .*\n  (Install what speaks EPICS|Is the prefix right)", done.stdout
+        )
+    assert "detector other: layer is 'tango'; expected one of ophyd, ophyd-async." in done.stdout
+    assert re.search(r"third: TypeError: .*'write_path'\n  beamline.yaml lacks a line", done.stdout)
+    assert done.stdout.splitlines()[-1] == "None"
 
 
 def test_the_area_detector_profile_creates_nothing_until_it_is_edited(tmp_path):

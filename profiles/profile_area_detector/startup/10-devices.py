@@ -6,7 +6,7 @@ from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.settings import DenoiseSettings
 
 
-def area_detector(name, prefix, write_path, read_path, **_):
+def area_detector(name, prefix, write_path, read_path=None):
     """Make an areaDetector with its HDF5 plugin, through ophyd."""
     from ophyd import Component, DetectorBase, SingleTrigger
     from ophyd.areadetector.cam import CamBase
@@ -20,7 +20,10 @@ def area_detector(name, prefix, write_path, read_path, **_):
     class Detector(SingleTrigger, DetectorBase):
         cam = Component(CamBase, "cam1:")
         hdf5 = Component(
-            Writer, "HDF1:", write_path_template=write_path, read_path_template=read_path
+            Writer,
+            "HDF1:",
+            write_path_template=write_path,
+            read_path_template=read_path or write_path,
         )
 
     detector = Detector(prefix, name=name)
@@ -30,7 +33,7 @@ def area_detector(name, prefix, write_path, read_path, **_):
     return detector
 
 
-def async_detector(name, prefix, kind, write_path, **_):
+def async_detector(name, prefix, kind, write_path):
     """Make an areaDetector with its HDF5 plugin, through ophyd-async."""
     from importlib import import_module
 
@@ -54,14 +57,46 @@ def motor_record(name, prefix):
 
 
 MAKERS = {"ophyd": area_detector, "ophyd-async": async_detector}
+_NO_EPICS = "Install what speaks EPICS: `pip install pyepics` for ophyd, `aioca` for ophyd-async."
+_WHY = {
+    ModuleNotFoundError: _NO_EPICS,
+    ImportError: _NO_EPICS,
+    NotImplementedError: _NO_EPICS,
+    KeyError: "beamline.yaml says something that is not known, or lacks a line.",
+    TypeError: "beamline.yaml lacks a line, or has one too many.",
+}
+_MISSING = "Is the prefix right, the IOC running, and EPICS_CA_ADDR_LIST set?"
+
+
+def connected(kind, name, make, /, *args, **options):
+    """Make a device and wait until it answers; say what to look at if it does not."""
+    try:
+        device = make(name, *args, **options)
+        if hasattr(device, "wait_for_connection"):
+            device.wait_for_connection(timeout=BEAMLINE.get("timeout_s", 5))
+    except Exception as error:
+        why = _WHY.get(type(error), _MISSING)
+        print(f"{kind} {name}: {type(error).__name__}: {error}\n  {why}")
+        return None
+    return device
+
+
+_found = {}
 for _name, _prefix in BEAMLINE["motors"].items():
-    globals()[_name] = motor_record(_name, _prefix)
+    _found[_name] = connected("motor", _name, motor_record, _prefix)
+_detectors = {}
 for _name, _options in BEAMLINE["detectors"].items():
     _options = dict(_options)
-    globals()[_name] = MAKERS[_options.pop("layer")](_name, **_options)
+    _layer = _options.pop("layer", "ophyd")
+    if _layer not in MAKERS:
+        print(f"detector {_name}: layer is {_layer!r}; expected one of {', '.join(MAKERS)}.")
+        continue
+    _detectors[_name] = connected("detector", _name, MAKERS[_layer], **_options)
+_found |= _detectors
+globals().update({name: device for name, device in _found.items() if device is not None})
 
 denoise = denoised = None
-if BEAMLINE["detectors"]:
+if any(device is not None for device in _detectors.values()):
     _settings = dict(BEAMLINE["denoise"])
     if BEAMLINE["tiled_uri"]:
         _settings["tiled_uri"] = BEAMLINE["tiled_uri"]
