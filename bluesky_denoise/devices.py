@@ -14,7 +14,9 @@ from ophyd.status import DeviceStatus
 
 from .errors import DenoiseError, DenoiseTimeout, SettingsError
 from .last_event import LastEvent, RawEvent
+from .raw_sums import RawSums
 from .results import hinted_keys, number_keys
+from .settings import DenoiseSettings
 
 __all__ = ["DenoisedSignals", "DerivedDocuments"]
 
@@ -62,7 +64,7 @@ class DenoisedSignals(Device):
     ``_raw_sum``, ``_raw_sum_error`` and ``_denoised_sum`` (counts / s), ``_center_row``,
     ``_center_col``, ``_width_row``, ``_width_col`` (px; NaN where the peak is not
     significant) and ``_significance``. And ``raw_seq_num``, ``latency_s``, ``denoise_ok``,
-    ``denoise_reason``. Their names begin with the name of the device.
+    ``denoise_audit``, ``denoise_reason``. Their names begin with the name of the device.
 
     Parameters
     ----------
@@ -79,13 +81,17 @@ class DenoisedSignals(Device):
     timeout_s :
         How long a result may take, seconds.
     on_timeout :
-        ``"raise"``: the trigger fails with `DenoiseTimeout`; ``"nan"``: all numbers become
-        NaN, and ``denoise_ok`` False.
+        ``"raise"``: the trigger fails with `DenoiseTimeout`; ``"raw"``: intensities become
+        the sums of raw counts over their regions less the background, ``denoise_ok`` False;
+        ``"nan"``: all numbers become NaN, ``denoise_ok`` False. With ``"raw"`` the raw
+        documents must be seen, ``RE.subscribe(denoised.raw)``.
+    settings :
+        Those of the denoiser; None: the attribute `settings` of `denoise`.
 
     Raises
     ------
     SettingsError
-        If it is not told which numbers there are.
+        If it is not told which numbers there are, or lacks the settings for raw sums.
 
     Notes
     -----
@@ -107,10 +113,11 @@ class DenoisedSignals(Device):
         *,
         data_keys: Iterable[str] | None = None,
         rois: Iterable[str] | None = None,
+        settings: DenoiseSettings | None = None,
         **kwargs: Any,
     ) -> Self:
         """Make a class that has a component for each number."""
-        settings = getattr(denoise, "settings", None)
+        settings = settings or getattr(denoise, "settings", None)
         if data_keys is None:
             data_keys = getattr(settings, "data_keys", None) or ()
         if rois is None:
@@ -129,20 +136,30 @@ class DenoisedSignals(Device):
         rois: Iterable[str] | None = None,
         streams: tuple[str, ...] | None = None,
         timeout_s: float = 10.0,
-        on_timeout: Literal["raise", "nan"] = "raise",
+        on_timeout: Literal["raise", "raw", "nan"] = "raise",
+        settings: DenoiseSettings | None = None,
     ) -> None:
         if not timeout_s > 0:
             raise SettingsError(f"timeout_s is {timeout_s!r}; expected more than 0 s.")
-        if on_timeout not in ("raise", "nan"):
-            raise SettingsError(f"on_timeout is {on_timeout!r}; expected 'raise' or 'nan'.")
+        if on_timeout not in ("raise", "raw", "nan"):
+            raise SettingsError(f"on_timeout is {on_timeout!r}; expected 'raise', 'raw' or 'nan'.")
+        settings = settings or getattr(denoise, "settings", None)
+        if on_timeout == "raw" and settings is None:
+            raise SettingsError(
+                "on_timeout='raw' needs the regions, mask and exposures of the denoiser; give "
+                "DenoisedSignals its `settings`."
+            )
         super().__init__("", name=name)
         self.timeout_s, self.on_timeout = timeout_s, on_timeout
         self._denoise = denoise
-        settings = getattr(denoise, "settings", None)
         self.streams = tuple(streams or getattr(settings, "streams", None) or ("primary",))
         """The raw streams whose results are followed."""
-        self.raw = LastEvent(self.streams, getattr(settings, "data_keys", None))
-        """Subscribe it to the RunEngine, where `denoise` is on another machine."""
+        if on_timeout == "raw":
+            self.raw: LastEvent = RawSums(settings.model_copy(update={"streams": self.streams}))
+        else:
+            self.raw = LastEvent(self.streams, getattr(settings, "data_keys", None))
+        """Subscribe it to the RunEngine, where `denoise` is on another machine, or
+        `on_timeout` is ``"raw"``."""
         self._keys = {_attribute(key): key for key in self._result_keys}
         self._lock = threading.RLock()
         self._results: dict[tuple[str, str], _Newest] = {}  # by raw run, raw stream
@@ -225,8 +242,10 @@ class DenoisedSignals(Device):
             status.set_exception(error)
             return
         logger.warning("%s", error)
+        summed = self.raw.measure() if isinstance(self.raw, RawSums) else {}
         self._show(
             {
+                **summed,
                 "raw_seq_num": wanted.seq_num,
                 "denoise_ok": False,
                 "denoise_reason": str(error),
@@ -333,6 +352,7 @@ def _components(data_keys: tuple[str, ...], rois: tuple[str, ...]) -> dict[str, 
     components["raw_seq_num"] = _component(0, Kind.normal)
     components["latency_s"] = _component(_NAN, Kind.normal, "s", 3)
     components["denoise_ok"] = _component(False, Kind.normal)
+    components["denoise_audit"] = _component("", Kind.normal)
     components["denoise_reason"] = _component("", Kind.normal)
     named = {_attribute(key): component for key, component in components.items()}
     return {"_result_keys": tuple(components), **named}
@@ -349,7 +369,8 @@ def _attribute(key: str) -> str:
 
 
 def _default(key: str) -> Any:
-    return {"raw_seq_num": 0, "denoise_ok": False, "denoise_reason": ""}.get(key, math.nan)
+    others = {"raw_seq_num": 0, "denoise_ok": False, "denoise_audit": "", "denoise_reason": ""}
+    return others.get(key, math.nan)
 
 
 def _raw_stream(name: str) -> str:

@@ -12,18 +12,24 @@ from bluesky.utils import FailedStatus
 from live_path import UNIT, settings
 from ophyd.sim import SynAxis
 from ophyd.utils.errors import ReadOnlyError
+from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import DenoiseError, DenoiseTimeout, SettingsError
 from bluesky_denoise.last_event import LastEvent, RawEvent
+from bluesky_denoise.plans import denoised_count
 from bluesky_denoise.process import DenoiseProcess
-from bluesky_denoise.results import number_keys
+from bluesky_denoise.results import event_keys, number_keys
+from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.simulation import ReplayFrames
-from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 
 SHAPE = (16, 20)
 KEY = "det_image"
+SPOT = ROI(rows=(16, 32), cols=(14, 30), background_px=4)
 
 
 @pytest.fixture
@@ -53,7 +59,7 @@ class Derived:
 
     def __init__(self, data_key=KEY):
         keys = number_keys({data_key: {}}, "test")
-        self.keys = [*keys, "raw_seq_num", "latency_s", "denoise_ok", "denoise_reason"]
+        self.keys = [*keys, *event_keys("test")]
         self.functions = []
 
     def subscribe(self, func):
@@ -210,6 +216,48 @@ def test_a_deadline_can_be_nan_with_the_flag_down(derived, logged):
     assert "not denoised within" in logged()
 
 
+@pytest.mark.parametrize("kind", ["inline", "files", "async files"])
+def test_a_deadline_can_be_raw_sums_with_the_flag_down(RE, raw, tmp_path, kind):
+    counts = np.random.default_rng(0).poisson(3.0, (3, 48, 48)).astype(np.uint32)
+    frames = ReplayFrames(counts, 1.0)
+    key = "det" if kind == "async files" else KEY
+    if kind == "inline":
+        det = ReplayDetector(name="det", frames=frames)
+    elif kind == "files":
+        det = AreaDetectorReplay(name="det", frames=frames, directory=tmp_path)
+    else:
+        with init_devices():
+            provider = StaticPathProvider(UUIDFilenameProvider(), tmp_path)
+            det = AsyncReplayDetector(provider, frames, exposure_s=1.0, name="det")
+    mask = np.zeros((48, 48), bool)
+    mask[20, 20] = True
+    settings = DenoiseSettings(data_keys=[key], rois={"spot": SPOT}, mask=mask)
+    silent = Derived()
+    signals = DenoisedSignals(silent, settings=settings, timeout_s=0.05, on_timeout="raw",
+                              data_keys=[key], rois=["spot"])  # fmt: skip
+    RE.subscribe(signals.raw)
+    RE(denoised_count([det], 3, denoised=signals))
+    events = [e["data"] for e in raw.by_name["event"] if "denoised_spot_raw_sum" in e["data"]]
+    assert [e["denoised_raw_seq_num"] for e in events] == [1, 2, 3]
+    for event, frame in zip(events, counts, strict=True):
+        valid = np.where(mask, 0, frame)
+        inside = valid[16:32, 14:30].sum()
+        around = valid[12:36, 10:34].sum() - inside  # 4 pixels of frame
+        share = (16 * 16 - 1) / (24**2 - 16**2)
+        background, error = around * share, np.sqrt(inside + around * share**2)
+        assert event["denoised_spot_raw_sum"] == inside
+        assert event["denoised_spot_intensity"] == pytest.approx(inside - background)
+        assert event["denoised_spot_intensity_error"] == pytest.approx(error)
+        assert np.isnan(event["denoised_spot_denoised_sum"])
+        assert event["denoised_denoise_ok"] is False
+        assert "not denoised within" in event["denoised_denoise_reason"]
+
+
+def test_raw_sums_need_the_settings_of_the_denoiser(derived):
+    with pytest.raises(SettingsError, match="give DenoisedSignals its `settings`"):
+        signals_of(derived, on_timeout="raw")
+
+
 def test_a_derived_run_that_ended_is_not_waited_for(derived):
     signals = signals_of(derived)
     derived.open("raw-run")
@@ -274,7 +322,7 @@ def test_names_with_hyphens_become_attributes(derived):
     [
         ({"data_keys": []}, "name `data_keys`"),
         ({"timeout_s": 0}, "timeout_s is 0; expected more than 0"),
-        ({"on_timeout": "ignore"}, "expected 'raise' or 'nan'"),
+        ({"on_timeout": "ignore"}, "expected 'raise', 'raw' or 'nan'"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(derived, wrong, message):

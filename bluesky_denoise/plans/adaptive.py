@@ -144,8 +144,7 @@ def adaptive_exposure_scan(
             yield from bps.checkpoint()
             yield from bps.trigger_and_read([*detectors, motor])
             readings = yield from read_denoised(denoised, [motor])
-            ok = readings.get(f"{denoised.name}_denoise_ok", {"value": True})["value"]
-            intensity = number(readings, denoised, f"{roi}_intensity") if ok else _NAN
+            intensity = number(readings, denoised, f"{roi}_intensity")
             error = number(readings, denoised, f"{roi}_intensity_error")
             tally.add(intensity, error, exposure_s)
         if reference is not None:
