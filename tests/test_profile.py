@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -55,6 +56,8 @@ class Prompt:
             encoding="utf-8",
             timeout=170,
             dimensions=(50, 250),
+            # Ctrl-C reaches it also where the tests themselves run in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **kwargs,
         )
         self.greeting = self._until_prompt()
