@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench evaluate trust lint clean
+.PHONY: demo test bench evaluate trust docs lint clean
 
 demo: .venv/installed
 	$(BIN)/bluesky-denoise demo
@@ -22,6 +22,9 @@ trust: .venv/installed
 	$(BIN)/bluesky-denoise evaluate --report evaluation_report.html --json build/shipped.json
 	$(if $(DATA),$(BIN)/bluesky-denoise evaluate $(DATA) --json build/measured.json)
 	$(BIN)/python -m bluesky_denoise.evaluation.trust docs build/shipped.json $(if $(DATA),build/measured.json)
+
+docs: .venv/installed
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_plans_docs.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -37,12 +37,12 @@ def demo(
     picture: Annotated[Path, typer.Option(help="Picture to write.")] = Path("demo.png"),
 ) -> None:
     """Scan measured frames, denoise them beside the scan, and compare with long exposures."""
-    from . import demo as job
-    from .server import embedded_tiled
-
     if directory.exists():
         shutil.rmtree(directory)
     with console.status("Starting a Tiled server and the denoiser"):
+        from . import demo as job
+        from .server import embedded_tiled
+
         server = embedded_tiled(directory)
         uri = server.__enter__()
     try:

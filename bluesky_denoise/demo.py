@@ -27,6 +27,7 @@ __all__ = ["Comparison", "compare", "draw", "scan_and_denoise"]
 
 _AROUND = 10  # frames before and after that make the reference
 _SHOWN_COLUMNS = 110  # on either side of the line, in the picture
+_PROFILE_ROWS = slice(20, 60)
 KEY = "pilatus_image"
 
 
@@ -157,7 +158,7 @@ def draw(shown: dict[str, np.ndarray], path: Path) -> None:
     names = ("raw 1 s", "denoised 1 s", "measured 20 s")
     colors = {"raw 1 s": "0.7", "denoised 1 s": "tab:red", "measured 20 s": "k"}
     norm = LogNorm(0.3, float(np.percentile(shown["measured 20 s"], 99.9)))
-    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
+    figure = plt.figure(figsize=(11, 7.5), layout="compressed")
     axes = figure.subplot_mosaic([list(names), ["profile"] * 3], height_ratios=[1.3, 1])
     left, right = max(0, line - _SHOWN_COLUMNS), line + _SHOWN_COLUMNS
     for name in names:
@@ -168,16 +169,17 @@ def draw(shown: dict[str, np.ndarray], path: Path) -> None:
             extent=(left, right, len(shown[name]), 0),
         )
         axes[name].set(title=name, xticks=[], yticks=[])
+        for row in (_PROFILE_ROWS.start, _PROFILE_ROWS.stop):
+            axes[name].axhline(row, color="w", linestyle=":", linewidth=0.8)
     figure.colorbar(image, ax=[axes[name] for name in names], label="counts / s")
-    rows = slice(20, 60)
     columns = np.arange(line - 40, line + 41)
     for name in ("raw 1 s", "measured 20 s", "denoised 1 s"):
-        profile = shown[name][rows][:, columns].mean(0)
+        profile = shown[name][_PROFILE_ROWS][:, columns].mean(0)
         axes["profile"].plot(
             columns, profile, color=colors[name], label=name, drawstyle="steps-mid"
         )
     axes["profile"].set(
-        title=f"Across the weak line, mean of rows {rows.start} to {rows.stop}",
+        title="Across the weak line, mean of the rows between the dotted lines",
         xlabel="column (pixels)",
         ylabel="counts / s",
     )

@@ -33,7 +33,9 @@ from live_path import (
     values,
     wait_for,
 )
-from ophyd.sim import SynAxis, SynSignal, SynSignalWithRegistry
+from ophyd.sim import DirectImage, SynAxis, SynSignal, SynSignalWithRegistry
+from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
+from ophyd_async.sim import SimBlobDetector
 from tiled.client import from_uri
 from tiled.structures.core import Spec
 
@@ -42,6 +44,7 @@ from bluesky_denoise.backup import backup_files, read_backup
 from bluesky_denoise.errors import DenoiseTimeout, ModelNotFound, SettingsError
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, assert_emitted, validate_documents
 
@@ -141,25 +144,44 @@ def gate(tmp_path, monkeypatch):
 
 
 def test_a_scan_at_the_prompt_gives_a_denoised_stream_in_tiled(RE, tiled, tmp_path):
+    """With detectors of ophyd, of ophyd-async and ours, as typed in the README."""
     from bluesky_denoise import DenoiseProcess, DenoiseSettings
 
-    det, motor = PlainImage(func=(func := poisson()), name="det"), SynAxis(name="motor")
+    motor, path = SynAxis(name="motor"), tmp_path / "raw"
+    path.mkdir()
+    frames = ReplayFrames(FRAMES, 0.1)
+    paths = StaticPathProvider(UUIDFilenameProvider(), path)
+    with init_devices():
+        blob = SimBlobDetector(paths, name="blob")
+        flown = AsyncReplayDetector(paths, frames, name="flown")
+    detectors = {
+        "direct_img": DirectImage(func=poisson(), name="direct"),
+        "blob": blob,
+        "flown": flown,
+        "ad_image": AreaDetectorReplay(name="ad", frames=frames, directory=path),
+    }
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
     options = DenoiseSettings(
         tiled_uri=tiled.uri,
-        data_keys=["det"],
+        data_keys=list(detectors),
         exposure_s=0.1,
         frames_directory=tmp_path / "denoised",
     )
     with DenoiseProcess(options, model="bluesky_denoise.testing:UnitDenoiser") as denoise:
-        assert denoise.settings.data_keys == ("det",)
+        assert denoise.settings.data_keys == tuple(detectors)
         assert denoise.settings.frames_directory == tmp_path / "denoised"
         RE.subscribe(denoise)
-        (uid,) = RE(bp.scan([det], motor, -1, 1, 20))
-        denoise.wait(60)
-    frames = tiled.client[uid]["denoised"]["det"].read()
-    np.testing.assert_allclose(frames, np.stack(func.taken[-20:]) / 0.1, rtol=1e-6)
-    tiled.client[uid].validate(raise_on_error=True)
+        uids = {key: RE(bp.scan([det], motor, -1, 1, 3))[0] for key, det in detectors.items()}
+        denoise.wait(90)
+    for key, uid in uids.items():
+        run = tiled.client[uid]
+        counts, rates = run["primary"][key].read(), run["denoised"][key].read()
+        exposure_s = run["denoised"][f"{key}_exposure_s"].read()[0]
+        np.testing.assert_allclose(
+            rates, counts.reshape(rates.shape) / exposure_s, rtol=1e-6, err_msg=key
+        )
+        assert rates.max() > 0
+        assert list(run["denoised"]["denoise_ok"].read()) == [True] * 3
 
 
 def test_a_live_table_prints_denoised_numbers(RE, live, capsys):
