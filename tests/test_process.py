@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import bluesky.plan_stubs as bps
@@ -269,8 +270,9 @@ def test_a_frame_whose_shape_changes(RE, raw, tiled, shared):
 
     shapes = iter([SHAPE, (18, 24), SHAPE])
     det = AnyShape(name="det", func=lambda: np.full(next(shapes), 3, np.uint32))
-    derived = DocumentCollector()
+    derived, unchanged = DocumentCollector(), UnchangedDocuments()
     token = shared.subscribe(derived)
+    RE.subscribe(unchanged)
     RE.subscribe(shared)
     # Frames of two shapes are too much for TiledWriter: the raw run is its node alone.
     RE.subscribe(lambda name, doc: open_node(tiled, doc), "start")
@@ -279,6 +281,7 @@ def test_a_frame_whose_shape_changes(RE, raw, tiled, shared):
     shared.unsubscribe(token)
     raw.validate()
     derived.validate()
+    unchanged.check()
     assert_emitted(raw.by_name, start=1, descriptor=1, event=3, stop=1)
     assert values(derived, "denoise_ok") == [True, False, True]
     assert values(derived, "denoise_reason")[1] == (
@@ -454,7 +457,8 @@ def test_a_killed_child_with_frames_inside_the_events_is_counted_right(
 def test_a_full_queue_holds_the_scan_for_a_bounded_time_and_what_is_skipped_is_told(
     RE, raw, gate, tmp_path, logged
 ):
-    derived, held = DocumentCollector(), []
+    derived, held, unchanged = DocumentCollector(), [], UnchangedDocuments()
+    RE.subscribe(unchanged)
     options = settings(
         model="child_denoisers:Gated", frames_directory=tmp_path / "denoised", queue_size=4
     )
@@ -477,6 +481,10 @@ def test_a_full_queue_holds_the_scan_for_a_bounded_time_and_what_is_skipped_is_t
         gate.touch()
         denoise.wait(60)
     derived.validate()
+    unchanged.check()
+    np.testing.assert_array_equal(
+        [e["data"]["det_image"] for e in raw.by_name["event"]], np.resize(FRAMES, (30, *SHAPE))
+    )
     ok, reasons = values(derived, "denoise_ok"), values(derived, "denoise_reason")
     assert values(derived, "raw_seq_num") == list(range(1, 31))
     assert 4 <= sum(ok) < 30
@@ -647,10 +655,16 @@ def test_two_hundred_runs_leave_no_memory_and_no_files_behind(RE, tmp_path):
     """Each run brings 1 MB of frames: one in ten that stayed would show."""
     counts = np.ones((2, 256, 256), np.uint16)
     det = ReplayDetector(name="det", frames=ReplayFrames(counts, 0.5), exposure_s=0.5)
-    ended = []
+    ended, taken = [], Counter()
+
+    def raw(name, doc):
+        taken[name] += 1
+        assert name != "event" or np.array_equal(doc["data"]["det_image"], counts[0])
+
     with DenoiseProcess(settings(frames_directory=tmp_path / "denoised")) as denoise:
         denoise.subscribe(lambda name, doc: ended.append(doc["num_events"]), "stop")
         RE.subscribe(denoise)
+        RE.subscribe(raw)
         measured = []
         for number in range(1, 201):
             RE(bp.count([det], 4))
@@ -658,6 +672,7 @@ def test_two_hundred_runs_leave_no_memory_and_no_files_behind(RE, tmp_path):
             if number in (40, 200):
                 measured.append(resources(os.getpid(), denoise.pid))
         assert ended == [{"denoised": 4}] * 200
+        assert taken == {"start": 200, "descriptor": 200, "event": 800, "stop": 200}
         assert not denoise._open
         assert not denoise._raw_of
     for before, after in zip(*measured, strict=True):
