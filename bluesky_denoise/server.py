@@ -118,7 +118,7 @@ def _serve_what_the_reader_has_seen(app: Any) -> None:
     app.dependency_overrides[parse_slice_param] = first_rows
 
 
-def _wait_until_ready(url: str, timeout_s: float = 20.0) -> None:
+def _wait_until_ready(url: str, timeout_s: float = 60.0) -> None:
     """Wait for the application, which answers later than the socket listens."""
     deadline = time.monotonic() + timeout_s
     with httpx.Client(trust_env=False) as client:

@@ -23,7 +23,7 @@ def python_path():
     return os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
-def wait_for(condition, timeout_s=30.0, what="what the test waits for"):
+def wait_for(condition, timeout_s=60.0, what="what the test waits for"):
     """Return the first true value of `condition()`; fail after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:

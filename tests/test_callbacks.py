@@ -56,7 +56,7 @@ def test_replay_denoises_runs_that_are_in_tiled(RE, tiled, settings_file, enviro
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
     (uid,) = RE(bp.scan([camera], motor, -1, 1, 3))
     process = start(["callbacks/replay.py", str(settings_file), uid[:8]], environment)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     stream = denoised_streams(tiled.client[uid])[0]
     assert f"{uid}: denoised as run {stream.run_uid}" in output
@@ -69,7 +69,7 @@ def test_replay_says_what_it_could_not_do(RE, tiled, settings_file, environment)
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
     (uid,) = RE(bp.count([det]))
     process = start(["callbacks/replay.py", str(settings_file), uid], environment)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "holds no frames" in output
 
@@ -96,7 +96,7 @@ def test_in_process_gives_a_prompt_whose_runs_are_denoised_to_the_end(
         environment,
         stdin=subprocess.PIPE,
     )
-    output, _ = process.communicate(SESSION, timeout=90)
+    output, _ = process.communicate(SESSION, timeout=150)
     assert process.returncode == 0, output
     told = dict(re.findall(r"(child|run) ([\w-]+)$", output, re.MULTILINE))
     assert not psutil.pid_exists(int(told["child"]))
