@@ -11,7 +11,6 @@ from tiled.client.utils import ClientError
 from tiled.queries import Eq
 
 from .archive import archived_documents
-from .derived import stream_name
 from .errors import DenoiseError, TiledUnavailable
 from .router import DenoiserLike, DenoiseRouter
 from .settings import DenoiseSettings
@@ -167,7 +166,7 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
             found.num_events == wanted and _none_is_missing(found.stream)
             for found in denoised_streams(raw)
             if found.exit_status in ("success", "abort")
-            and found.name.startswith(stream_name(name))
+            and found.raw_stream == name
         ):
             return wanted == 0
     return True
