@@ -165,8 +165,7 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
         if not any(
             found.num_events == wanted and _none_is_missing(found.stream)
             for found in denoised_streams(raw)
-            if found.exit_status in ("success", "abort")
-            and found.raw_stream == name
+            if found.exit_status in ("success", "abort") and found.raw_stream == name
         ):
             return wanted == 0
     return True
