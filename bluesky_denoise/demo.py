@@ -184,5 +184,5 @@ def draw(shown: dict[str, np.ndarray], path: Path) -> None:
         ylabel="counts / s",
     )
     axes["profile"].legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

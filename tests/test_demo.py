@@ -19,6 +19,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("0[123]*.py"))  # test_plans_docs has
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # a loaded machine takes ten times as long as a free one
 def test_the_demo_ends_in_words_and_in_a_picture(tmp_path):
     command = [sys.executable, "-m", "bluesky_denoise.cli", "demo"]
     done = subprocess.run(
@@ -28,7 +29,7 @@ def test_the_demo_ends_in_words_and_in_a_picture(tmp_path):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=380,
     )
     assert done.returncode == 0, done.stderr
     scores = dict(re.findall(r"(raw|Gaussian|denoised)[ 1s]* │ +([\d.]+)", done.stdout))
