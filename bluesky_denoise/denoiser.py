@@ -52,6 +52,8 @@ class Denoiser:
         self.version: str = str(card.get("package_version", ""))
         self._kind = torch.device(self.device).type
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self._has_variance = getattr(model, "tells_variance", False)
+        self._stretch = {float(key): float(value) for key, value in card.get("stretch", {}).items()}
         self._most_pixels = MOST_PIXELS[self._kind]
 
     @classmethod
@@ -106,7 +108,8 @@ class Denoiser:
         Returns
         -------
         Denoised
-            ``rate``, shape of ``counts``, float32, counts / s, >= 0; NaN where masked.
+            ``rate`` and its standard error ``sigma``, shape of ``counts``, float32,
+            counts / s, >= 0; NaN where masked. ``sigma`` is None if the network has none.
 
         Raises
         ------
@@ -126,22 +129,24 @@ class Denoiser:
         stack = counts if counts.ndim == 3 else counts[None]  # (H, W) -> (1, H, W)
         seconds = _check_exposure(exposure_s, len(stack), counts.ndim)
         masked = _check_mask(mask, stack.shape[1:])
-        rate = np.empty(stack.shape, np.float32)
+        out = np.empty((2 if self._has_variance else 1, *stack.shape), np.float32)
         # Checked and converted a few frames at a time, so that a long stack fits memory.
         each = max(1, self._most_pixels // (stack.shape[1] * stack.shape[2]))
         start = 0
         prepared = _prepare(stack[:each], masked)
         while start < len(stack):
             frames, valid = prepared
-            rate[start : start + len(frames)] = self._expected(frames, valid)
+            out[:, start : start + len(frames)] = self._expected(frames, valid)
             start += len(frames)
             if start < len(stack):
                 prepared = _prepare(stack[start : start + each], masked)
-        rate /= seconds[:, None, None]
-        return Denoised(rate=rate.reshape(counts.shape))
+        np.sqrt(out[1:], out=out[1:])
+        out /= seconds[:, None, None]
+        rate, *sigma = out.reshape(len(out), *counts.shape)
+        return Denoised(rate, sigma[0] if sigma else None, self._stretch)
 
     def _expected(self, frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Estimate expected counts, NaN where not valid: (B, H, W) float32.
+        """Estimate expected counts and variance, NaN where not valid: (1 or 2, B, H, W).
 
         When memory runs out, the batch is halved, then the tile, and the work goes on.
         """
@@ -176,12 +181,12 @@ class Denoiser:
             parts = [
                 self._run(frames[i : i + each], valid[i : i + each]) for i in range(0, batch, each)
             ]
-            return np.concatenate(parts)
-        out = np.empty(frames.shape, np.float32)
+            return np.concatenate(parts, axis=1)
+        out = np.empty((2 if self._has_variance else 1, *frames.shape), np.float32)
         for outer, inner, core in self._tiles(height, width):
             for i in range(batch):
                 tile = self._run(frames[i : i + 1, *outer], valid[i : i + 1, *outer])
-                out[i, *core] = tile[0][inner]
+                out[:, i, *core] = tile[:, 0, *inner]
         return out
 
     def _tiles(
@@ -213,7 +218,7 @@ class Denoiser:
                 yield outer, inner, core
 
     def _run(self, frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Run the network on frames that it can take at once: (B, H, W) -> (B, H, W)."""
+        """Run the network on frames that it can take at once: (B, H, W) -> (1 or 2, B, H, W)."""
         height, width = frames.shape[1:]
         step = int(self._model.multiple)
         pad = (0, -width % step, 0, -height % step)
@@ -222,9 +227,9 @@ class Denoiser:
             # Padded pixels are masked: the network must not see them as dark.
             v = self._tensor(valid, pad)
             with self._autocast():
-                out = self._model(x, v)
-            out = out[:, 0, :height, :width].float()  # -> (B, H, W)
-            return out.cpu().numpy()
+                out = self._model.estimate(x, v)[:2] if self._has_variance else [self._model(x, v)]
+            images = [image[:, 0, :height, :width].float() for image in out]
+            return torch.stack(images).cpu().numpy()
 
     def _tensor(self, array: np.ndarray, pad: tuple[int, int, int, int]) -> Tensor:
         x = torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)

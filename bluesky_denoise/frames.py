@@ -1,6 +1,8 @@
 """Frames on their way in, and denoised frames on their way out."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 
@@ -32,5 +34,39 @@ class Denoised:
     rate: np.ndarray
     """Same shape as the counts, float32, counts / s, >= 0; NaN where masked."""
     sigma: np.ndarray | None = None
-    """Standard error of ``rate``, same shape, float32, counts / s; NaN where masked. None
-    where the denoiser gives none."""
+    """Standard error of ``rate``: same shape, float32, counts / s, > 0; NaN where masked.
+    Of single pixels: errors of neighbours are correlated, so they do not add in quadrature.
+    None if the network tells none."""
+    stretch: Mapping[float, float] = field(default_factory=dict)
+    """Confidence -> how much wider an interval must be than a normal distribution's, as
+    found on held-out frames; 1 where nothing is known."""
+
+    def interval(self, confidence: float = 0.68) -> tuple[np.ndarray, np.ndarray]:
+        """Return the interval of each pixel that holds the true rate with a probability.
+
+        Parameters
+        ----------
+        confidence : probability, above 0 and below 1
+
+        Returns
+        -------
+        tuple of numpy.ndarray
+            Lower and upper limit, shape of ``rate``, float32, counts / s, >= 0; NaN where
+            masked.
+
+        Raises
+        ------
+        ValueError
+            If the confidence is not a probability, or the network tells no errors.
+        """
+        if not 0 < confidence < 1:
+            raise ValueError(f"The confidence is {confidence!r}; expected above 0 and below 1.")
+        if self.sigma is None:
+            raise ValueError(
+                "These weights tell no standard errors; the shipped ones (`default`) do."
+            )
+        known = sorted(self.stretch) or [0.5]
+        values = [self.stretch.get(key, 1.0) for key in known]
+        factor = NormalDist().inv_cdf(0.5 + confidence / 2)
+        half = self.sigma * np.float32(factor * np.interp(confidence, known, values))
+        return np.maximum(self.rate - half, 0), self.rate + half

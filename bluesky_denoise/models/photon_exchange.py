@@ -2,7 +2,7 @@
 
 The estimate is a rearrangement of the counted photons. At every level of a pyramid
 (full resolution, 2, 4, 8 and 16 pixels) the network gives each pixel a share ``u_k``
-of a few fixed symmetric kernels ``A_k`` (itself, a blur, lines of four directions)
+of a few fixed symmetric kernels ``A_k`` (itself, a blur, lines of eight directions)
 and of the next coarser level. Two pixels exchange photons through a kernel only as
 far as *both* ask for it:
 
@@ -17,6 +17,8 @@ whose matrix is symmetric with rows, and hence columns, that sum to 1. So, whate
 the weights: ``out >= 0``, the counts of the valid pixels keep their sum exactly, a
 flat frame stays flat up to masks and borders, and a hot pixel that asks for nothing
 gives nothing. ``docs/decisions/0001-photons-are-exchanged.md`` has the evidence.
+
+A second, small head tells the variance of each pixel of the estimate.
 """
 
 import itertools
@@ -27,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PhotonExchange"]
+__all__ = ["Estimate", "PhotonExchange"]
 
 LEVELS = 5
 """Levels of the pyramid; a pixel of the coarsest is 2 ** (LEVELS - 1) pixels wide."""
@@ -35,6 +37,19 @@ LEVELS = 5
 
 DIRECTIONS = ((1, 0), (0, 1), (1, 1), (1, -1))
 """Steps (rows, columns) of the lines that photons can be shared along."""
+BETWEEN = ((1, 2), (2, 1), (1, -2), (2, -1))
+"""Steps of the lines in between, at the finest level."""
+
+
+class Estimate(NamedTuple):
+    """What the network says of a frame; all (B, 1, H, W) float32, 0 where masked."""
+
+    counts: Tensor
+    """Expected counts, >= 0."""
+    variance: Tensor
+    """Expected squared error of ``counts``, counts squared, > 0."""
+    spread: Tensor | None
+    """Another image, its photons exchanged as those of the frame were."""
 
 
 class _Shares(NamedTuple):
@@ -106,6 +121,11 @@ def _line(x: Tensor, rows: int, cols: int) -> Tensor:
     return _spread(x, (rows, cols), (2 * rows, 2 * cols))
 
 
+def _dashed(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Average over [1, 2, 1] / 4 in steps of a direction."""
+    return _spread(x, (rows, cols))
+
+
 def _long(x: Tensor, rows: int, cols: int) -> Tensor:
     """Blur along one axis, sigma 7 pixels, width 1 pixel: (B, C, h, w), symmetric."""
     axis = 2 if rows else 3
@@ -128,13 +148,22 @@ def _wider(x: Tensor) -> Tensor:
     return _spread(x, (1, 0), (2, 0), (4, 0), (0, 1), (0, 2), (0, 4))
 
 
-def _ring_maximum(x: Tensor, reach: int = 3) -> Tensor:
-    """Largest of the eight pixels that are ``reach`` away, 0 outside of the frame."""
+def _largest_of_seven(x: Tensor, axis: int) -> Tensor:
+    """Largest of seven pixels in a row: 6 fewer along the axis."""
+    size = x.shape[axis]
+    for step in (1, 2, 3):
+        size -= step
+        x = torch.maximum(x.narrow(axis, 0, size), x.narrow(axis, step, size))
+    return x
+
+
+def _ring_maximum(x: Tensor) -> Tensor:
+    """Largest of the 24 pixels that are 3 away, 0 outside of the frame."""
     height, width = x.shape[-2:]
-    x = F.pad(x, (reach, reach, reach, reach))
-    shifts = itertools.product((0, reach, 2 * reach), repeat=2)
-    ring = [x[..., i : i + height, j : j + width] for i, j in shifts if (i, j) != (reach, reach)]
-    return reduce(torch.maximum, ring)
+    x = F.pad(x, (3, 3, 3, 3))
+    across, along = _largest_of_seven(x, 3), _largest_of_seven(x, 2)
+    parts = (across[..., :height, :], across[..., 6:, :], along[..., :width], along[..., 6:])
+    return reduce(torch.maximum, parts)
 
 
 def _largest_near(x: Tensor) -> Tensor:
@@ -142,6 +171,22 @@ def _largest_near(x: Tensor) -> Tensor:
     x = F.pad(x, (1, 1, 1, 1))
     x = reduce(torch.maximum, (x[..., :-2, :], x[..., 1:-1, :], x[..., 2:, :]))
     return reduce(torch.maximum, (x[..., :-2], x[..., 1:-1], x[..., 2:]))
+
+
+def _mean_near(x: Tensor) -> Tensor:
+    """Average over 3 x 3 pixels, 0 outside."""
+    x = F.pad(x, (1, 1, 1, 1))
+    x = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
+    return (x[..., :-2] + x[..., 1:-1] + x[..., 2:]) * (1 / 9)
+
+
+def _excess(counts: Tensor) -> Tensor:
+    """Tell how far counts stand out over all those 3 away, in standard deviations, >= 0.
+
+    A line goes on 3 pixels away, and hence does not stand out.
+    """
+    ring = _ring_maximum(counts)
+    return (counts - ring).clamp_min(0) * torch.rsqrt(ring + 1)
 
 
 def _shuffle(x: Tensor) -> Tensor:
@@ -189,7 +234,8 @@ class _Block(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.relu(self.first(F.relu(x)), inplace=True))
+        # In place: a fifth of the time goes into new memory.
+        return self.second(F.relu(self.first(F.relu(x)), inplace=True)).add_(x)
 
 
 class PhotonExchange(nn.Module):
@@ -200,9 +246,9 @@ class PhotonExchange(nn.Module):
     channels : channels of the U-Net at 2, 4, 8 and 16 pixels
     full_counts : counts beyond which a pixel is left as it was counted: its share that
         may be exchanged is ``exp(-(n / full_counts) ** 2)``
-    full_sigmas : a pixel that stands out by more than this many standard deviations over
-        all pixels 3 away stays as it was counted, with its neighbours: their share that
-        may be exchanged is ``exp(-(z / full_sigmas) ** 4)``
+    pixel_sigmas, spot_sigmas : a pixel, and 3 x 3 pixels, that stand out by more than so many
+        standard deviations over all those 3 away stay as they were counted, with their
+        neighbours: the share that may be exchanged is ``exp(-(z / sigmas) ** 16)``
     floor : least root of a share before it is normalised, so that no estimate near a
         photon is 0
     """
@@ -211,28 +257,34 @@ class PhotonExchange(nn.Module):
     """Frames must be padded to a multiple of this many pixels."""
     field_px = 384
     """Pixels beyond this distance cannot change an estimate by more than rounding."""
+    tells_variance = True
+    """`estimate` gives the variance too, and `forward` does if it is given a third image."""
 
     def __init__(
         self,
-        channels: tuple[int, ...] = (24, 32, 48, 48),
+        channels: tuple[int, ...] = (24, 40, 56, 64),
         full_counts: float = 4000.0,
-        full_sigmas: float = 6.0,
+        pixel_sigmas: float = 4.7,
+        spot_sigmas: float = 4.3,
         floor: float = 0.005,
     ) -> None:
         super().__init__()
         self.full_counts = full_counts
-        self.full_sigmas = full_sigmas
+        self.pixel_sigmas = pixel_sigmas
+        self.spot_sigmas = spot_sigmas
         self.floor = floor
         fine = (_blur, *(partial(_line, rows=r, cols=c) for r, c in DIRECTIONS))
         long = tuple(partial(_long, rows=r, cols=c) for r, c in DIRECTIONS[:2])
-        self.banks = (fine + long, fine + long, fine + long, fine, (*fine, _wide, _wider))
+        between = tuple(partial(_dashed, rows=r, cols=c) for r, c in BETWEEN)
+        self.banks = (fine + between + long, fine + long, fine + long, fine, (*fine, _wide, _wider))
         # Itself, the kernels, and the coarser level where there is one.
         self.heads = [len(bank) + 2 for bank in self.banks[:-1]] + [len(self.banks[-1]) + 1]
         ins = [4 * 4 + 6, 6] + [4] * (LEVELS - 3)
         self.stems = nn.ModuleList(
             nn.Conv2d(i, c, 3, padding=1) for i, c in zip(ins, channels, strict=True)
         )
-        self.encoders = nn.ModuleList(_Block(c) for c in channels)
+        # None at 2 pixels: half of the time would be spent there.
+        self.encoders = nn.ModuleList([nn.ReLU(), *(_Block(c) for c in channels[1:])])
         self.downs = nn.ModuleList(
             nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(channels)
         )
@@ -242,6 +294,10 @@ class PhotonExchange(nn.Module):
             nn.Conv2d(c, h, 1) for c, h in zip(channels, self.heads[1:], strict=True)
         )
         self.out_full = nn.Conv2d(channels[0], 4 * self.heads[0], 1)
+        self.variance_in = nn.Conv2d(channels[0] + 8, 32, 1)
+        self.variance_out = nn.Conv2d(32, 4, 1)
+        for head in (*self.outs, self.out_full):
+            nn.init.constant_(head.bias, 0.5)  # all shares alike at first
 
     def features(self, counts: Tensor, valid: Tensor) -> list[Tensor]:
         """Describe every level by levels and significances: 4 or 6 channels, |x| below 20.
@@ -278,8 +334,8 @@ class PhotonExchange(nn.Module):
             out.append(torch.cat(found, 1))
         return out
 
-    def shares(self, counts: Tensor, valid: Tensor) -> list[_Shares]:
-        """Run the U-Net: shares of every kernel at every level."""
+    def shares(self, counts: Tensor, valid: Tensor) -> tuple[list[_Shares], Tensor]:
+        """Run the U-Net: shares of every kernel at every level, and its last features."""
         # Counts need all their digits: only the convolutions may run at half precision.
         with torch.autocast(counts.device.type, enabled=False):
             feats = self.features(counts, valid)
@@ -291,19 +347,19 @@ class PhotonExchange(nn.Module):
             zip(self.stems, self.encoders, inputs, strict=True)
         ):
             y = stem(feat.contiguous(memory_format=torch.channels_last))
-            x = y if x is None else y + self.downs[i - 1](x)
+            x = y if x is None else y.add_(self.downs[i - 1](x))
             x = encoder(x)
             skips.append(x)
         logits = [_point(self.outs[-1], x)]
         for i in reversed(range(len(skips) - 1)):
-            x = skips[i] + F.interpolate(self.ups[i](x), scale_factor=2.0)
+            x = F.interpolate(self.ups[i](x), scale_factor=2.0).add_(skips[i])
             x = self.decoders[i](x)
             logits.insert(0, _point(self.outs[i], x))
         # The frame's own shares stay apart by the parity of row and column until they are
         # normalised: (B, 4 K, H/2, W/2) -> (B, K, 2, 2, H/2, W/2).
         logits.insert(0, _point(self.out_full, x).unflatten(1, (-1, 2, 2)))
         # Plane by plane from here on: shares multiply single-channel frames.
-        return self._bound([z.float() for z in logits], counts, valid)
+        return self._bound([z.float() for z in logits], counts, valid), x
 
     def _bound(self, logits: list[Tensor], counts: Tensor, valid: Tensor) -> list[_Shares]:
         full, *others = logits
@@ -320,21 +376,16 @@ class PhotonExchange(nn.Module):
 
     def _free(self, counts: Tensor) -> Tensor:
         """Tell how far a pixel may exchange photons at all, 0 to 1, as a root."""
-        ring = _ring_maximum(counts)
-        excess = (counts - ring).clamp_min(0) * torch.rsqrt(ring + 1) / self.full_sigmas
-        excess = _largest_near(excess)  # its neighbours, the spot's wings, stay too
-        return torch.exp(-0.5 * ((counts / self.full_counts) ** 2 + excess**4))
+        pixel = _excess(counts) / self.pixel_sigmas
+        spot = _excess(9 * _mean_near(counts)) / self.spot_sigmas
+        excess = _largest_near(torch.maximum(pixel, spot))  # neighbours stay too
+        return torch.exp(-0.5 * ((counts / self.full_counts) ** 2 + excess**16))
 
     def _roots(self, z: Tensor, free: Tensor | None = None) -> list[Tensor]:
-        """Roots of a softmax, with a floor so that no estimate near a photon is 0."""
-        planes = z.split(1, 1)
-        top = reduce(torch.maximum, planes)
-        planes = [torch.exp(0.5 * (plane - top)) + self.floor for plane in planes]
-        square = planes[0] * planes[0]
-        for plane in planes[1:]:
-            square = torch.addcmul(square, plane, plane)
-        scale = torch.rsqrt(square) if free is None else torch.rsqrt(square) * free
-        return [plane * scale for plane in planes]
+        """Roots of shares: of unit length, with a floor so that no estimate near a photon is 0."""
+        z = F.relu(z) + self.floor
+        scale = torch.rsqrt((z * z).sum(1, keepdim=True))
+        return list((z * (scale if free is None else scale * free)).split(1, 1))
 
     def exchange(self, shares: list[_Shares], x: Tensor, level: int = 0) -> Tensor:
         """Apply M: (B, C, h, w) -> (B, C, h, w)."""
@@ -348,25 +399,63 @@ class PhotonExchange(nn.Module):
             out = torch.addcmul(out, coarser, _up(beyond))
         return out
 
-    def forward(self, counts: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self, counts: Tensor, valid: Tensor, other: Tensor | None = None
+    ) -> Tensor | Estimate:
         """Estimate expected counts.
 
         Parameters
         ----------
         counts : (B, 1, H, W) float32 counts, 0 where masked; H, W multiples of `multiple`
         valid : (B, 1, H, W) float32, 1 where a pixel counts, else 0
+        other : (B, 1, H, W), an image to be spread as the counts are: the true expected
+            counts come out as what such counts would give on average
 
         Returns
         -------
-        Tensor
-            (B, 1, H, W) float32 expected counts, 0 where masked.
+        Tensor or Estimate
+            (B, 1, H, W) float32 expected counts, 0 where masked; with ``other``, all that
+            is known.
         """
-        shares = self.shares(counts, valid)
+        if other is not None:
+            return self.estimate(counts, valid, other)
+        shares, _ = self.shares(counts, valid)
         with torch.autocast(counts.device.type, enabled=False):
-            scale = torch.rsqrt(self.exchange(shares, valid).clamp_min(1e-6)) * valid
-            # No row of s M s may exceed 1, else a pixel would give more than it has.
-            reached = self.exchange(shares, scale)
-            scale = torch.minimum(scale, 1 / reached.clamp_min(1e-6)) * valid
-            both = self.exchange(shares, torch.cat([scale, scale * counts], 1))  # (B, 2, H, W)
-            share, moved = (scale * both).split(1, 1)
-            return (moved + (1 - share).clamp_min(0) * counts) * valid
+            (out,), _ = self._moved(shares, valid, counts)
+            return out
+
+    def estimate(self, counts: Tensor, valid: Tensor, other: Tensor | None = None) -> Estimate:
+        """Estimate expected counts and their variance; arguments as for `forward`."""
+        shares, found = self.shares(counts, valid)
+        with torch.autocast(counts.device.type, enabled=False):
+            images = [counts] if other is None else [counts, other]
+            out, own = self._moved(shares, valid, *images)
+            variance = self._variance(found, out[0], own) * valid
+        return Estimate(out[0], variance, None if other is None else out[1])
+
+    def _moved(
+        self, shares: list[_Shares], valid: Tensor, *images: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Exchange the photons of images; also the share of its own that a pixel keeps."""
+        scale = torch.rsqrt(self.exchange(shares, valid).clamp_min(1e-6)) * valid
+        # No row of s M s may exceed 1, else a pixel would give more than it has.
+        reached = self.exchange(shares, scale)
+        scale = torch.minimum(scale, 1 / reached.clamp_min(1e-6)) * valid
+        all_images = torch.cat([scale, *(scale * image for image in images)], 1)
+        share, *moved = (scale * self.exchange(shares, all_images)).split(1, 1)
+        left = (1 - share).clamp_min(0)
+        out = [(m + left * image) * valid for m, image in zip(moved, images, strict=True)]
+        return out, left + (scale * shares[0].kernels[0]) ** 2
+
+    def _variance(self, found: Tensor, out: Tensor, own: Tensor) -> Tensor:
+        """Tell the variance from the last features, the estimate and what a pixel kept.
+
+        The estimate itself is not trained by its variance: features are detached.
+        """
+        told = [torch.log(own.detach() + 1e-3), torch.log(out.detach() + 1e-3)]
+        told = [F.pixel_unshuffle(0.3 * x, 2) for x in told]
+        x = torch.cat([found.detach().float(), *told], 1)  # (B, C + 8, H/2, W/2)
+        x = F.relu(self.variance_in(x.contiguous(memory_format=torch.channels_last)))
+        x = F.pixel_shuffle(self.variance_out(x), 2)  # -> (B, 1, H, W)
+        # Relative to a Poisson variance; bounded, so that a strange frame does not overflow.
+        return torch.exp(12 * torch.tanh(x / 12)) * (out.detach() + 1e-5)

@@ -18,9 +18,10 @@ def random_scene(
 
     A background (flat, sloping, cloudy, or decaying from a beam centre) carries any of
     Bragg peaks, streaks, powder rings, fringes, speckle, shadow edges, a beam stop and
-    hot pixels. One frame in fifty is empty, one in four has nothing but background. One
-    in five has only lines on a smooth background, one in eight only small spots: about as
-    strong as can be found, and stronger.
+    hot pixels, and the columns or rows of a detector that respond a little differently. One
+    frame in fifty is empty, one in five has nothing but background. One in five has only
+    lines on a smooth background, one in eight only small spots: about as strong as can be
+    found, and stronger. One in ten has powder rings around one centre.
 
     Parameters
     ----------
@@ -43,7 +44,12 @@ def random_scene(
         scene *= 10.0 ** rng.uniform(low, high) / scene.mean()
         scene = _add_lines(scene, rows, cols, rng) if kind < 0.2 else _add_spots(scene, rng)
         return np.clip(scene, 0, MOST_COUNTS)
+    if kind < 0.43:
+        scene = _powder(rows, cols, rng) * 10.0 ** rng.uniform(*log10_level)
+        return np.clip(scene, 0, MOST_COUNTS)
     scene = _background(rows, cols, rng)
+    if rng.random() < 0.12:
+        scene *= _striations(shape, rng)
     if rng.random() < 0.33:
         return np.clip(scene * 10.0 ** rng.uniform(*log10_level), 0, MOST_COUNTS)
     if rng.random() < 0.2:
@@ -210,15 +216,52 @@ def _add_spots(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _ring(rows: np.ndarray, cols: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    row, col = _centre(rows, rng, 2.0)
-    stretch = _log_uniform(rng, 0.8, 1.25)
-    radius = np.hypot(rows - row, stretch * (cols - col))
-    at = radius[rng.integers(rows.shape[0]), rng.integers(rows.shape[1])]
-    width = _log_uniform(rng, 0.6, 10)
-    ring = np.exp(-0.5 * ((radius - at) / width) ** 2)
+    centre, stretch = _centre(rows, rng, 2.0), _log_uniform(rng, 0.8, 1.25)
+    radius = _radius(rows, cols, centre, stretch)
+    ring = _ring_profile(radius, _log_uniform(rng, 0.6, 10), rng)
     if rng.random() < 0.3:  # texture: grains along the ring
         ring *= np.exp(0.7 * _smooth(rows.shape, _log_uniform(rng, 1, 15), rng))
     return _log_uniform(rng, 0.05, 100) * ring
+
+
+def _powder(rows: np.ndarray, cols: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rings of about one width around one centre, over a smooth background."""
+    centre, stretch = _centre(rows, rng, 1.5), _log_uniform(rng, 0.9, 1.1)
+    radius = _radius(rows, cols, centre, stretch)
+    scene = _background(rows, cols, rng)
+    scene /= scene.mean()
+    width, top = _log_uniform(rng, 0.5, 6), _log_uniform(rng, 0.3, 100)
+    for _ in range(rng.integers(1, 9)):
+        sharp = width * _log_uniform(rng, 0.7, 1.5)
+        scene += top * _log_uniform(rng, 0.03, 1) * _ring_profile(radius, sharp, rng)
+    if rng.random() < 0.2:  # preferred orientation
+        angle = np.arctan2(rows - centre[0], cols - centre[1])
+        scene *= 1 + rng.uniform(0.1, 0.9) * np.cos(2 * angle + rng.uniform(0, 6.3))
+    return scene
+
+
+def _radius(
+    rows: np.ndarray, cols: np.ndarray, centre: tuple[float, float], stretch: float
+) -> np.ndarray:
+    return np.hypot(rows - centre[0], stretch * (cols - centre[1]))
+
+
+def _ring_profile(radius: np.ndarray, width: float, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian or Lorentzian ring through a random pixel of the frame, height 1."""
+    at = radius[rng.integers(radius.shape[0]), rng.integers(radius.shape[1])]
+    square = ((radius - at) / width) ** 2
+    return np.exp(-0.5 * square) if rng.random() < 0.7 else 1 / (1 + square)
+
+
+def _striations(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Response of columns or rows that differs a little, about 1."""
+    axis = int(rng.integers(2))
+    sigma = _log_uniform(rng, 0.3, 4)
+    taps = np.exp(-0.5 * (np.arange(-16, 17) / sigma) ** 2)
+    taps /= np.sqrt((taps**2).sum())
+    found = np.convolve(rng.normal(size=shape[axis] + 32), taps, mode="valid")
+    response = np.exp(_log_uniform(rng, 0.005, 0.15) * found)
+    return np.expand_dims(response, 1 - axis)
 
 
 def _fringes(rows: np.ndarray, cols: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -26,13 +26,12 @@ from bluesky_denoise.training.recipes import (
     PhotonRecipe,
     Recipe,
     TensorBatch,
-    batch_loss,
 )
 from bluesky_denoise.training.split import Split, split
 from bluesky_denoise.training.state import load_state, save_state
 from bluesky_denoise.training.validation import LEGEND, HeldOut
 
-__all__ = ["RECIPES", "FitSettings", "Progress", "batch_loss", "fit"]
+__all__ = ["RECIPES", "FitSettings", "Progress", "fit"]
 
 logger = logging.getLogger(__name__)
 

@@ -6,15 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["known_rate_loss", "mean_deviance", "remainder_loss"]
+__all__ = ["known_rate_loss", "mean_deviance", "remainder_loss", "variance_loss"]
 
 LEAST = 1e-6
 """Counts; estimates are raised by this before a logarithm is taken."""
-BOXES = ((11, 1), (1, 11), (5, 5))
+BOXES = ((11, 1), (1, 11), (5, 5), (31, 3), (3, 31))
 """Rows and columns of the boxes whose sums are compared too. Noise averages out in them,
 and a line or a spot that was smeared does not: smearing costs more than by single pixels."""
 BOX_WEIGHT = 0.25
 """Weight of each kind of box; a single pixel has 1."""
+VARIANCE_FREEDOM = 5.0
+"""Degrees of freedom of the distribution that errors are taken to have."""
+SPREAD_WEIGHT = 2.0
+"""Weight of what is lost by spreading alone: what noise costs has 1. Squared error alone
+would buy less noise with wider and lower peaks."""
 
 
 def mean_deviance(estimate: Tensor, expected: Tensor, valid: Tensor) -> Tensor:
@@ -46,23 +51,61 @@ def _boxes(valid: Tensor, *images: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def known_rate_loss(
-    estimate: Tensor, expected: Tensor, valid: Tensor, strict: float = 0.0
+    estimate: Tensor,
+    expected: Tensor,
+    valid: Tensor,
+    strict: float = 0.0,
+    spread: Tensor | None = None,
 ) -> Tensor:
     """Compare with known expected counts, by pixels and by boxes: (B,).
 
     The logarithm of the mean divergence gives every frame the same weight, whatever its
     counts. It also forgives a frame that is far off: ``strict`` adds that many times the
-    divergence over that of a raw frame of some counts.
+    divergence over that of a raw frame of some counts. ``spread`` is what the network
+    makes of the expected counts themselves, without noise.
     """
-    divergence = mean_deviance(estimate, expected, valid)
-    loss = torch.log(divergence + 1e-8)
-    for boxes in _boxes(valid, estimate, expected):
-        loss = loss + BOX_WEIGHT * torch.log(mean_deviance(*boxes) + 1e-8)
+    spread = estimate if spread is None else spread
+
+    def divergence(out: Tensor, blurred: Tensor, truth: Tensor, some: Tensor) -> Tensor:
+        found = mean_deviance(out, truth, some)
+        return found + SPREAD_WEIGHT * mean_deviance(blurred, truth, some)
+
+    by_pixel = divergence(estimate, spread, expected, valid)
+    loss = torch.log(by_pixel + 1e-8)
+    for *boxes, some in _boxes(valid, estimate, spread, expected):
+        loss = loss + BOX_WEIGHT * torch.log(divergence(*boxes, some) + 1e-8)
     if strict:
         raw = 0.5 * (expected.clamp_max(1) * valid).sum((1, 2, 3))
         raw = raw / valid.sum((1, 2, 3)).clamp_min(1)
-        loss = loss + strict * divergence / (raw + LEAST)
+        loss = loss + strict * by_pixel / (raw + LEAST)
     return loss
+
+
+def variance_loss(
+    estimate: Tensor, variance: Tensor, target: Tensor, ratio: Tensor, valid: Tensor
+) -> Tensor:
+    """Likelihood of the error of an estimate: (B,), least where the variance is right.
+
+    Student's distribution is used, so that the few pixels at edges that are far off do not
+    widen the intervals of all others.
+
+    Parameters
+    ----------
+    estimate : (B, 1, H, W) expected counts; not trained by this
+    variance : (B, 1, H, W) counts squared, > 0 where valid
+    target : (B, 1, H, W) expected counts where ``ratio`` is 0, else counts of a remainder
+    ratio : (B,), exposure of the remainder over that of the estimate
+    valid : (B, 1, H, W), 1 or 0
+    """
+    known = (ratio == 0)[:, None, None, None]
+    scale = torch.where(known, 1.0, 1 / ratio.clamp_min(1e-3)[:, None, None, None])
+    squared = (estimate.detach() - target * scale) ** 2
+    # The remainder has noise of its own.
+    noise = torch.where(known, 0.0, estimate.detach() * scale)
+    variance = torch.where(valid > 0, variance + noise, 1.0)
+    freedom = VARIANCE_FREEDOM
+    each = torch.log(variance) + (freedom + 1) * torch.log1p(squared / (freedom * variance))
+    return 0.5 * (each * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)).clamp_min(1)
 
 
 def remainder_loss(estimate: Tensor, remainder: Tensor, ratio: Tensor, valid: Tensor) -> Tensor:

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.training.data import Batch, sample_batch
-from bluesky_denoise.training.losses import known_rate_loss, remainder_loss
+from bluesky_denoise.training.losses import known_rate_loss, remainder_loss, variance_loss
 from bluesky_denoise.training.pairs import PairSource
 
 __all__ = ["FitSettings", "PhotonRecipe", "Recipe", "TensorBatch", "batch_loss"]
 
 AWKWARD_FROM = 5 / 12
 """Share of the steps after which dead pixels are shown, and frames far off cost more."""
+
+VARIANCE_WEIGHT = 0.3
+"""Weight of the likelihood that trains the head for the variance, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,30 @@ class Recipe(Protocol):
 
 
 def batch_loss(
-    estimate: Tensor, target: Tensor, ratio: Tensor, valid: Tensor, strict: float = 0.0
+    estimate: Tensor,
+    batch: TensorBatch,
+    strict: float = 0.0,
+    *,
+    variance: Tensor | None = None,
+    spread: Tensor | None = None,
 ) -> Tensor:
-    """Return the mean loss of a batch; ``ratio`` 0 marks targets that are expected counts."""
-    known = known_rate_loss(estimate, target, valid, strict)
+    """Return the mean loss of a batch.
+
+    Parameters
+    ----------
+    estimate : (B, 1, H, W) expected counts, of the network
+    batch : what it saw, and the truth
+    strict : see `known_rate_loss`
+    variance : (B, 1, H, W) squared error that the network expects, if it does
+    spread : (B, 1, H, W) the target with its photons exchanged as those of the counts, if known
+    """
+    target, ratio, valid = batch.target, batch.ratio, batch.valid
+    known = known_rate_loss(estimate, target, valid, strict, spread)
     left = remainder_loss(estimate, target, ratio.clamp_min(1e-3), valid)
-    return torch.where(ratio > 0, left, known).mean()
+    loss = torch.where(ratio > 0, left, known)
+    if variance is not None:
+        loss = loss + VARIANCE_WEIGHT * variance_loss(estimate, variance, target, ratio, valid)
+    return loss.mean()
 
 
 @dataclass(frozen=True)
@@ -133,15 +154,13 @@ class PhotonRecipe:
 
     def loss(self, model: nn.Module, batch: TensorBatch, step: int) -> Tensor:
         """Compare with expected counts, or with counts of an independent exposure."""
-        estimate = model(batch.counts, batch.valid)
-        with torch.autocast(batch.counts.device.type, enabled=False):
-            return batch_loss(
-                estimate.float(),
-                batch.target,
-                batch.ratio,
-                batch.valid,
-                0.5 if self._awkward(step) else 0.0,
-            )
+        strict = 0.5 if self._awkward(step) else 0.0
+        if not getattr(getattr(model, "module", model), "tells_variance", False):
+            estimate = model(batch.counts, batch.valid)
+            with torch.autocast(batch.counts.device.type, enabled=False):
+                return batch_loss(estimate.float(), batch, strict)
+        found = model(batch.counts, batch.valid, batch.target)
+        return batch_loss(found.counts, batch, strict, variance=found.variance, spread=found.spread)
 
     def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """AdamW."""
