@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from bluesky_denoise.errors import CheckpointError, DenoiseError, SettingsError
 from bluesky_denoise.models import MODELS, build_model
 from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
+from bluesky_denoise.training.calibration import STEPS, calibrate
 from bluesky_denoise.training.data import Batch
 from bluesky_denoise.training.files import read_file
 from bluesky_denoise.training.pairs import PairSource
@@ -170,7 +171,7 @@ class _Job:
                 seen.validation.append((done, held_out.score(average, ranks.device)))
                 if not last:
                     self._keep(done, seen, model, average, optimiser)
-                self._write(average, held_out, seen, done)
+                self._write(average, held_out, seen, done, calibrated=last)
             if report is not None and writes:
                 report(Progress(step, loss, seen.validation[-1][1] if seen.validation else np.nan))
         if not ranks.agree(average):
@@ -226,7 +227,22 @@ class _Job:
         logger.info("Going on from step %d of %d.", state["step"], self.settings.steps)
         return int(state["step"]), Seen(**state["seen"])
 
-    def _write(self, average: nn.Module, held_out: HeldOut, seen: Seen, steps: int) -> None:
+    def _calibrate(self, average: nn.Module) -> dict[str, float]:
+        """Fit the error bars to frames that no step has seen."""
+
+        def draw(number: int) -> TensorBatch:
+            step = self.settings.steps + number
+            return TensorBatch.of(
+                self.recipe.batch(step, self.data.training, 0, 1), self.ranks.device
+            )
+
+        return calibrate(average, draw, min(STEPS, self.settings.steps))
+
+    def _write(
+        self, average: nn.Module, held_out: HeldOut, seen: Seen, steps: int, *, calibrated: bool
+    ) -> None:
+        tells_variance = getattr(average, "tells_variance", False)
+        stretch = self._calibrate(average) if calibrated and tells_variance else {}
         entries: dict[str, object] = {
             "model": self.settings.model,
             "training": {
@@ -244,6 +260,8 @@ class _Job:
                 **seen.scores(),
             },
         }
+        if stretch:
+            entries["stretch"] = stretch
         save_checkpoint(average, self.output, entries | self.card)
 
 
