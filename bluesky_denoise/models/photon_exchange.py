@@ -296,6 +296,7 @@ class PhotonExchange(nn.Module):
         self.out_full = nn.Conv2d(channels[0], 4 * self.heads[0], 1)
         self.variance_in = nn.Conv2d(channels[0] + 8, 32, 1)
         self.variance_out = nn.Conv2d(32, 4, 1)
+        self.variance_levels = nn.Parameter(torch.zeros(6))
         for head in (*self.outs, self.out_full):
             nn.init.constant_(head.bias, 0.5)  # all shares alike at first
 
@@ -457,5 +458,11 @@ class PhotonExchange(nn.Module):
         x = torch.cat([found.detach().float(), *told], 1)  # (B, C + 8, H/2, W/2)
         x = F.relu(self.variance_in(x.contiguous(memory_format=torch.channels_last)))
         x = F.pixel_shuffle(self.variance_out(x), 2)  # -> (B, 1, H, W)
+        # A polynomial of the level: -1 at 1e-3 counts, 1 at 1e5.
+        level = ((torch.log10(out.detach() + 1e-3) - 1) / 4).clamp(-1, 1)
+        correction = self.variance_levels[-1]
+        for factor in reversed(self.variance_levels[:-1]):
+            correction = correction * level + factor
+        x = x + correction
         # Relative to a Poisson variance; bounded, so that a strange frame does not overflow.
         return torch.exp(12 * torch.tanh(x / 12)) * (out.detach() + 1e-5)

@@ -12,7 +12,7 @@ __all__ = ["CONFIDENCES", "calibrate"]
 
 STEPS = 1500
 """Steps in which the head for the variance is fitted."""
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 5e-3
 TOLD = 150
 """Batches that the factors of wider intervals are told from."""
 CONFIDENCES = (0.5, 0.68, 0.8, 0.9, 0.95, 0.99)
@@ -27,13 +27,13 @@ def calibrate(
     """Fit the error bars of a network that is trained, and leave its estimates alone.
 
     The head for the variance is fitted by quantile regression: the true rate shall be
-    within one ``sigma`` in 68.3 % of pixels, whatever the network sees there. Errors have
-    longer tails than a normal distribution; how much wider other intervals must be is then
-    counted on further frames.
+    within one ``sigma`` in 68.3 % of pixels, whatever the network sees there. On further
+    frames a correction by the level of counts is found, and how much wider other intervals
+    must be than a normal distribution's, as errors have longer tails.
 
     Parameters
     ----------
-    model : network with ``estimate`` and the layers ``variance_in`` and ``variance_out``
+    model : network with ``estimate``, ``variance_in``, ``variance_out``, ``variance_levels``
     draw : number of a batch -> batch; frames that the training has not seen
     steps : steps of the fit
 
@@ -62,11 +62,12 @@ def calibrate(
         falling.step()
     for parameter, was_needed in needed:
         parameter.requires_grad_(was_needed)
-    return _stretch(model, draw, steps)
+    level, z = _deviates(model, draw, range(steps, steps + TOLD))
+    return _stretch(_correct(model.variance_levels, level, z))
 
 
-def _errors(model: nn.Module, batch: TensorBatch) -> tuple[Tensor, Tensor]:
-    """Return absolute errors and what is expected of them, one standard deviation.
+def _errors(model: nn.Module, batch: TensorBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return estimates, absolute errors and what is expected of them, one standard deviation.
 
     A target that was counted has noise of its own.
     """
@@ -75,34 +76,77 @@ def _errors(model: nn.Module, batch: TensorBatch) -> tuple[Tensor, Tensor]:
     found = model.estimate(batch.counts, batch.valid)
     noise = torch.where(known, 0.0, found.counts * scale)
     error = (found.counts - batch.target * scale).abs()
-    return error, torch.sqrt(found.variance + noise + LEAST)
+    return found.counts, error, torch.sqrt(found.variance + noise + LEAST)
 
 
 def _quantile_loss(model: nn.Module, batch: TensorBatch) -> Tensor:
-    error, sigma = _errors(model, batch)
-    # Quantiles of logarithms are those of the errors, and every level weighs alike.
+    estimate, error, sigma = _errors(model, batch)
+    # Quantiles of logarithms are those of the errors.
     beyond = torch.log(error + 1e-3 * sigma.detach()) - torch.log(sigma)
     each = beyond * (ONE_SIGMA - (beyond < 0).to(beyond.dtype))
-    valid = batch.valid
-    return ((each * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)).clamp_min(1)).mean()
+    # Each half decade of counts has the same weight.
+    steps = _steps(torch.log10(estimate + 1e-3))
+    number = torch.bincount(steps[batch.valid > 0], minlength=17).clamp_min(200)
+    weight = batch.valid / number[steps]
+    return (each * weight).sum() / weight.sum().clamp_min(1e-9)
 
 
 @torch.no_grad()
-def _stretch(model: nn.Module, draw: Callable[[int], TensorBatch], first: int) -> dict[str, float]:
-    """Count how wide intervals must be; every frame with a known rate weighs alike."""
-    drawn = []
-    for number in range(first, first + TOLD):
+def _deviates(
+    model: nn.Module, draw: Callable[[int], TensorBatch], numbers: range
+) -> tuple[Tensor, Tensor]:
+    """Return log10 of the counts, and error over sigma, of pixels whose true rate is known.
+
+    Of each frame up to 2000 of each level are taken, so that no frame decides alone.
+    """
+    levels, deviates = [], []
+    for number in numbers:
         batch = draw(number)
-        error, sigma = _errors(model, batch)
+        estimate, error, sigma = _errors(model, batch)
         for i in torch.nonzero(batch.ratio == 0).flatten().tolist():
             kept = batch.valid[i] > 0
-            if kept.any():
-                z = error[i][kept] / sigma[i][kept]
-                drawn.append(z[torch.randperm(len(z))[:1000]])
-    z = torch.cat(drawn)
-    found = torch.quantile(z[torch.randperm(len(z))[:1_000_000]], torch.tensor(CONFIDENCES))
+            level, z = torch.log10(estimate[i][kept] + 1e-3), (error[i] / sigma[i])[kept]
+            order = torch.randperm(len(z))
+            level, z = level[order], z[order]
+            for step in _steps(level).unique():
+                chosen = torch.nonzero(_steps(level) == step).flatten()[:2000]
+                levels.append(level[chosen])
+                deviates.append(z[chosen])
+    return torch.cat(levels), torch.cat(deviates)
+
+
+def _steps(level: Tensor) -> Tensor:
+    """Return the number of the half decade of counts."""
+    return (2 * level + 6).long().clamp(0, 16)
+
+
+@torch.no_grad()
+def _correct(levels_of: nn.Parameter, level: Tensor, z: Tensor) -> Tensor:
+    """Make one sigma hold 68.3 % at every level; return the deviates after that."""
+    steps = _steps(level)
+    places, factors, weights = [], [], []
+    for step in steps.unique():
+        found = z[steps == step]
+        places.append(level[steps == step].mean())
+        factors.append(torch.log(torch.quantile(found, ONE_SIGMA).clamp_min(1e-3)))
+        weights.append(min(len(found), 3000) ** 0.5)
+    place, weight = ((torch.stack(places) - 1) / 4).clamp(-1, 1), torch.tensor(weights)
+    powers = torch.stack([place**k for k in range(len(levels_of))], 1)
+    # A little ridge: levels without frames must not run away.
+    ridge = 0.3 * torch.eye(len(levels_of))
+    left = torch.cat([powers * weight[:, None], ridge])
+    right = torch.cat([torch.stack(factors) * weight, torch.zeros(len(levels_of))])
+    fitted = torch.linalg.lstsq(left, right[:, None]).solution[:, 0]
+    levels_of += (2 * fitted).to(levels_of)  # of variances
+    all_places = ((level - 1) / 4).clamp(-1, 1)
+    return z / torch.exp(sum(f * all_places**k for k, f in enumerate(fitted)))
+
+
+def _stretch(z: Tensor) -> dict[str, float]:
+    """Say how wide intervals must be, against those of a normal distribution."""
+    z = z[torch.randperm(len(z))[:1_000_000]]
     factors = {}
-    for confidence, quantile in zip(CONFIDENCES, found.tolist(), strict=True):
+    for confidence in CONFIDENCES:
         normal = NormalDist().inv_cdf(0.5 + confidence / 2)
-        factors[str(confidence)] = round(quantile / normal, 3)
+        factors[str(confidence)] = round(float(torch.quantile(z, confidence)) / normal, 3)
     return factors
