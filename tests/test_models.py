@@ -158,7 +158,7 @@ def test_published_networks_have_the_published_sizes(name, parameters, products)
 
 
 def test_the_default_network_is_small():
-    assert sum(p.numel() for p in build_model("photon_exchange").parameters()) < 225_000
+    assert sum(p.numel() for p in build_model("photon_exchange").parameters()) < 350_000
 
 
 def test_irunet_sees_at_least_201_pixels():

@@ -100,14 +100,16 @@ def _deviates(
     Of each frame up to 2000 of each level are taken, so that no frame decides alone.
     """
     levels, deviates = [], []
+    # Of its own: a run that goes on after a kill must end as an unbroken one.
+    rng = torch.Generator().manual_seed(0)
     for number in numbers:
         batch = draw(number)
         estimate, error, sigma = _errors(model, batch)
         for i in torch.nonzero(batch.ratio == 0).flatten().tolist():
             kept = batch.valid[i] > 0
             level, z = torch.log10(estimate[i][kept] + 1e-3), (error[i] / sigma[i])[kept]
-            order = torch.randperm(len(z))
-            level, z = level[order], z[order]
+            order = torch.randperm(len(z), generator=rng)
+            level, z = level.cpu()[order], z.cpu()[order]
             for step in _steps(level).unique():
                 chosen = torch.nonzero(_steps(level) == step).flatten()[:2000]
                 levels.append(level[chosen])
@@ -130,21 +132,27 @@ def _correct(levels_of: nn.Parameter, level: Tensor, z: Tensor) -> Tensor:
         places.append(level[steps == step].mean())
         factors.append(torch.log(torch.quantile(found, ONE_SIGMA).clamp_min(1e-3)))
         weights.append(min(len(found), 3000) ** 0.5)
-    place, weight = ((torch.stack(places) - 1) / 4).clamp(-1, 1), torch.tensor(weights)
-    powers = torch.stack([place**k for k in range(len(levels_of))], 1)
+    place, weight = _place(torch.stack(places)), torch.tensor(weights)
+    powers = torch.stack([place**k for k in range(len(levels_of))], 1) * weight[:, None]
     # A little ridge: levels without frames must not run away.
-    ridge = 0.3 * torch.eye(len(levels_of))
-    left = torch.cat([powers * weight[:, None], ridge])
-    right = torch.cat([torch.stack(factors) * weight, torch.zeros(len(levels_of))])
-    fitted = torch.linalg.lstsq(left, right[:, None]).solution[:, 0]
+    square = powers.T @ powers + 0.1 * torch.eye(len(levels_of))
+    fitted = torch.linalg.solve(
+        square.double(), (powers.T @ (torch.stack(factors) * weight)).double()
+    )
+    fitted = (1000 * fitted).round() / 1000  # the last bits of a solution are not reproducible
     levels_of += (2 * fitted).to(levels_of)  # of variances
-    all_places = ((level - 1) / 4).clamp(-1, 1)
-    return z / torch.exp(sum(f * all_places**k for k, f in enumerate(fitted)))
+    return z / torch.exp(sum(float(f) * _place(level) ** k for k, f in enumerate(fitted)))
+
+
+def _place(level: Tensor) -> Tensor:
+    """Return the variable of the network's polynomial, -1 to 1, from log10 of the counts."""
+    return ((level - 1) / 4).clamp(-1, 1)
 
 
 def _stretch(z: Tensor) -> dict[str, float]:
     """Say how wide intervals must be, against those of a normal distribution."""
-    z = z[torch.randperm(len(z))[:1_000_000]]
+    # As many as `torch.quantile` takes; neighbours in the list are of one frame.
+    z = z[:: 1 + len(z) // 1_000_000]
     factors = {}
     for confidence in CONFIDENCES:
         normal = NormalDist().inv_cdf(0.5 + confidence / 2)

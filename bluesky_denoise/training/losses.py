@@ -42,8 +42,13 @@ def mean_deviance(estimate: Tensor, expected: Tensor, valid: Tensor) -> Tensor:
 
 
 def _boxes(valid: Tensor, *images: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield for each of `BOXES` the images' sums, and which boxes hold a valid pixel."""
+    """Yield for each of `BOXES` the images' sums, and which boxes hold a valid pixel.
+
+    Boxes that are larger than the images are left out.
+    """
     for height, width in BOXES:
+        if height > valid.shape[-2] or width > valid.shape[-1]:
+            continue
         step = (max(1, height // 2), max(1, width // 2))
         yield tuple(
             F.avg_pool2d(x * valid, (height, width), step) * (height * width) for x in images
@@ -62,18 +67,18 @@ def known_rate_loss(
     The logarithm of the mean divergence gives every frame the same weight, whatever its
     counts. It also forgives a frame that is far off: ``strict`` adds that many times the
     divergence over that of a raw frame of some counts. ``spread`` is what the network
-    makes of the expected counts themselves, without noise.
+    makes of the expected counts themselves, without noise, if that is known.
     """
-    spread = estimate if spread is None else spread
+    images = [estimate] if spread is None else [estimate, spread]
 
-    def divergence(out: Tensor, blurred: Tensor, truth: Tensor, some: Tensor) -> Tensor:
-        found = mean_deviance(out, truth, some)
-        return found + SPREAD_WEIGHT * mean_deviance(blurred, truth, some)
+    def divergence(truth: Tensor, some: Tensor, out: Tensor, *spread: Tensor) -> Tensor:
+        lost = [SPREAD_WEIGHT * mean_deviance(image, truth, some) for image in spread]
+        return sum(lost, mean_deviance(out, truth, some))
 
-    by_pixel = divergence(estimate, spread, expected, valid)
+    by_pixel = divergence(expected, valid, *images)
     loss = torch.log(by_pixel + 1e-8)
-    for *boxes, some in _boxes(valid, estimate, spread, expected):
-        loss = loss + BOX_WEIGHT * torch.log(divergence(*boxes, some) + 1e-8)
+    for truth, *sums, some in _boxes(valid, expected, *images):
+        loss = loss + BOX_WEIGHT * torch.log(divergence(truth, some, *sums) + 1e-8)
     if strict:
         raw = 0.5 * (expected.clamp_max(1) * valid).sum((1, 2, 3))
         raw = raw / valid.sum((1, 2, 3)).clamp_min(1)
