@@ -66,6 +66,7 @@ class _LogToParent(logging.Handler):
 def main() -> None:
     """Serve a parent until it closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the RunEngine
+    keep_freed_memory()
     authkey = bytes.fromhex(sys.stdin.readline().strip())
     pipe = _Pipe(Client(sys.argv[1], authkey=authkey))
     settings, log_level = pipe.receive()[1]
