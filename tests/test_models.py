@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bluesky_denoise.errors import CheckpointError, ModelNotFound
-from bluesky_denoise.models import build_model
+from bluesky_denoise.models import build_model, kernels
 from bluesky_denoise.models import photon_exchange as pe
 from bluesky_denoise.models.checkpoint import (
     WEIGHTS,
@@ -55,9 +55,9 @@ def test_every_kernel_is_a_symmetric_matrix_with_rows_of_at_most_one(network, le
 
 def test_up_is_four_times_the_transpose_of_down():
     basis = torch.eye(256, dtype=torch.float64).reshape(256, 1, 16, 16)
-    down = pe._down(basis).reshape(256, 64)  # pixel -> coarse pixel
+    down = kernels.down(basis).reshape(256, 64)  # pixel -> coarse pixel
     coarse = torch.eye(64, dtype=torch.float64).reshape(64, 1, 8, 8)
-    up = pe._up(coarse).reshape(64, 256)
+    up = kernels.up(coarse).reshape(64, 256)
     torch.testing.assert_close(up.T, 4 * down, atol=1e-12, rtol=0)
 
 

@@ -22,12 +22,14 @@ A second, small head tells the variance of each pixel of the estimate.
 """
 
 import itertools
-from functools import partial, reduce
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bluesky_denoise.models import kernels, spots
 
 __all__ = ["Estimate", "PhotonExchange"]
 
@@ -59,142 +61,6 @@ class _Shares(NamedTuple):
     coarser: Tensor | None
 
 
-def _halve(x: Tensor, axis: int) -> Tensor:
-    """Average over [1, 3, 3, 1] / 8 along one axis in steps of 2, the border repeated."""
-    size = x.shape[axis] // 2
-    pairs = x.unflatten(axis, (size, 2))
-    even, odd = pairs.select(axis + 1, 0), pairs.select(axis + 1, 1)
-    before = torch.cat([even.narrow(axis, 0, 1), odd.narrow(axis, 0, size - 1)], axis)
-    after = torch.cat([even.narrow(axis, 1, size - 1), odd.narrow(axis, size - 1, 1)], axis)
-    return (before + after).add(even + odd, alpha=3).mul(0.125)
-
-
-def _down(x: Tensor) -> Tensor:
-    """Average 4 x 4 pixels in steps of 2: (B, C, h, w) -> (B, C, h / 2, w / 2).
-
-    With the border repeated it is the transpose of `_up` over 4, exactly.
-    """
-    return _halve(_halve(x, 2), 3)
-
-
-def _double(x: Tensor, axis: int) -> Tensor:
-    """Interpolate along one axis, the border repeated; a third faster than `F.interpolate`."""
-    size = x.shape[axis]
-    before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, size - 1)], axis)
-    after = torch.cat([x.narrow(axis, 1, size - 1), x.narrow(axis, size - 1, 1)], axis)
-    return _interleave(torch.lerp(x, before, 0.25), torch.lerp(x, after, 0.25), axis)
-
-
-def _interleave(even: Tensor, odd: Tensor, axis: int) -> Tensor:
-    """Alternate the rows (axis 2) or columns (axis 3) of two images."""
-    if axis == 3 and even.dtype == torch.float32:
-        # Twice as fast as `stack` along the last axis.
-        return torch.view_as_real(torch.complex(even, odd)).flatten(3)
-    return torch.stack([even, odd], axis + 1).flatten(axis, axis + 1)
-
-
-def _up(x: Tensor) -> Tensor:
-    """Interpolate: (B, C, h, w) -> (B, C, 2 h, 2 w)."""
-    return _double(_double(x, 2), 3)
-
-
-def _spread(x: Tensor, *steps: tuple[int, int]) -> Tensor:
-    """Average over [1, 2, 1] / 4 once for each step (rows, columns), zeros outside.
-
-    Padded once for all steps: cut in between, the matrix would not stay symmetric.
-    """
-    high = sum(abs(rows) for rows, _ in steps)
-    wide = sum(abs(cols) for _, cols in steps)
-    x = F.pad(x, (wide, wide, high, high))
-    for rows, cols in steps:
-        height, width = x.shape[-2] - 2 * abs(rows), x.shape[-1] - 2 * abs(cols)
-        parts = []
-        for sign in (-1, 0, 1):
-            top, left = abs(rows) + sign * rows, abs(cols) + sign * cols
-            parts.append(x[..., top : top + height, left : left + width])
-        x = (parts[0] + parts[2]).add(parts[1], alpha=2)
-    return x * 0.25 ** len(steps)
-
-
-def _line(x: Tensor, rows: int, cols: int) -> Tensor:
-    """Average over [1, 2, 3, 4, 3, 2, 1] / 16 along a direction."""
-    return _spread(x, (rows, cols), (2 * rows, 2 * cols))
-
-
-def _dashed(x: Tensor, rows: int, cols: int) -> Tensor:
-    """Average over [1, 2, 1] / 4 in steps of a direction."""
-    return _spread(x, (rows, cols))
-
-
-def _long(x: Tensor, rows: int, cols: int) -> Tensor:
-    """Blur along one axis, sigma 7 pixels, width 1 pixel: (B, C, h, w), symmetric."""
-    axis = 2 if rows else 3
-    x = _line(_halve(_halve(x, axis), axis), rows, cols)
-    return _double(_double(x, axis), axis)
-
-
-def _blur(x: Tensor) -> Tensor:
-    """Average over 3 x 3 binomial taps."""
-    return _spread(x, (1, 0), (0, 1))
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Average over 7 x 7 pixels, triangular along both axes."""
-    return _spread(x, (1, 0), (2, 0), (0, 1), (0, 2))
-
-
-def _wider(x: Tensor) -> Tensor:
-    """Average over 15 x 15 pixels, triangular along both axes."""
-    return _spread(x, (1, 0), (2, 0), (4, 0), (0, 1), (0, 2), (0, 4))
-
-
-def _largest_of_seven(x: Tensor, axis: int) -> Tensor:
-    """Largest of seven pixels in a row: 6 fewer along the axis."""
-    size = x.shape[axis]
-    for step in (1, 2, 3):
-        size -= step
-        x = torch.maximum(x.narrow(axis, 0, size), x.narrow(axis, step, size))
-    return x
-
-
-def _ring_maximum(x: Tensor) -> Tensor:
-    """Largest of the 24 pixels that are 3 away, 0 outside of the frame."""
-    height, width = x.shape[-2:]
-    x = F.pad(x, (3, 3, 3, 3))
-    across, along = _largest_of_seven(x, 3), _largest_of_seven(x, 2)
-    parts = (across[..., :height, :], across[..., 6:, :], along[..., :width], along[..., 6:])
-    return reduce(torch.maximum, parts)
-
-
-def _largest_near(x: Tensor) -> Tensor:
-    """Largest of 3 x 3 pixels, 0 outside; twenty times faster than ``max_pool2d``."""
-    x = F.pad(x, (1, 1, 1, 1))
-    x = reduce(torch.maximum, (x[..., :-2, :], x[..., 1:-1, :], x[..., 2:, :]))
-    return reduce(torch.maximum, (x[..., :-2], x[..., 1:-1], x[..., 2:]))
-
-
-def _mean_near(x: Tensor) -> Tensor:
-    """Average over 3 x 3 pixels, 0 outside."""
-    x = F.pad(x, (1, 1, 1, 1))
-    x = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
-    return (x[..., :-2] + x[..., 1:-1] + x[..., 2:]) * (1 / 9)
-
-
-def _excess(counts: Tensor) -> Tensor:
-    """Tell how far counts stand out over all those 3 away, in standard deviations, >= 0.
-
-    A line goes on 3 pixels away, and hence does not stand out.
-    """
-    ring = _ring_maximum(counts)
-    return (counts - ring).clamp_min(0) * torch.rsqrt(ring + 1)
-
-
-def _shuffle(x: Tensor) -> Tensor:
-    """Put pixels of four parities together: (B, 1, 2, 2, h, w) -> (B, 1, 2 h, 2 w)."""
-    even, odd = (_interleave(x[:, :, i, 0], x[:, :, i, 1], 3) for i in (0, 1))
-    return _interleave(even, odd, 2)
-
-
 def _point(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Apply a 1 x 1 convolution to a channels-last image, and return plane by plane."""
     batch, _, height, width = x.shape
@@ -217,8 +83,8 @@ def _line_significance(both: Tensor, rows: int, cols: int, area: float) -> Tenso
     rows, cols : direction of the line
     area : pixels of the frame in one pixel of this level
     """
-    along = _long(both, rows, cols)
-    sides = _line(along, cols, rows)
+    along = kernels.long(both, rows, cols)
+    sides = kernels.line(along, cols, rows)
     line, around = (x[:, :1] / x[:, 1:].clamp_min(1e-3) for x in (along, sides))
     # A Gaussian of sigma 7 averages over 2 sqrt(pi) 7 = 25 pixels.
     area = 25 * area
@@ -273,10 +139,16 @@ class PhotonExchange(nn.Module):
         self.pixel_sigmas = pixel_sigmas
         self.spot_sigmas = spot_sigmas
         self.floor = floor
-        fine = (_blur, *(partial(_line, rows=r, cols=c) for r, c in DIRECTIONS))
-        long = tuple(partial(_long, rows=r, cols=c) for r, c in DIRECTIONS[:2])
-        between = tuple(partial(_dashed, rows=r, cols=c) for r, c in BETWEEN)
-        self.banks = (fine + between + long, fine + long, fine + long, fine, (*fine, _wide, _wider))
+        fine = (kernels.blur, *(partial(kernels.line, rows=r, cols=c) for r, c in DIRECTIONS))
+        long = tuple(partial(kernels.long, rows=r, cols=c) for r, c in DIRECTIONS[:2])
+        between = tuple(partial(kernels.dashed, rows=r, cols=c) for r, c in BETWEEN)
+        self.banks = (
+            fine + between + long,
+            fine + long,
+            fine + long,
+            fine,
+            (*fine, kernels.wide, kernels.wider),
+        )
         # Itself, the kernels, and the coarser level where there is one.
         self.heads = [len(bank) + 2 for bank in self.banks[:-1]] + [len(self.banks[-1]) + 1]
         ins = [4 * 4 + 6, 6] + [4] * (LEVELS - 3)
@@ -312,8 +184,8 @@ class PhotonExchange(nn.Module):
         """
         sums, masses = [counts], [valid]
         for _ in range(LEVELS - 1):
-            sums.append(_down(sums[-1]))
-            masses.append(_down(masses[-1]))
+            sums.append(kernels.down(sums[-1]))
+            masses.append(kernels.down(masses[-1]))
         means = [a / b.clamp_min(1e-3) for a, b in zip(sums, masses, strict=True)]
         last = F.avg_pool2d(torch.cat([sums[-1], masses[-1]], 1), 3, 1, 1)  # (B, 2, h, w)
         beyond = last[:, :1] / last[:, 1:].clamp_min(1e-3)
@@ -322,10 +194,10 @@ class PhotonExchange(nn.Module):
             area = 4.0**level
             # What the two next coarser levels would expect here, and their own noise.
             here = means[level]
-            around = _up(means[level + 1]) if level + 1 < LEVELS else beyond
-            wide = _up(_up(means[level + 2])) if level + 2 < LEVELS else beyond
+            around = kernels.up(means[level + 1]) if level + 1 < LEVELS else beyond
+            wide = kernels.up(kernels.up(means[level + 2])) if level + 2 < LEVELS else beyond
             if level + 2 == LEVELS:
-                wide = _up(wide)
+                wide = kernels.up(wide)
             near = (here - around) * torch.rsqrt((around + 0.3 / area) / area)
             broad = (here - wide) * torch.rsqrt((wide + 0.3 / area) / area)
             found = [torch.log1p(here * area) * 0.5, _soft(near), _soft(broad), masses[level]]
@@ -370,16 +242,16 @@ class PhotonExchange(nn.Module):
         own, *roots = self._roots(full, free)
         planes = [torch.sqrt(torch.addcmul(1 - free * free, own, own)) * some, *roots]
         shares = []
-        for z in ([_shuffle(plane) for plane in planes], *(self._roots(z) for z in others)):
+        for z in ([kernels.shuffle(plane) for plane in planes], *(self._roots(z) for z in others)):
             gated = len(shares) < LEVELS - 1
             shares.append(_Shares(z[:-1], z[-1]) if gated else _Shares(z, None))
         return shares
 
     def _free(self, counts: Tensor) -> Tensor:
         """Tell how far a pixel may exchange photons at all, 0 to 1, as a root."""
-        pixel = _excess(counts) / self.pixel_sigmas
-        spot = _excess(9 * _mean_near(counts)) / self.spot_sigmas
-        excess = _largest_near(torch.maximum(pixel, spot))  # neighbours stay too
+        pixel = spots.excess(counts) / self.pixel_sigmas
+        spot = spots.excess(9 * spots.mean_near(counts)) / self.spot_sigmas
+        excess = spots.largest_near(torch.maximum(pixel, spot))  # neighbours stay too
         return torch.exp(-0.5 * ((counts / self.full_counts) ** 2 + excess**16))
 
     def _roots(self, z: Tensor, free: Tensor | None = None) -> list[Tensor]:
@@ -390,14 +262,13 @@ class PhotonExchange(nn.Module):
 
     def exchange(self, shares: list[_Shares], x: Tensor, level: int = 0) -> Tensor:
         """Apply M: (B, C, h, w) -> (B, C, h, w)."""
-        kernels, coarser = shares[level]
-        own, *others = kernels
+        (own, *others), coarser = shares[level]
         out = own * own * x
         for share, spread in zip(others, self.banks[level], strict=True):
             out = torch.addcmul(out, share, spread(share * x))
         if coarser is not None:
-            beyond = self.exchange(shares, _down(coarser * x), level + 1)
-            out = torch.addcmul(out, coarser, _up(beyond))
+            beyond = self.exchange(shares, kernels.down(coarser * x), level + 1)
+            out = torch.addcmul(out, coarser, kernels.up(beyond))
         return out
 
     def forward(
