@@ -2,12 +2,13 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bluesky_denoise.errors import CheckpointError, ModelNotFound
-from bluesky_denoise.models import build_model, kernels
+from bluesky_denoise.models import build_model, kernels, spots
 from bluesky_denoise.models import photon_exchange as pe
 from bluesky_denoise.models.checkpoint import (
     WEIGHTS,
@@ -102,6 +103,26 @@ def test_a_sharp_spot_stays_as_counted_and_a_line_does_not(network):
     # More than ten standard deviations above all pixels 3 away.
     torch.testing.assert_close(out[0, 0, 20, 20:22], counts[0, 0, 20, 20:22], rtol=1e-3, atol=0)
     assert (out[0, 0, :, 50] - 60).abs().max() > 1
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2, 0.41, 0.7, 1.0])
+def test_no_line_of_any_slope_is_taken_for_spots(slope):
+    rows, cols = np.mgrid[:96, :96]
+    across = (cols - 20 - slope * rows) / np.hypot(1, slope)
+    rate = 2 + 300 * np.exp(-0.5 * (across / 0.8) ** 2)
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(rate).astype(np.float32))
+    inner = spots.excess(counts[None, None])[..., 8:-8, 8:-8]
+    # Noise along the line alone: neighbours differ by a few standard deviations.
+    assert inner.max() < 5.5
+
+
+def test_the_image_beside_the_counts_is_spread_as_they_are(network):
+    counts = torch.poisson(torch.full((1, 1, 32, 48), 3.0))
+    valid = torch.ones_like(counts)
+    valid[..., 20:24] = 0
+    found = network.estimate(counts * valid, valid, 2 * counts * valid)
+    torch.testing.assert_close(found.spread, 2 * found.counts)
+    torch.testing.assert_close(found.counts, network(counts * valid, valid))
 
 
 def test_masked_pixels_do_not_change_the_others(network):

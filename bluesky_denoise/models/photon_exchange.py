@@ -322,18 +322,21 @@ class PhotonExchange(nn.Module):
     def _variance(self, found: Tensor, out: Tensor, own: Tensor) -> Tensor:
         """Tell the variance from the last features, the estimate and what a pixel kept.
 
-        The estimate itself is not trained by its variance: features are detached.
+        The estimate itself is not trained by its variance: features are detached. A pixel
+        that stays as counted has the variance of its counts, by construction.
         """
-        told = [torch.log(own.detach() + 1e-3), torch.log(out.detach() + 1e-3)]
+        own, out = own.detach(), out.detach()
+        told = [torch.log(own + 1e-3), torch.log(out + 1e-3)]
         told = [F.pixel_unshuffle(0.3 * x, 2) for x in told]
         x = torch.cat([found.detach().float(), *told], 1)  # (B, C + 8, H/2, W/2)
         x = F.relu(self.variance_in(x.contiguous(memory_format=torch.channels_last)))
         x = F.pixel_shuffle(self.variance_out(x), 2)  # -> (B, 1, H, W)
         # A polynomial of the level: -1 at 1e-3 counts, 1 at 1e5.
-        level = ((torch.log10(out.detach() + 1e-3) - 1) / 4).clamp(-1, 1)
+        level = ((torch.log10(out + 1e-3) - 1) / 4).clamp(-1, 1)
         correction = self.variance_levels[-1]
         for factor in reversed(self.variance_levels[:-1]):
             correction = correction * level + factor
         x = x + correction
         # Relative to a Poisson variance; bounded, so that a strange frame does not overflow.
-        return torch.exp(12 * torch.tanh(x / 12)) * (out.detach() + 1e-5)
+        ratio = torch.lerp(torch.exp(12 * torch.tanh(x / 12)), torch.ones_like(own), own * own)
+        return ratio * (out + 1e-5)

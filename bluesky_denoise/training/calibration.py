@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from bluesky_denoise.training.recipes import TensorBatch
 
-__all__ = ["CONFIDENCES", "calibrate"]
+__all__ = ["CONFIDENCES", "STEPS", "TOLD", "calibrate"]
 
 STEPS = 1500
 """Steps in which the head for the variance is fitted."""
 LEARNING_RATE = 5e-3
 TOLD = 150
-"""Batches that the factors of wider intervals are told from."""
+"""Batches on which levels and wider intervals are corrected."""
 CONFIDENCES = (0.5, 0.68, 0.8, 0.9, 0.95, 0.99)
 """Confidences whose factors go into the card."""
 ONE_SIGMA = 0.6827
@@ -22,7 +22,10 @@ LEAST = 1e-12
 
 
 def calibrate(
-    model: nn.Module, draw: Callable[[int], TensorBatch], steps: int = STEPS
+    model: nn.Module,
+    draw: Callable[[int], TensorBatch],
+    steps: int = STEPS,
+    told: int = TOLD,
 ) -> dict[str, float]:
     """Fit the error bars of a network that is trained, and leave its estimates alone.
 
@@ -36,6 +39,7 @@ def calibrate(
     model : network with ``estimate``, ``variance_in``, ``variance_out``, ``variance_levels``
     draw : number of a batch -> batch; frames that the training has not seen
     steps : steps of the fit
+    told : batches that levels and wider intervals are told from
 
     Returns
     -------
@@ -62,7 +66,7 @@ def calibrate(
         falling.step()
     for parameter, was_needed in needed:
         parameter.requires_grad_(was_needed)
-    level, z = _deviates(model, draw, range(steps, steps + TOLD))
+    level, z = _deviates(model, draw, range(steps, steps + told))
     return _stretch(_correct(model.variance_levels, level, z))
 
 

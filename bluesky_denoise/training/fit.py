@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from bluesky_denoise.errors import CheckpointError, DenoiseError, SettingsError
 from bluesky_denoise.models import MODELS, build_model
 from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
-from bluesky_denoise.training.calibration import STEPS, calibrate
+from bluesky_denoise.training.calibration import STEPS, TOLD, calibrate
 from bluesky_denoise.training.data import Batch
 from bluesky_denoise.training.files import read_file
 from bluesky_denoise.training.pairs import PairSource
@@ -236,7 +236,9 @@ class _Job:
                 self.recipe.batch(step, self.data.training, 0, 1), self.ranks.device
             )
 
-        return calibrate(average, draw, min(STEPS, self.settings.steps))
+        # A short fit is not worth a long calibration.
+        steps = self.settings.steps
+        return calibrate(average, draw, min(STEPS, steps), min(TOLD, steps))
 
     def _write(
         self, average: nn.Module, held_out: HeldOut, seen: Seen, steps: int, *, calibrated: bool
