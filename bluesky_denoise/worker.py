@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
+from .memory import keep_freed_memory
 from .settings import DenoiseSettings
 
 logger = logging.getLogger("bluesky_denoise.worker")  # __name__ is "__main__" here
