@@ -35,5 +35,5 @@ def keep_freed_memory(most_bytes: int = 256 << 20) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_M_MMAP_THRESHOLD, _LARGEST_BLOCK), (_M_TRIM_THRESHOLD, most_bytes))
-    return all([bool(mallopt(name, value)) for name, value in settings])
+    blocks = mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
+    return bool(mallopt(_M_TRIM_THRESHOLD, most_bytes) and blocks)
