@@ -23,7 +23,7 @@ LEAST_Z = 5.0
 """Significance of a peak from which the denoised frame is believed to show it."""
 REACHES = (2.8, 3.2, 4.0, 6.0)
 """Sizes of the ellipse that are tried, standard deviations."""
-WIDER = 4.0
+WIDER = 3.0
 """The ellipse is larger by this over the significance of the peak."""
 TAIL = 0.02
 """Share of a peak's photons that may lie outside of 2.8 standard deviations unforeseen."""

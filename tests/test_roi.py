@@ -60,11 +60,13 @@ def test_intensities_follow_the_truth_with_slope_one(trials):
     truth, found, error = trials[:, 0], trials[:, 1], trials[:, 2]
     model = np.stack([truth, np.ones(len(truth))], 1) / error[:, None]
     slope, offset = np.linalg.lstsq(model, found / error, rcond=None)[0]
-    spread = np.sqrt(np.linalg.inv(model.T @ model)[0, 0])
+    spread, offset_error = np.sqrt(np.diag(np.linalg.inv(model.T @ model)))
     # 210 peaks tell the slope to 1.8 %; three of that. `benchmarks/roi_bias.py` has more.
     assert spread < 0.02
     assert slope == pytest.approx(1, abs=0.055)
-    assert offset == pytest.approx(0, abs=0.5)
+    # It is known to about one count; other seeds give -1.1 to 1.8.
+    assert offset_error < 1.1
+    assert offset == pytest.approx(0, abs=3 * offset_error)
 
 
 def test_error_bars_are_right(trials):
