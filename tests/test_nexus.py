@@ -4,6 +4,7 @@ import json
 
 import bluesky.plans as bp
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from beamline import KEY, ROIS
@@ -16,6 +17,7 @@ from ophyd.sim import SynAxis
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.nexus import export_nexus
+from bluesky_denoise.picture import draw_event
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 
@@ -44,6 +46,7 @@ def run(request, tiled, tmp_path_factory):
         rois=ROIS,
         data_keys=[KEY],
         frames_directory=directory / "denoised",
+        save_sigma=request.param == "files",
     )
     reprocess(tiled.client[uid], settings)
     return tiled.client[uid]
@@ -71,6 +74,11 @@ def test_the_file_has_what_nexus_asks_for_and_what_was_measured(run, tmp_path):
         assert rate.attrs["units"] == "counts / s"
         np.testing.assert_array_equal(np.isnan(rate[:]), np.broadcast_to(MASK, COUNTS.shape))
         np.testing.assert_allclose(rate[:][:, ~MASK], COUNTS[:, ~MASK])
+        assert (f"{rate.name}_errors" in file) == ("det_image_sigma" in denoised.stream)
+        if "det_image_sigma" in denoised.stream:  # the unit denoiser's are roots of the counts
+            errors = file[f"{rate.name}_errors"]
+            assert errors.attrs["units"] == "counts / s"
+            np.testing.assert_allclose(errors[:][:, ~MASK], np.sqrt(COUNTS[:, ~MASK]), rtol=1e-6)
         raw = entry["det_image"]
         np.testing.assert_array_equal(raw[raw.attrs["signal"]], COUNTS)
         detector = entry["instrument/det_image"]
@@ -95,6 +103,15 @@ def test_a_nexus_reader_finds_the_plot_by_itself(run, tmp_path):
     assert plot.nxsignal.shape == COUNTS.shape
     assert plot.nxaxes[0].nxname == "motor_x"
     assert root["entry/numbers"].nxerrors is not None
+
+
+def test_an_event_is_drawn_with_its_standard_errors_where_there_are_some(run, tmp_path):
+    (denoised,) = denoised_streams(run)
+    draw_event(run, denoised, 3, tmp_path / "event.png")
+    height, width, _ = plt.imread(tmp_path / "event.png").shape
+    panels = 4 if "det_image_sigma" in denoised.stream else 3
+    # Panels are about square.
+    assert width / height > 0.7 * panels
 
 
 def test_a_file_that_exists_is_not_written_over(run, tmp_path):
