@@ -22,6 +22,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 
 def imports(code):
     """Yield the modules and names that a piece of code imports from this package."""
+    code = re.sub(r"^!.*", "", code, flags=re.M)  # commands at the IPython prompt
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bluesky_denoise"):
             for alias in node.names:

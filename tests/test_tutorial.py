@@ -1,5 +1,6 @@
 """The tutorial, typed as it stands, by somebody who has never seen the package."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -18,6 +19,16 @@ def blocks(page, kind):
     return re.findall(rf"```{kind}\n(.*?)```", (DOCS / page).read_text(), re.S)
 
 
+def statements(block):
+    """Yield what is typed at once: commands, and statements on one line each."""
+    lines = block.splitlines()
+    code = "\n".join("" if line.startswith("!") else line for line in lines)
+    for node in ast.parse(code).body:
+        whole = node.lineno == node.end_lineno
+        yield lines[node.lineno - 1] if whole else ast.unparse(node)
+    yield from (line for line in lines if line.startswith("!"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_tutorial_needs_no_help(tmp_path):
@@ -29,7 +40,7 @@ def test_the_tutorial_needs_no_help(tmp_path):
         if block.startswith("def "):
             said[block] = prompt.type(block)
             continue
-        for line in filter(None, block.splitlines()):
+        for line in statements(block):
             said[line] = prompt.type(line)
             assert "Traceback" not in said[line], said[line]
             assert "Error:" not in said[line], said[line]

@@ -44,7 +44,8 @@ def calibrate(
     Returns
     -------
     dict
-        Confidence -> factor on an interval of a normal distribution.
+        Confidence -> factor on an interval of a normal distribution; empty if no frame
+        has a known rate.
 
     References
     ----------
@@ -67,6 +68,8 @@ def calibrate(
     for parameter, was_needed in needed:
         parameter.requires_grad_(was_needed)
     level, z = _deviates(model, draw, range(steps, steps + told))
+    if not len(z):
+        return {}
     return _stretch(_correct(model.variance_levels, level, z))
 
 
@@ -103,7 +106,7 @@ def _deviates(
 
     Of each frame up to 2000 of each level are taken, so that no frame decides alone.
     """
-    levels, deviates = [], []
+    levels, deviates = [torch.empty(0)], [torch.empty(0)]
     # Of its own: a run that goes on after a kill must end as an unbroken one.
     rng = torch.Generator().manual_seed(0)
     for number in numbers:

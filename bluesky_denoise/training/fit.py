@@ -171,12 +171,13 @@ class _Job:
                 seen.validation.append((done, held_out.score(average, ranks.device)))
                 if not last:
                     self._keep(done, seen, model, average, optimiser)
-                self._write(average, held_out, seen, done, calibrated=last)
+                    self._write(average, held_out, seen, done, calibrated=False)
             if report is not None and writes:
                 report(Progress(step, loss, seen.validation[-1][1] if seen.validation else np.nan))
         if not ranks.agree(average):
             raise DenoiseError("The processes ended with different weights; they are not usable.")
-        if writes:
+        if held_out is not None:
+            self._write(average, held_out, seen, settings.steps, calibrated=True)
             self._resume.unlink(missing_ok=True)
 
     def _batches(self, first: int) -> Iterator[tuple[int, Batch]]:
