@@ -256,7 +256,8 @@ class PhotonExchange(nn.Module):
 
     def _roots(self, z: Tensor, free: Tensor | None = None) -> list[Tensor]:
         """Roots of shares: of unit length, with a floor so that no estimate near a photon is 0."""
-        z = F.relu(z) + self.floor
+        z = z.clamp_min(0).add_(self.floor)
+        # Much faster than `vector_norm`.
         scale = torch.rsqrt((z * z).sum(1, keepdim=True))
         return list((z * (scale if free is None else scale * free)).split(1, 1))
 

@@ -104,7 +104,9 @@ def _deviates(
 ) -> tuple[Tensor, Tensor]:
     """Return log10 of the counts, and error over sigma, of pixels whose true rate is known.
 
-    Of each frame up to 2000 of each level are taken, so that no frame decides alone.
+    Measured frames count where the noise of their target is less than a fourth of the
+    variance. Of each frame up to 2000 pixels of each level are taken, so that none decides
+    alone.
     """
     levels, deviates = [torch.empty(0)], [torch.empty(0)]
     # Of its own: a run that goes on after a kill must end as an unbroken one.
@@ -112,8 +114,10 @@ def _deviates(
     for number in numbers:
         batch = draw(number)
         estimate, error, sigma = _errors(model, batch)
-        for i in torch.nonzero(batch.ratio == 0).flatten().tolist():
+        for i, ratio in enumerate(batch.ratio.tolist()):
             kept = batch.valid[i] > 0
+            if ratio > 0:
+                kept &= estimate[i] / ratio < 0.25 * sigma[i] ** 2
             level, z = torch.log10(estimate[i][kept] + 1e-3), (error[i] / sigma[i])[kept]
             order = torch.randperm(len(z), generator=rng)
             level, z = level.cpu()[order], z.cpu()[order]
