@@ -28,12 +28,13 @@ def power(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
         for _ in range(draws):
             row, col = rng.uniform(30, 98, 2)
             seen = rng.poisson(flat / 2)
-            estimate = denoiser.denoise(seen, 1.0).rate
+            found_here = denoiser.denoise(seen, 1.0)
+            estimate, sigma = found_here.rate, found_here.sigma
             for i, strength in enumerate(STRENGTHS):
                 photons = strength * np.sqrt(4 * np.pi * SIGMA**2 * background)
                 half = gaussian_peak(SHAPE, Peak(row, col, photons / 2, SIGMA, SIGMA))
-                gone = audit_rate(rng.poisson(flat / 2 + half), estimate, seen=seen)
-                made = audit_rate(rng.poisson(flat / 2), estimate + half, seen=seen)
+                gone = audit_rate(rng.poisson(flat / 2 + half), estimate, seen=seen, sigma=sigma)
+                made = audit_rate(rng.poisson(flat / 2), estimate + half, seen=seen, sigma=sigma)
                 found["removed"][i] += not gone.ok
                 found["invented"][i] += not made.ok
         for what, number in found.items():
@@ -53,10 +54,11 @@ def alarms(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
                 rate = random_scene((195, 244), rng, log10_level=(-2.5, 2.5))
                 mask = random_mask(rate.shape, rng)
             seen, first, second, third = (rng.poisson(rate / 2) for _ in range(4))
-            estimate = denoiser.denoise(seen, 1.0, mask).rate
-            if not audit_rate(first, estimate, mask, seen=seen).ok:
+            denoised = denoiser.denoise(seen, 1.0, mask)
+            estimate, stated = denoised.rate, {"seen": seen, "sigma": denoised.sigma}
+            if not audit_rate(first, estimate, mask, **stated).ok:
                 flagged += 1
-                again = [audit_rate(n, estimate, mask, seen=seen).ok for n in (second, third)]
+                again = [audit_rate(n, estimate, mask, **stated).ok for n in (second, third)]
                 false += all(again)
         print(f"{name:11s} scenes: {flagged} of {draws} flagged, {false} not by fresh photons")
 

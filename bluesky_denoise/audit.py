@@ -120,8 +120,17 @@ def audit_frame(
     if not photons.any():
         return _unheard("; ".join(reasons), counts.shape, tile_px)
     seen, held_out = thin(photons, 0.5, np.random.default_rng(0) if rng is None else rng)
-    rate = denoiser.denoise(seen[None], 0.5 * exposure_s, mask=~valid).rate[0]
-    found = audit_rate(held_out, rate * (0.5 * exposure_s), ~valid, seen=seen, tile_px=tile_px)
+    half_s = 0.5 * exposure_s
+    denoised = denoiser.denoise(seen[None], half_s, mask=~valid)
+    sigma = getattr(denoised, "sigma", None)
+    found = audit_rate(
+        held_out,
+        denoised.rate[0] * half_s,
+        ~valid,
+        seen=seen,
+        sigma=None if sigma is None else sigma[0] * half_s,
+        tile_px=tile_px,
+    )
     reasons += [found.reason] if found.reason else []
     return replace(found, ok=not reasons, reason="; ".join(reasons))
 
@@ -132,6 +141,7 @@ def audit_rate(
     mask: np.ndarray | None = None,
     *,
     seen: np.ndarray | None = None,
+    sigma: np.ndarray | None = None,
     tile_px: int = 32,
 ) -> Audit:
     """Compare counts with any prediction of them.
@@ -146,6 +156,8 @@ def audit_rate(
     mask : (H, W) bool, True where a pixel is invalid
     seen : (H, W) counts, of as long an exposure, that the prediction was made from: tells
         how noisy it is itself. None takes it for exact
+    sigma : (H, W) standard error of ``expected``, counts, where the denoiser states one; only
+        with ``seen``
     tile_px : side of a tile of the map, pixels
 
     Returns
@@ -160,7 +172,7 @@ def audit_rate(
         If the mask does not have the shape of the frame.
     """
     held_out, expected = np.asarray(held_out), np.asarray(expected)
-    shapes = [a.shape for a in (held_out, expected, seen) if a is not None]
+    shapes = [a.shape for a in (held_out, expected, seen, sigma) if a is not None]
     if held_out.ndim != 2 or len(set(shapes)) > 1:
         raise FrameShapeError(f"Counts and prediction have shapes {shapes}; expected all (H, W).")
     valid = _valid(held_out, mask) & np.isfinite(expected)
@@ -176,7 +188,8 @@ def audit_rate(
     counts[lone] = model[lone]
     if known is not None:
         known[lone] = model[lone]
-    surprise, limit, noise = surprise_by_side(counts, model, known)
+    stated = None if sigma is None else np.where(valid & ~lone, np.nan_to_num(sigma) ** 2, 0.0)
+    surprise, limit, noise = surprise_by_side(counts, model, known, stated)
     fit = valid & ~lone
     ratio, ratio_z = deviance_ratio(counts[fit], model[fit])
     correlation, correlation_z = neighbour_correlation(counts, model)

@@ -15,7 +15,7 @@ __all__ = [
 
 SCALES_PX = (1, 3, 7, 15)
 """Sides of the squares whose counts are compared with the estimate."""
-FALSE_ALARMS = 0.001
+FALSE_ALARMS = 0.0005
 """Chance that noise alone makes one of all squares of a frame stand out."""
 TOLERANCE = {1: 0.25, 3: 0.12, 7: 0.07, 15: 0.05}
 """Misfit that is let pass, as one standard deviation, by side, as a share of how much a square
@@ -31,9 +31,16 @@ FLOOR = 0.05
 
 
 def surprise_by_side(
-    counts: np.ndarray, model: np.ndarray, seen: np.ndarray | None
+    counts: np.ndarray,
+    model: np.ndarray,
+    seen: np.ndarray | None,
+    stated: np.ndarray | None = None,
 ) -> tuple[dict[int, np.ndarray], float, float]:
     """Compare squares of every size.
+
+    The noise of the estimate itself is told from how closely it follows what it has ``seen``,
+    by blocks; ``stated`` is its variance by pixels, where the denoiser says one, and rules where it
+    is larger: a few pixels that stay as counted do not show in a block.
 
     Returns
     -------
@@ -59,6 +66,9 @@ def surprise_by_side(
             # A peak is smaller than a block, and followed more closely than what is around it.
             contrast = np.abs(expected - around) / np.maximum(expected, 1e-9)
             own = np.maximum(own, LEAST_NOISE + 0.6 * np.minimum(contrast, 1))
+            if stated is not None:
+                told = stated if side == 1 else square_sums(integral(stated), side, step)
+                own = np.maximum(own, told / np.maximum(expected, 1e-9))
             variance += own
             noise = float(own.mean()) if side == 1 else noise
         surprise[side] = _deviate(total, expected) / np.sqrt(variance)
