@@ -68,6 +68,22 @@ def _surroundings(monkeypatch):
         monkeypatch.setenv(key, value)
 
 
+@pytest.fixture(autouse=True)
+def _clients_as_before():
+    """Undo what `.v2` of a catalog does to every Tiled client of the process.
+
+    It copies the map from specs to clients by `copy.copy`, which shares what is in the map.
+    """
+    from tiled.client.container import DEFAULT_STRUCTURE_CLIENT_DISPATCH
+
+    maps = [clients.__getstate__() for clients in DEFAULT_STRUCTURE_CLIENT_DISPATCH.values()]
+    saved = [dict(clients) for clients in maps]
+    yield
+    for clients, before in zip(maps, saved, strict=True):
+        clients.clear()
+        clients.update(before)
+
+
 @pytest.fixture
 def logged(caplog):
     """Return a function for all log messages so far, as one text."""

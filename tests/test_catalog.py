@@ -109,17 +109,6 @@ def test_what_is_no_run_is_refused():
         denoised_streams([])
 
 
-@pytest.fixture
-def then_as_before(tiled):
-    """Undo what `.v2` does to every client of the process, for the tests that follow.
-
-    The map from specs to clients is copied by `copy.copy`, which shares what is in it.
-    """
-    yield
-    assert type(tiled.client.v3).__name__ == "CatalogOfBlueskyRuns"
-
-
-@pytest.mark.usefixtures("then_as_before")
 def test_databroker_shows_the_denoised_stream_beside_the_raw_one(RE, tiled, camera, settings):
     from databroker import Broker
     from databroker import client as databroker_client
