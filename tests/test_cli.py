@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.cli import app
+from bluesky_denoise.cli_catalog import console
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def command(tiled, tmp_path, monkeypatch):
     address, _, key = tiled.uri.partition("?api_key=")
     monkeypatch.setenv("TILED_API_KEY", key)
     monkeypatch.setenv("TILED_URI", address)
-    monkeypatch.setenv("COLUMNS", "160")
+    # It took its width when it was imported, which another test may have done.
+    monkeypatch.setattr(console, "width", 160)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings.yaml").write_text(
         f"tiled_uri: {address}\nframes_directory: denoised\nmodel: {UNIT!r}\n"
