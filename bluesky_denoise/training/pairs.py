@@ -1,5 +1,6 @@
 """Pairs to learn from: counts to denoise, and independent counts of the same scene."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -124,7 +125,7 @@ class RecordedPairs(PairSource, Protocol):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Recorded:
+class _Recorded(ABC):
     """Frames of one run, and the drawing of a random window from them."""
 
     counts: np.ndarray
@@ -172,8 +173,9 @@ class _Recorded:
         index = int(rng.integers(len(self)))
         return self.pair(index, random_window(self.shape, shape, rng), rng)
 
+    @abstractmethod
     def pair(self, index: int, window: Window, rng: np.random.Generator) -> Pair:
-        raise NotImplementedError
+        """Return the pair of one frame, seen through a window."""
 
 
 class ThinnedFrames(_Recorded):
