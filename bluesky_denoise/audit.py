@@ -11,6 +11,7 @@ from bluesky_denoise.residuals import (
     deviance_ratio,
     lone_pixels,
     neighbour_correlation,
+    own_variance,
     step_px,
     surprise_by_side,
     tile_map,
@@ -19,9 +20,12 @@ from bluesky_denoise.thinning import thin
 
 __all__ = ["Audit", "audit_frame", "audit_rate"]
 
-MOST_DEVIANCE = 1.3
+MOST_EXCESS = 0.06
+"""Deviance of held-out counts, per degree of freedom, beyond what noise explains."""
 LEAST_DEVIANCE = 0.75
 MOST_CORRELATION = 0.15
+ALONE = 0.05
+"""Correlation below which neighbouring pixels are called independent."""
 SURE_Z = 5.0
 """Global numbers must be off by their limit, and by this many standard deviations."""
 EIGER_INVALID = 2**32 - 1
@@ -191,11 +195,13 @@ def audit_rate(
     stated = None if sigma is None else np.where(valid & ~lone, np.nan_to_num(sigma) ** 2, 0.0)
     surprise, limit, noise = surprise_by_side(counts, model, known, stated)
     fit = valid & ~lone
-    ratio, ratio_z = deviance_ratio(counts[fit], model[fit])
+    own = own_variance(known, model) if stated is None and known is not None else stated
+    noises = None if own is None else own[fit]
+    ratio, right, ratio_z = deviance_ratio(counts[fit], model[fit], noises)
     correlation, correlation_z = neighbour_correlation(counts, model)
     reasons += _local_reasons(surprise, limit)
-    if ratio_z > SURE_Z and ratio > MOST_DEVIANCE + noise:
-        reasons.append(f"held-out counts fit badly (deviance {ratio:.2f}, expected 1)")
+    if ratio_z > SURE_Z and ratio > right + MOST_EXCESS:
+        reasons.append(_misfit_reason(ratio, right, correlation))
     if ratio_z < -SURE_Z and ratio < LEAST_DEVIANCE:
         reasons.append(f"held-out counts fit too well (deviance {ratio:.2f}, expected 1)")
     if abs(correlation_z) > SURE_Z and abs(correlation) > MOST_CORRELATION + noise:
@@ -263,6 +269,14 @@ def _pixel_reasons(counts: np.ndarray, model: np.ndarray, bad: np.ndarray) -> li
     if bright:
         return [f"photons that the estimate lacks, in {len(bright)} single pixels, at {bright[0]}"]
     return []
+
+
+def _misfit_reason(ratio: float, right: float, correlation: float) -> str:
+    """Say what scatters more than noise does over the whole frame."""
+    reason = f"held-out counts fit badly (deviance {ratio:.2f}, expected {right:.2f})"
+    if abs(correlation) < ALONE:
+        reason += ", pixel by pixel: an uneven response (flat field), or detail that was lost"
+    return reason
 
 
 def _local_reasons(surprise: dict[int, np.ndarray], limit: float) -> list[str]:

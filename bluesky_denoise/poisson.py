@@ -2,7 +2,15 @@
 
 import numpy as np
 
-__all__ = ["box_sum", "deviance", "expected_deviance", "integral", "square_sums", "tail_z"]
+__all__ = [
+    "added_deviance",
+    "box_sum",
+    "deviance",
+    "expected_deviance",
+    "integral",
+    "square_sums",
+    "tail_z",
+]
 
 _LOG10 = np.linspace(-8, 3, 441)
 
@@ -103,6 +111,30 @@ def expected_deviance(expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variance = _VARIANCE[index] + place * (_VARIANCE[index + 1] - _VARIANCE[index])
     dark = expected < 10.0 ** _LOG10[0]
     return np.where(dark, 0, mean), np.where(dark, 0, variance)
+
+
+def added_deviance(expected: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Return what the noise of an estimate adds to the deviance of independent counts.
+
+    To second order that is ``variance / expected`` for many counts, and twice as much for
+    few, since :func:`expected_deviance` is taken at the estimate and curved. The next order
+    matters where an estimate is as noisy as a single count of few photons.
+
+    Parameters
+    ----------
+    expected : the estimate, counts, >= 0
+    variance : of the estimate, counts squared, >= 0, same shape; what is above the Poisson
+        variance of so many counts is not believed
+
+    Returns
+    -------
+    numpy.ndarray
+        float64; at most twice the photons' own deviance, so that no error bar excuses all.
+    """
+    level = np.maximum(np.asarray(expected, np.float64), 1e-9)
+    share = np.minimum(np.asarray(variance, np.float64) / level, 1)
+    added = share * (1 + np.exp(-level)) * (1 + 1.5 * share / level)
+    return np.minimum(added, 2 * expected_deviance(level)[0])
 
 
 def integral(image: np.ndarray) -> np.ndarray:

@@ -2,12 +2,20 @@
 
 import numpy as np
 
-from bluesky_denoise.poisson import deviance, expected_deviance, integral, square_sums, tail_z
+from bluesky_denoise.poisson import (
+    added_deviance,
+    deviance,
+    expected_deviance,
+    integral,
+    square_sums,
+    tail_z,
+)
 
 __all__ = [
     "deviance_ratio",
     "lone_pixels",
     "neighbour_correlation",
+    "own_variance",
     "step_px",
     "surprise_by_side",
     "tile_map",
@@ -142,14 +150,34 @@ def _limit(tests: float) -> float:
     return float(np.sqrt(2 * log - np.log(4 * np.pi * log)))
 
 
-def deviance_ratio(counts: np.ndarray, model: np.ndarray) -> tuple[float, float]:
-    """Return the deviance over its expectation, and z of the difference; counts (n,)."""
+def own_variance(seen: np.ndarray, model: np.ndarray) -> np.ndarray:
+    """Bound the variance of an estimate from how closely it follows what it has seen: (H, W)."""
+    return _own_noise(seen, model, NOISE_PX) * model
+
+
+def deviance_ratio(
+    counts: np.ndarray, model: np.ndarray, own: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """Compare the deviance of counts with what their noise, and that of the model, make of it.
+
+    Parameters
+    ----------
+    counts, model : (n,)
+    own : (n,) variance of the model itself; None: it has no noise
+
+    Returns
+    -------
+    tuple of float
+        Deviance over its expectation if the model were exact; the same ratio as expected with
+        the model's own noise, 1 or more; z of the difference.
+    """
     # An estimate of exactly 0 would make one photon infinitely unlikely.
     model = np.maximum(model, 1e-6)
     found = float(deviance(counts, model).sum())
-    mean, variance = expected_deviance(model)
+    mean, spread = expected_deviance(model)
     total = float(mean.sum())
-    return found / total, (found - total) / float(np.sqrt(variance.sum()))
+    right = total if own is None else total + float(added_deviance(model, own).sum())
+    return found / total, right / total, (found - right) / float(np.sqrt(spread.sum()))
 
 
 def neighbour_correlation(counts: np.ndarray, model: np.ndarray) -> tuple[float, float]:

@@ -7,7 +7,13 @@ from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
 from bluesky_denoise.evaluation.baselines import gaussian
 from bluesky_denoise.frames import Denoised
 from bluesky_denoise.photon_checks import dead_areas, fano_factor, hot_pixels, looks_poisson
-from bluesky_denoise.poisson import box_sum, deviance, expected_deviance, tail_z
+from bluesky_denoise.poisson import (
+    added_deviance,
+    box_sum,
+    deviance,
+    expected_deviance,
+    tail_z,
+)
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
 
@@ -43,6 +49,21 @@ def test_deviance_of_poisson_counts_has_the_expected_mean_at_every_level(rng):
         assert found.mean() == pytest.approx(mean[0], abs=5 * np.sqrt(variance[0] / 400_000))
         # The variance of the deviance at low rates rests on few draws.
         assert found.var() == pytest.approx(variance[0], rel=0.15)
+
+
+@pytest.mark.parametrize("share", [0.03, 0.3, 1.0])
+@pytest.mark.parametrize("rate", [3.0, 10.0, 100.0])
+def test_the_noise_of_an_estimate_adds_the_deviance_that_is_said(rng, rate, share):
+    counts = rng.poisson(rate, 400_000)
+    estimate = rng.poisson(rate / share, 400_000) * share
+    estimate = np.maximum(estimate, 1e-9)
+    mean, _ = expected_deviance(estimate)
+    found = float((deviance(counts, estimate) - mean).mean())
+    told = float(added_deviance(estimate, share * estimate).mean())
+    # Counts of 0 make an estimate that has all the noise of few photons infinitely wrong.
+    if rate > 5 or share < 0.1:
+        assert found == pytest.approx(told, rel=0.1, abs=0.01)
+    assert told < 2
 
 
 def test_tails_of_poisson_counts_are_normal_deviates(rng):
@@ -126,6 +147,28 @@ def test_an_estimate_that_smears_texture_fails_by_deviance_and_whiteness(rng):
     assert verdict.whiteness > 0.3
     assert "fit badly" in verdict.reason
     assert "correlate" in verdict.reason
+
+
+def test_pixels_that_respond_unequally_are_told_by_the_deviance_alone(rng):
+    rate = smooth_scene(300.0)
+    for spread, ok in ((0.0, True), (0.03, False)):
+        response = rng.normal(1, spread, SHAPE)
+        verdict = audit_frame(rng.poisson(rate * response), 1.0, Smoother(), rng=rng)
+        assert verdict.ok == ok, verdict.reason
+        # Half of 300 counts, three percent: 150 * 0.03^2 above 1; 20480 pixels tell it to 0.01.
+        assert verdict.deviance == pytest.approx(1 + 150 * spread**2, abs=0.04)
+    assert "pixel by pixel: an uneven response (flat field)" in verdict.reason
+    assert "lacks" not in verdict.reason
+
+
+def test_noise_that_an_estimate_states_is_no_fault_and_noise_that_it_hides_is(rng):
+    rate = np.full(SHAPE, 100.0)
+    seen, held_out = rng.poisson(rate), rng.poisson(rate)
+    noisy = rng.poisson(4 * rate) / 4.0
+    # A quarter of the variance of counts, which `seen` does not tell: it is other photons.
+    assert audit_rate(held_out, noisy, seen=seen, sigma=np.sqrt(noisy / 4)).ok
+    verdict = audit_rate(held_out, noisy, seen=seen, sigma=np.sqrt(noisy / 100))
+    assert "fit badly (deviance 1.2" in verdict.reason
 
 
 def test_a_frame_of_smooth_scattering_passes():

@@ -3,13 +3,15 @@ import numpy as np
 import pytest
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError
+from bluesky_denoise.evaluation.baselines import gaussian
 from bluesky_denoise.evaluation.frame_sets import FrameSet, frame_set, middle, read_frame_set
 from bluesky_denoise.evaluation.known_sets import KnownSet
 from bluesky_denoise.evaluation.methods import Method, baselines
 from bluesky_denoise.evaluation.neighbours import neighbour_scores, pairs
-from bluesky_denoise.evaluation.shift import shift_scores
+from bluesky_denoise.evaluation.shift import gaussian_variance, shift_scores
 from bluesky_denoise.evaluation.spots import find_spots, spot_scores
 from bluesky_denoise.evaluation.thinned import thinned_scores
+from bluesky_denoise.frames import Denoised
 from bluesky_denoise.testing import UnitDenoiser
 
 METHODS = baselines(bm3d=False)[:2]
@@ -139,7 +141,32 @@ def test_smeared_estimates_are_failures_that_the_audit_flags():
     assert scores["smeared"].flagged >= 0.9 * scores["smeared"].failures
 
 
+def test_noise_that_is_left_in_and_stated_is_no_failure():
+    frames = series()
+    frames.counts[:] = np.random.default_rng(1).poisson(20 * level(), frames.counts.shape)
+    for sigma, failures in ((np.sqrt(20 * level() / 3), 0), (None, 4)):
+        denoiser = UnitDenoiser2(sigma)
+        scores = {s.estimates: s for s in shift_scores(frames, denoiser, quiet)}
+        assert scores[denoiser.name].failures == failures
+
+
+def test_the_variance_of_a_gaussian_average_is_that_of_its_scatter():
+    rng = np.random.default_rng(4)
+    mask = np.zeros((40, 40), bool)
+    many = np.stack([gaussian(rng.poisson(9.0, mask.shape), 2.0, mask) for _ in range(400)])
+    told = gaussian_variance(np.full(mask.shape, 9.0), 2.0, mask)
+    inside = np.s_[8:-8, 8:-8]
+    # 400 draws tell a variance to 7 %, some 20 independent pixels to less than 2 %.
+    assert many.var(0)[inside].mean() == pytest.approx(told[inside].mean(), rel=0.06)
+
+
 class UnitDenoiser2(UnitDenoiser):
+    """Returns the counts themselves, of one frame, with an error bar if one is given."""
+
+    def __init__(self, sigma=None):
+        super().__init__()
+        self.sigma = sigma
+
     def denoise(self, counts, exposure_s, mask=None):
         found = super().denoise(np.asarray(counts)[None], exposure_s, mask)
-        return type(found)(rate=found.rate[0])
+        return Denoised(found.rate[0], sigma=self.sigma)

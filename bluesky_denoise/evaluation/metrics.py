@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bluesky_denoise.poisson import expected_deviance
+from bluesky_denoise.poisson import added_deviance, expected_deviance
 
 __all__ = [
     "deviance_ratio",
@@ -11,6 +11,7 @@ __all__ = [
     "noise_corrected_error",
     "poisson_deviance",
     "spot_intensities",
+    "unexplained_deviance",
 ]
 
 
@@ -109,6 +110,40 @@ def deviance_ratio(
     if total <= 0:
         return float("nan")
     return poisson_deviance(estimate, counts, mask) * expectation.size / total
+
+
+def unexplained_deviance(
+    estimate: np.ndarray,
+    counts: np.ndarray,
+    sigma: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """Return the deviance of held-out counts that neither their noise nor error bars explain.
+
+    Parameters
+    ----------
+    estimate : (H, W), expected counts
+    counts : (H, W), counts that the estimate has not seen
+    sigma : (H, W) standard error of the estimate, counts; None: it states none
+    mask : (H, W), nonzero where a pixel is invalid
+
+    Returns
+    -------
+    tuple of float
+        Per degree of freedom, 0 if the estimate and its error bars are right; and over the
+        standard deviation that the counts' own noise gives it. NaN where nothing is expected.
+    """
+    valid = _valid(np.shape(estimate), mask)
+    expected = np.asarray(estimate, np.float64)[valid]
+    mean, variance = expected_deviance(expected)
+    total, spread = float(mean.sum()), float(np.sqrt(variance.sum()))
+    if total <= 0:
+        return float("nan"), float("nan")
+    stated = 0.0
+    if sigma is not None:
+        stated = float(added_deviance(expected, np.asarray(sigma, np.float64)[valid] ** 2).sum())
+    excess = deviance_ratio(estimate, counts, mask) - 1 - stated / total
+    return excess, excess * total / spread
 
 
 def flux_ratio(estimate: np.ndarray, counts: np.ndarray, mask: np.ndarray | None = None) -> float:

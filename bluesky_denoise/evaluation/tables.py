@@ -337,8 +337,9 @@ def _shift(r: Evaluation) -> Table:
     return Table(
         "What the audit flags",
         "Estimates of measured frames by the denoiser, and by Gaussians of 2 to 16 pixels that "
-        "play one that has gone wrong. Failures: 10 % too much deviance on photons that neither "
-        "estimate nor audit has seen; right ones: less than 2 %.",
+        "play one that has gone wrong. Failures: on photons that neither estimate nor audit has "
+        "seen, 10 % more deviance than their noise and the estimate's error bars explain, and 5 "
+        "standard deviations; right ones: less than 2 %, and no block of 16 pixels off by 4.",
         ("series", "estimates", "failures", "flagged", "right", "flagged"),
         rows,
         1,
