@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from bluesky_denoise.evaluation.baselines import gaussian
 from bluesky_denoise.evaluation.frame_sets import FrameSet, Track, middle
 from bluesky_denoise.evaluation.methods import Method
-from bluesky_denoise.evaluation.metrics import spot_intensities
+from bluesky_denoise.evaluation.metrics import poisson_deviance, spot_intensities
 
 __all__ = ["SpotScore", "find_spots", "spot_scores"]
 
@@ -98,8 +98,14 @@ def spot_scores(
             some = [m for m in compared if m.slow == slow]
             spots = find_spots(cut, mask) if some else np.empty((0, 2), int)
             before = spot_intensities(cut, spots)
+
+            def judge(
+                estimate: np.ndarray, cut: np.ndarray = cut, mask: np.ndarray = mask
+            ) -> float:
+                return poisson_deviance(estimate, cut, mask)
+
             for method in some:
-                after = spot_intensities(method.estimate(cut, mask, _no_judge), spots)
+                after = spot_intensities(method.estimate(cut, mask, judge), spots)
                 name = f"{method.name}, middle of the frame" if slow else method.name
                 found.setdefault(name, []).append(np.stack([before, after]))
     return [
@@ -107,10 +113,6 @@ def spot_scores(
         for name, parts in found.items()
         for score in _by_class(frames, name, *np.concatenate(parts, 1))
     ]
-
-
-def _no_judge(estimate: np.ndarray) -> float:
-    raise NotImplementedError("No method that is scored on spots chooses its own width.")
 
 
 def _by_class(
