@@ -1,16 +1,27 @@
 """Weights that sum the photons of one peak, drawn from a denoised frame."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bluesky_denoise.poisson import box_sum, tail_z
 
-__all__ = ["Ellipse", "find_ellipse", "linear_coefficients", "outside_is_quiet", "weights"]
+__all__ = [
+    "Ellipse",
+    "find_ellipse",
+    "linear_coefficients",
+    "outside_is_quiet",
+    "weights",
+    "widest",
+]
 
 LEAST_SIGMA_PX = 0.6
 """Peaks are not taken for narrower: all of their photons then lie in one pixel or two."""
 ROUNDS = 20
+SCALES = np.geomspace(1, 3, 7)
+"""Factors that `widest` tries on either axis."""
+DOUBT = 4.0
+"""Chi-square that a wider ellipse may cost: two standard deviations of its width."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,41 @@ def find_ellipse(excess: np.ndarray, region: np.ndarray, valid: np.ndarray) -> E
 def _bounded(covariance: np.ndarray, limit: float) -> np.ndarray:
     values, axes = np.linalg.eigh(covariance)
     return (axes * np.clip(values, LEAST_SIGMA_PX**2, limit)) @ axes.T
+
+
+def widest(
+    ellipse: Ellipse, counts: np.ndarray, level: float, region: np.ndarray, inside: np.ndarray
+) -> Ellipse:
+    """Widen an ellipse along both axes as far as the counts allow.
+
+    A denoised image of a weak peak may show its brightest pixel alone. An ellipse that is too
+    narrow loses photons, one that is too wide only adds noise of the background: so the widest
+    is taken that fits the raw counts as well as the best of all, within `DOUBT`.
+
+    Parameters
+    ----------
+    ellipse : as found in the denoised image
+    counts : (h, w) raw counts that it was found from
+    level : background, counts per pixel
+    region : (h, w) bool, the pixels where the peak is
+    inside : (h, w) bool, those of them that are valid
+    """
+    values, axes = np.linalg.eigh(ellipse.covariance)
+    rows, cols = np.nonzero(inside)
+    along = (np.stack([rows - ellipse.row, cols - ellipse.col], 1) @ axes).T  # (2, n)
+    profile = ellipse.profile(region)[inside]
+    excess = counts[inside] - level
+    strength = max(float(profile @ excess / max(profile @ profile, 1e-12)), 0.0)
+    variance = np.maximum(level + strength * profile, 0.02)
+    spread = values[:, None, None] * SCALES[:, None] ** 2
+    first, second = np.exp(-0.5 * along[:, None] ** 2 / spread)  # (scales, n) each
+    overlap = (first * (excess / variance)) @ second.T
+    norm = (first**2 / variance) @ (second**2).T
+    # What a Gaussian of known shape explains of chi-square, its height fitted.
+    explained = np.maximum(overlap, 0) ** 2 / np.maximum(norm, 1e-12)
+    area = np.outer(SCALES, SCALES) * (explained >= explained.max() - DOUBT)
+    best = np.array(np.unravel_index(int(area.argmax()), area.shape))
+    return replace(ellipse, covariance=(axes * values * SCALES[best] ** 2) @ axes.T)
 
 
 def weights(ellipse: Ellipse, reach: float, region: np.ndarray) -> np.ndarray:

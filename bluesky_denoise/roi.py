@@ -11,6 +11,7 @@ from bluesky_denoise.extraction import (
     linear_coefficients,
     outside_is_quiet,
     weights,
+    widest,
 )
 from bluesky_denoise.poisson import tail_z
 from bluesky_denoise.region import ROI, Crop, cut, deal, photons
@@ -23,8 +24,6 @@ LEAST_Z = 5.0
 """Significance of a peak from which the denoised frame is believed to show it."""
 REACHES = (2.8, 3.2, 4.0, 6.0)
 """Sizes of the ellipse that are tried, standard deviations."""
-WIDER = 3.0
-"""The ellipse is larger by this over the significance of the peak."""
 TAIL = 0.02
 """Share of a peak's photons that may lie outside of 2.8 standard deviations unforeseen."""
 FWHM = 2 * np.sqrt(2 * np.log(2))
@@ -267,8 +266,10 @@ def _extraction(crop: Crop, others: np.ndarray, expected: np.ndarray) -> _Extrac
     scale = FOLDS / (FOLDS - 1)
     level = float(others[around].mean())
     ellipse = find_ellipse(expected - float(expected[around].mean()), crop.region, crop.valid)
-    z = 0.0 if ellipse is None else _significance(others, ellipse, inside, level)
-    if z < LEAST_Z:
+    if ellipse is None:
+        return None
+    ellipse = widest(ellipse, others, level, crop.region, inside)
+    if _significance(others, ellipse, inside, level) < LEAST_Z:
         return None
     flat = np.full(others.shape, level)
     noise = 1 / np.sqrt(max(float(others[around].sum()), 1.0))
@@ -276,14 +277,12 @@ def _extraction(crop: Crop, others: np.ndarray, expected: np.ndarray) -> _Extrac
         return None
     profile = ellipse.profile(crop.region)
     known = profile * crop.valid
-    # The width is known to about 1 / z: too narrow an ellipse would lose the wings.
-    wider = 1 + WIDER / z
-    core = weights(ellipse, wider * REACHES[0], inside)
+    core = weights(ellipse, REACHES[0], inside)
     strength = float((core * (others - level)).sum() / max((core * known).sum(), 0.05)) * scale
     best: tuple[float, _Extraction] | None = None
     plain = _plain(crop)
     for reach in REACHES:
-        weight = weights(ellipse, wider * reach, inside)
+        weight = weights(ellipse, reach, inside)
         coefficients = linear_coefficients(known, weight, (inside | around) * (1 - weight))
         if coefficients is None:
             continue
