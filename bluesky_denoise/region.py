@@ -70,6 +70,12 @@ class Crop:
     exposure_s: float
 
     @property
+    def window(self) -> tuple[slice, slice]:
+        """Where the crop is in the frame."""
+        (row, col), (height, width) = self.origin, self.counts.shape
+        return slice(row, row + height), slice(col, col + width)
+
+    @property
     def inside(self) -> np.ndarray:
         """Valid pixels of the region."""
         return self.region & self.valid

@@ -5,27 +5,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bluesky_denoise.extraction import (
-    Ellipse,
-    find_ellipse,
-    linear_coefficients,
-    outside_is_quiet,
-    weights,
-    widest,
-)
-from bluesky_denoise.poisson import tail_z
+from bluesky_denoise.extraction import Ellipse, find_ellipse
 from bluesky_denoise.region import ROI, Crop, cut, deal, photons
+from bluesky_denoise.summation import (
+    FOLDS,
+    LEAST_Z,
+    Summation,
+    choose_summation,
+    plain_summation,
+    significance,
+)
 
-__all__ = ["ROI", "ROIValues", "measure_roi"]
+__all__ = ["ROI", "ROIValues", "Weighing", "measure_roi", "values", "weigh"]
 
-FOLDS = 4
-"""Parts that photons are dealt into; the profile of each part comes from the others."""
-LEAST_Z = 5.0
-"""Significance of a peak from which the denoised frame is believed to show it."""
-REACHES = (2.8, 3.2, 4.0, 6.0)
-"""Sizes of the ellipse that are tried, standard deviations."""
-TAIL = 0.02
-"""Share of a peak's photons that may lie outside of 2.8 standard deviations unforeseen."""
 FWHM = 2 * np.sqrt(2 * np.log(2))
 
 
@@ -80,10 +72,26 @@ class ROIValues:
 
 
 @dataclass(frozen=True, eq=False)
-class _Extraction:
-    coefficients: np.ndarray
-    profile: np.ndarray | None
-    covered: float
+class Weighing:
+    """The photons of a region, and how each part of them is summed."""
+
+    crop: Crop
+    parts: np.ndarray
+    """(parts, h, w) photons; one part where they cannot be dealt."""
+    summations: list[Summation]
+    """One for each part; empty where there is nothing to sum."""
+    rate: np.ndarray
+    """(h, w) counts / s, the denoised image of all photons."""
+
+    def expected(self, counts: np.ndarray) -> float:
+        """Return what the sums are on average if (H, W) counts are expected, counts.
+
+        The weights of a part do not depend on its own photons, so nothing is drawn: for
+        simulated frames, this less the truth is the bias without the noise.
+        """
+        window = self.crop.window
+        sums = [float((s.coefficients * counts[window]).sum()) for s in self.summations]
+        return float(np.mean(sums)) if sums else float("nan")
 
 
 def measure_roi(
@@ -135,6 +143,22 @@ def measure_roi(
     (binomial splits)
     """
     crop = cut(np.asarray(counts), exposure_s, roi, mask, background_px)
+    return values(weigh(crop, denoiser, rate, rng))
+
+
+def weigh(
+    crop: Crop,
+    denoiser: SupportsDenoise,
+    rate: np.ndarray | None = None,
+    rng: np.random.Generator | None = None,
+) -> Weighing:
+    """Deal the photons of a region into parts, and choose how to sum each.
+
+    Parameters
+    ----------
+    crop : the region with its surroundings
+    denoiser, rate, rng : as for `measure_roi`
+    """
     rng = np.random.default_rng(0) if rng is None else rng
     whole_counts = photons(crop.counts)
     parts = None if whole_counts is None else deal(whole_counts, FOLDS, rng)
@@ -150,37 +174,31 @@ def measure_roi(
         seen = np.maximum(np.stack(stack), 0)
         rates = denoiser.denoise(seen, np.asarray(seconds), mask=~crop.valid).rate
     if rate is not None:
-        window = tuple(slice(o, o + n) for o, n in zip(crop.origin, crop.counts.shape, strict=True))
-        whole = np.asarray(rate)[window]
+        whole = np.asarray(rate)[crop.window]
     else:
         whole, rates = (rates[0], rates[1:]) if len(rates) else (np.zeros(crop.counts.shape), rates)
-    return _values(crop, parts, rates, whole)
+    nothing = plain_summation(crop)
+    if parts is None or nothing is None or not len(rates):
+        return Weighing(crop, crop.counts[None], [] if nothing is None else [nothing], whole)
+    chosen = [
+        choose_summation(crop, crop.counts - part, rate * crop.exposure_s) or nothing
+        for part, rate in zip(parts, rates, strict=True)
+    ]
+    return Weighing(crop, parts, chosen, whole)
 
 
-def _values(
-    crop: Crop, parts: np.ndarray | None, rates: np.ndarray, whole: np.ndarray
-) -> ROIValues:
-    """Put the numbers together; ``parts`` and ``rates`` are (FOLDS, h, w), or empty."""
+def values(weighing: Weighing) -> ROIValues:
+    """Put the numbers together."""
+    crop, chosen, whole = weighing.crop, weighing.summations, weighing.rate
     seconds, inside = crop.exposure_s, crop.inside
     total = float(crop.counts[inside].sum())
-    nothing = _plain(crop)
-    if len(rates) and parts is not None and nothing is not None:
-        chosen = [
-            _extraction(crop, crop.counts - part, rate * seconds) or nothing
-            for part, rate in zip(parts, rates, strict=True)
-        ]
-    else:
-        parts, chosen = crop.counts[None], [nothing]
-    if chosen[0] is None:
-        intensity = error = np.nan
-    else:
-        intensity = sum(
-            float((c.coefficients * p).sum()) for c, p in zip(chosen, parts, strict=True)
-        )
+    intensity = error = covered = np.nan
+    if chosen:
+        pairs = zip(chosen, weighing.parts, strict=True)
+        intensity = sum(float((one.coefficients * part).sum()) for one, part in pairs)
         error = _error(crop, chosen, intensity)
+        covered = float(np.mean([one.covered for one in chosen]))
     ellipse, z, background = _peak(crop, whole * seconds)
-    method = "profile" if any(c is not None and c.profile is not None for c in chosen) else "sum"
-    covered = np.mean([c.covered for c in chosen]) if chosen[0] is not None else np.nan
     width = np.sqrt(np.diag(ellipse.covariance)) * FWHM if ellipse else (np.nan, np.nan)
     return ROIValues(
         intensity=intensity / seconds,
@@ -193,13 +211,13 @@ def _values(
         center_col=ellipse.col + crop.origin[1] if ellipse else np.nan,
         width_row=float(width[0]),
         width_col=float(width[1]),
-        covered=float(covered),
+        covered=covered,
         significance=z,
-        method=method,
+        method="profile" if any(one.profile is not None for one in chosen) else "sum",
     )
 
 
-def _error(crop: Crop, chosen: list[_Extraction], intensity: float) -> float:
+def _error(crop: Crop, chosen: list[Summation], intensity: float) -> float:
     """Propagate Poisson noise; the counts expected come from the model, not pixel by pixel."""
     around = crop.around
     level = float(crop.counts[around].mean()) if around.any() else 0.0
@@ -217,19 +235,6 @@ def _error(crop: Crop, chosen: list[_Extraction], intensity: float) -> float:
     return float(np.sqrt(variance))
 
 
-def _plain(crop: Crop) -> _Extraction | None:
-    """Sum over the region less the mean of the frame around it."""
-    inside, around = crop.inside, crop.around
-    if not inside.any():
-        return None
-    coefficients = inside.astype(np.float64)
-    if crop.frame.any():
-        if not around.any():
-            return None
-        coefficients -= around * (inside.sum() / around.sum())
-    return _Extraction(coefficients, None, 1.0)
-
-
 def _peak(crop: Crop, expected: np.ndarray) -> tuple[Ellipse | None, float, float]:
     """Find the peak of an image (h, w) of expected counts, with its significance."""
     inside, around = crop.inside, crop.around
@@ -240,61 +245,5 @@ def _peak(crop: Crop, expected: np.ndarray) -> tuple[Ellipse | None, float, floa
     ellipse = find_ellipse(expected - base, crop.region, crop.valid)
     if ellipse is None:
         return None, 0.0, level
-    z = _significance(crop.counts, ellipse, inside, level)
+    z = significance(crop.counts, ellipse, inside, level)
     return (ellipse if z >= LEAST_Z else None), z, level
-
-
-def _significance(counts: np.ndarray, ellipse: Ellipse, inside: np.ndarray, level: float) -> float:
-    core = inside & (ellipse.distance(counts.shape) < 1.6)
-    return float(tail_z(counts[core].sum(), max(level, 0.0) * core.sum()))
-
-
-def _extraction(crop: Crop, others: np.ndarray, expected: np.ndarray) -> _Extraction | None:
-    """Choose the ellipse for one part from the photons of the others.
-
-    Parameters
-    ----------
-    others : (h, w) photons of the other parts
-    expected : (h, w) what they say of the whole exposure, denoised, counts
-
-    Returns
-    -------
-    _Extraction or None
-        None where the plain sum is to be taken.
-    """
-    inside, around = crop.inside, crop.around
-    scale = FOLDS / (FOLDS - 1)
-    level = float(others[around].mean())
-    ellipse = find_ellipse(expected - float(expected[around].mean()), crop.region, crop.valid)
-    if ellipse is None:
-        return None
-    ellipse = widest(ellipse, others, level, crop.region, inside)
-    if _significance(others, ellipse, inside, level) < LEAST_Z:
-        return None
-    flat = np.full(others.shape, level)
-    noise = 1 / np.sqrt(max(float(others[around].sum()), 1.0))
-    if not outside_is_quiet(others, flat, inside & (ellipse.distance(flat.shape) > 3), noise):
-        return None
-    profile = ellipse.profile(crop.region)
-    known = profile * crop.valid
-    core = weights(ellipse, REACHES[0], inside)
-    strength = float((core * (others - level)).sum() / max((core * known).sum(), 0.05)) * scale
-    best: tuple[float, _Extraction] | None = None
-    plain = _plain(crop)
-    for reach in REACHES:
-        weight = weights(ellipse, reach, inside)
-        coefficients = linear_coefficients(known, weight, (inside | around) * (1 - weight))
-        if coefficients is None:
-            continue
-        variance = _variance(coefficients, known, strength, level * scale)
-        risk = variance + (strength * TAIL * (REACHES[0] / reach) ** 2) ** 2
-        if best is None or risk < best[0]:
-            best = risk, _Extraction(coefficients, known, float(known.sum()))
-    whole = _variance(plain.coefficients, known, strength, level * scale)
-    if best is None or (known.sum() > 0.99 and whole < best[0]):
-        return None
-    return best[1]
-
-
-def _variance(coefficients: np.ndarray, known: np.ndarray, strength: float, level: float) -> float:
-    return float((coefficients**2 * (max(strength, 0.0) * known + level)).sum())

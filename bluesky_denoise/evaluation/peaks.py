@@ -9,7 +9,8 @@ from bluesky_denoise.evaluation.frame_sets import Track
 from bluesky_denoise.evaluation.methods import Method, SupportsDenoise
 from bluesky_denoise.evaluation.metrics import poisson_deviance
 from bluesky_denoise.evaluation.peak_fit import PeakShapes, fit_intensity, fit_peaks
-from bluesky_denoise.roi import ROI, measure_roi
+from bluesky_denoise.evaluation.regions import measure_expected
+from bluesky_denoise.roi import ROI
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 
 __all__ = ["CLASSES", "EXPOSURES", "PeakScore", "PeakStudy", "peak_scores", "study_peaks"]
@@ -39,6 +40,9 @@ class PeakStudy:
     """The same -> (m,) standard errors, where some are stated."""
     shapes: dict[tuple[str, str, float], PeakShapes] = field(default_factory=dict)
     """The same -> fitted shapes, of methods that yield an image."""
+    expected: dict[tuple[str, float], np.ndarray] = field(default_factory=dict)
+    """Class, exposure -> (m,) counts that `measure_roi` finds on average with the weights that it
+    chose: its bias, without the noise of the photons that are summed."""
     sums: dict[tuple[str, str, float], np.ndarray] = field(default_factory=dict)
     """The same -> (m,) sums over the pixels of the peak, known background subtracted."""
 
@@ -55,7 +59,7 @@ class PeakScore:
     intensity_error: float
     """Root mean square of (found - true) / true, errors beyond 1 counted as 1."""
     intensity_bias: float
-    """Mean of the same, none cut off; of `measure_roi` for the package, of a fit for others."""
+    """Mean of the same, none cut off; for `measure_roi`, of `PeakStudy.expected`."""
     bias_error: float
     """Standard error of that mean."""
     sum_bias: float
@@ -94,7 +98,7 @@ def study_peaks(
         rng = np.random.default_rng([seed, round(100 * exposure)])
         truth: dict[str, list[tuple[float, ...]]] = {name: [] for name in CLASSES}
         images: dict[tuple[str, str], list[np.ndarray]] = {}
-        regions: dict[str, list[tuple[float, float]]] = {name: [] for name in CLASSES}
+        regions: dict[str, list[tuple[float, ...]]] = {name: [] for name in CLASSES}
         # The least exposure has the largest errors, and a bias to be told all the same.
         for i in range(frames * 3 if exposure == EXPOSURES[0] else frames):
             rate, places = _frame(exposure, rng)
@@ -115,7 +119,7 @@ def study_peaks(
                 for name, estimate in estimates.items():
                     images.setdefault((name, shape), []).append(estimate[window])
                 if denoiser is not None:
-                    regions[shape].append(_measure(counts, row, col, peak, denoiser))
+                    regions[shape].append(_measure(counts, rate, row, col, peak, denoiser))
         for shape, peaks in truth.items():
             known = PeakShapes(*(np.array(x) for x in zip(*peaks, strict=True)))
             study.truth[shape, exposure] = known
@@ -123,7 +127,8 @@ def study_peaks(
                 stack = np.stack(images[method.name, shape])
                 _measure_images(study, method.name, shape, exposure, stack)
             if denoiser is not None:
-                found, error = np.array(regions[shape]).T
+                found, error, expected = np.array(regions[shape]).T
+                study.expected[shape, exposure] = expected
                 study.intensity[MEASURED, shape, exposure] = found
                 study.error[MEASURED, shape, exposure] = error
     return study
@@ -147,12 +152,17 @@ def _frame(exposure: float, rng: np.random.Generator) -> tuple[np.ndarray, list]
 
 
 def _measure(
-    counts: np.ndarray, row: int, col: int, peak: tuple[float, ...], denoiser: SupportsDenoise
-) -> tuple[float, float]:
+    counts: np.ndarray,
+    rate: np.ndarray,
+    row: int,
+    col: int,
+    peak: tuple[float, ...],
+    denoiser: SupportsDenoise,
+) -> tuple[float, float, float]:
     half_row, half_col = (int(np.ceil(3.5 * sigma)) + 2 for sigma in peak[3:5])
     roi = ROI((row - half_row, row + half_row + 1), (col - half_col, col + half_col + 1), 4)
-    found = measure_roi(counts, 1.0, roi, denoiser)
-    return found.intensity, found.intensity_error
+    found, expected = measure_expected(counts, rate, roi, denoiser)
+    return found.intensity, found.intensity_error, expected
 
 
 def _first(known: PeakShapes, m: int) -> PeakShapes:
@@ -201,6 +211,9 @@ def peak_scores(study: PeakStudy) -> list[PeakScore]:
         if place in study.sums:
             raw = study.sums["raw", shape, exposure][: len(found)]
             bias = float(((study.sums[place] - raw) / known.intensity).mean())
+        biases = error
+        if who == MEASURED:
+            biases = study.expected[shape, exposure] / known.intensity - 1
         shift, spread, widths = np.nan, np.nan, (np.nan, np.nan)
         if fitted is not None:
             away = np.stack([fitted.row - known.row, fitted.col - known.col])
@@ -215,8 +228,8 @@ def peak_scores(study: PeakStudy) -> list[PeakScore]:
                 STRENGTH * float(np.sqrt(exposure)),
                 len(found),
                 root_mean_square(error),
-                float(error.mean()),
-                float(error.std(ddof=1) / np.sqrt(len(error))),
+                float(biases.mean()),
+                float(biases.std(ddof=1) / np.sqrt(len(biases))),
                 bias,
                 shift,
                 spread,

@@ -1,24 +1,50 @@
 """Intensities of weak satellites by `measure_roi`: slope against the truth, and pulls."""
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from bluesky_denoise.evaluation.frame_sets import Track
 from bluesky_denoise.evaluation.methods import SupportsDenoise
-from bluesky_denoise.roi import ROI, measure_roi
+from bluesky_denoise.region import cut
+from bluesky_denoise.roi import ROI, ROIValues, values, weigh
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 
-__all__ = ["RegionScore", "region_scores"]
+__all__ = [
+    "KINDS",
+    "RegionScore",
+    "Satellites",
+    "measure_expected",
+    "region_scores",
+    "satellites",
+    "score_regions",
+]
 
 SHAPE, BOX = (46, 46), ROI((8, 38), (8, 38), background_px=4)
-BACKGROUNDS = (0.02, 0.2, 2.0)
-"""Counts per pixel."""
-HEIGHTS = (0.1, 0.3, 1.0, 5.0)
-"""Counts in the brightest pixel of the satellite."""
-SIGMAS = (1.2, 2.0, 3.0)
-"""Standard deviations, pixels; the other axis is up to a quarter more or less."""
+KINDS = tuple(itertools.product((0.02, 0.2, 2.0), (0.1, 0.3, 1.0, 5.0), (1.2, 2.0, 3.0)))
+"""Background, counts per pixel; counts in the brightest pixel of the satellite; standard
+deviation, pixels: along the other axis it is up to a quarter more or less."""
+CONFIDENCES = {"68": 1.0, "90": 1.6449, "95": 1.9600}
+"""Percent -> half width in standard errors (68.3 % for the first)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Satellites:
+    """What was measured of satellites of one kind or more, counts, each (n,)."""
+
+    truth: np.ndarray
+    found: np.ndarray
+    error: np.ndarray
+    """As stated by `measure_roi`."""
+    expected: np.ndarray
+    """What `measure_roi` finds on average with the weights that it chose."""
+    plain: np.ndarray
+    """Raw sum less the background around."""
+    plain_error: np.ndarray
+    """Its true standard error."""
+    denoised: np.ndarray
+    """Sum of the denoised frame less the background."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +55,8 @@ class RegionScore:
     """``measure_roi``; ``raw sum``, less the background around; ``denoised sum``, likewise."""
     regions: int
     slope: float
-    """Of a weighted straight line through found against true counts; 1 is right."""
+    """Of a weighted straight line through found against true counts; 1 is right. That of
+    `measure_roi` is of the counts expected with its weights: the bias without the noise."""
     slope_error: float
     pull_mean: float
     """Of (found - true) / stated error; NaN where no error is stated."""
@@ -39,10 +66,6 @@ class RegionScore:
     """Share of truths within the stated 68, 90 and 95 % intervals; empty where none is stated."""
     error_ratio: float
     """Root mean square error over that of the raw sum; below 1 is better."""
-
-
-CONFIDENCES = {"68": 1.0, "90": 1.6449, "95": 1.9600}
-"""Percent -> half width in standard errors (68.3 % for the first)."""
 
 
 def region_scores(
@@ -58,55 +81,93 @@ def region_scores(
     seed : of shapes and photons
     """
     rng = np.random.default_rng(seed)
-    kinds = [(b, h, s) for b in BACKGROUNDS for h in HEIGHTS for s in SIGMAS]
-    rows = []
-    for kind in track(kinds, "satellites"):
-        rows += [_satellite(denoiser, *kind, rng) for _ in range(draws)]
-    truth, found, error, plain, known, denoised = np.array(rows).T
-    reference = ((plain - truth) / known) ** 2
-    out = []
-    for name, column in (("measure_roi", found), ("raw sum", plain), ("denoised sum", denoised)):
-        slope, slope_error = _slope(truth, column, known)
-        pulls = (column - truth) / error if name == "measure_roi" else np.full(len(truth), np.nan)
+    cells = [satellites(denoiser, *kind, draws, rng) for kind in track(KINDS, "satellites")]
+    names = vars(cells[0])
+    return score_regions(Satellites(*(np.concatenate([vars(c)[n] for c in cells]) for n in names)))
+
+
+def score_regions(found: Satellites) -> list[RegionScore]:
+    """Compare the intensities of satellites with the truth: measured, plain, and denoised."""
+    truth, scale = found.truth, found.plain_error
+    reference = np.mean(((found.plain - truth) / scale) ** 2)
+    nothing = np.full(len(truth), np.nan)
+    scores = []
+    for name, counts, straight, error in (
+        ("measure_roi", found.found, found.expected, found.error),
+        ("raw sum", found.plain, found.plain, nothing),
+        ("denoised sum", found.denoised, found.denoised, nothing),
+    ):
+        pulls = (counts - truth) / error
         stated = np.isfinite(pulls).all()
-        out.append(
+        scores.append(
             RegionScore(
                 name,
                 len(truth),
-                slope,
-                slope_error,
+                *_slope(truth, straight, scale),
                 float(pulls.mean()),
                 float(pulls.std()),
                 {c: float((np.abs(pulls) <= z).mean()) for c, z in CONFIDENCES.items() if stated},
-                float(np.sqrt((((column - truth) / known) ** 2).mean() / reference.mean())),
+                float(np.sqrt(np.mean(((counts - truth) / scale) ** 2) / reference)),
             )
         )
-    return out
+    return scores
 
 
-def _satellite(
+def satellites(
     denoiser: SupportsDenoise,
     background: float,
     height: float,
     sigma: float,
+    draws: int,
     rng: np.random.Generator,
-) -> Sequence[float]:
-    """Return true, found, its error, plain sum, its true error, denoised sum; counts."""
-    other = sigma * rng.uniform(0.8, 1.25)
-    row, col = 22.5 + rng.uniform(-4, 4, 2)
-    truth = height * 2 * np.pi * sigma * other
-    rate = gaussian_peak(SHAPE, Peak(row, col, truth, sigma, other)) + background
-    counts = rng.poisson(rate)
-    found = measure_roi(counts, 1.0, BOX, denoiser, rng=rng)
+) -> Satellites:
+    """Draw and measure satellites of one of the `KINDS`."""
+    rows = []
     inside, whole = 30**2, 38**2
-    core, total = counts[8:38, 8:38].sum(), counts[4:42, 4:42].sum()
-    plain = core - (total - core) * inside / (whole - inside)
-    variance = rate[8:38, 8:38].sum() + inside**2 / (whole - inside) * background
-    denoised = found.denoised_sum - found.background * inside
-    return truth, found.intensity, found.intensity_error, plain, np.sqrt(variance), denoised
+    for _ in range(draws):
+        other = sigma * rng.uniform(0.8, 1.25)
+        row, col = 22.5 + rng.uniform(-4, 4, 2)
+        truth = height * 2 * np.pi * sigma * other
+        rate = gaussian_peak(SHAPE, Peak(row, col, truth, sigma, other)) + background
+        counts = rng.poisson(rate)
+        found, expected = measure_expected(counts, rate, BOX, denoiser, rng)
+        core, total = counts[8:38, 8:38].sum(), counts[4:42, 4:42].sum()
+        plain = core - (total - core) * inside / (whole - inside)
+        variance = rate[8:38, 8:38].sum() + inside**2 / (whole - inside) * background
+        denoised = found.denoised_sum - found.background * inside
+        measured = truth, found.intensity, found.intensity_error, expected
+        rows.append((*measured, plain, np.sqrt(variance), denoised))
+    return Satellites(*np.array(rows).T)
+
+
+def measure_expected(
+    counts: np.ndarray,
+    truth: np.ndarray,
+    roi: ROI,
+    denoiser: SupportsDenoise,
+    rng: np.random.Generator | None = None,
+) -> tuple[ROIValues, float]:
+    """Measure a region of simulated counts, and say what is measured on average.
+
+    Parameters
+    ----------
+    counts : (H, W) counts
+    truth : (H, W) expected counts that they were drawn from
+    roi, denoiser, rng : as for `measure_roi`; the exposure is 1 s
+
+    Returns
+    -------
+    tuple
+        What `measure_roi` returns; and the intensity that its weights have on average, counts.
+    """
+    weighing = weigh(cut(counts, 1.0, roi, None, roi.background_px), denoiser, rng=rng)
+    return values(weighing), weighing.expected(truth)
 
 
 def _slope(truth: np.ndarray, found: np.ndarray, error: np.ndarray) -> tuple[float, float]:
+    """Fit a weighted line; the slope's error comes from the scatter about it."""
     model = np.stack([truth, np.ones(len(truth))], 1) / error[:, None]
-    covariance = np.linalg.inv(model.T @ model)
-    return float((covariance @ model.T @ (found / error))[0]), float(np.sqrt(covariance[0, 0]))
+    gains = np.linalg.inv(model.T @ model) @ model.T
+    line = gains @ (found / error)
+    off = found / error - model @ line
+    return float(line[0]), float(np.sqrt((gains[0] ** 2 * off**2).sum()))
