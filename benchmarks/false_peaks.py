@@ -1,8 +1,8 @@
 """Print how often `find_weak_peak` finds a peak, where there is one and where there is none.
 
-Run as ``python -m benchmarks.false_peaks [--scans 300]``. The plan itself runs, on a simulated
-detector with the shipped weights; the peak is given by the significance that it has on average in
-the sum of the coarse scan's frames.
+Run as ``python -m benchmarks.false_peaks [--scans 300] [--intensity 0]``; with an intensity of 0
+it prints false alarms alone. The plan itself runs, on a simulated detector with the shipped
+weights. Shares stand with their 95 % intervals (Clopper and Pearson).
 """
 
 import argparse
@@ -11,6 +11,7 @@ import numpy as np
 from bluesky import RunEngine
 from ophyd.sim import SynAxis
 from rich.progress import track
+from scipy.stats import binomtest
 
 from bluesky_denoise import Denoiser, DenoiseSettings
 from bluesky_denoise.devices import DenoisedSignals
@@ -26,8 +27,8 @@ REGION = ROI(rows=(23, 40), cols=(23, 42), background_px=4)
 EXPOSURE_S = 0.5
 
 
-def find(scans: int, intensity_cps: float, seed: int = 0) -> tuple[float, float]:
-    """Return the share of scans with a find, and with a peak in the total of the raw frames."""
+def find(scans: int, intensity_cps: float, seed: int = 0) -> tuple[int, int]:
+    """Return how many scans have a find, and how many a peak in the total of the raw frames."""
     motor = SynAxis(name="motor")
     peak = Peak(31.0, 32.0, intensity_cps, 2.0, 2.5)
     rate = np.full(SHAPE, 0.5) + gaussian_peak(SHAPE, peak)
@@ -59,17 +60,31 @@ def find(scans: int, intensity_cps: float, seed: int = 0) -> tuple[float, float]
         found += RE(plan).plan_result is not None
         raw = np.array(totals[:13])
         shown += search_peak(positions, raw, np.sqrt(raw)).p_value <= 0.002
-    return found / scans, shown / scans
+    return found, shown
+
+
+def share(count: int, scans: int) -> str:
+    """Return a share with its 95 % interval, in percent."""
+    interval = binomtest(count, scans).proportion_ci(0.95, method="exact")
+    return f"{count / scans:5.1%} ({interval.low:.2%} to {interval.high:.2%})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scans", type=int, default=300)
-    scans = parser.parse_args().scans
-    print("peak, counts / s | found by the plan | shown by the total of the raw coarse scan")
-    for intensity_cps in (0.0, 15.0, 30.0, 60.0):
-        found, shown = find(scans, intensity_cps)
-        print(f"{intensity_cps:16.0f} | {found:17.1%} | {shown:.1%}")
+    parser.add_argument(
+        "--intensity",
+        type=float,
+        nargs="+",
+        default=[0.0, 15.0, 30.0, 60.0],
+        help="intensities of the peak, counts / s; 0: none, so that all finds are false alarms",
+    )
+    asked = parser.parse_args()
+    head = "found by the plan", "shown by the total of the raw coarse scan"
+    print(f"{asked.scans} scans each\npeak, counts / s | {head[0]:26} | {head[1]}")
+    for intensity_cps in asked.intensity:
+        found, shown = (share(count, asked.scans) for count in find(asked.scans, intensity_cps))
+        print(f"{intensity_cps:16.0f} | {found:26} | {shown}", flush=True)
 
 
 if __name__ == "__main__":
