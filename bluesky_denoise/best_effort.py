@@ -1,11 +1,73 @@
 """Tables and plots of denoised numbers that need to be told nothing."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from bluesky.callbacks.best_effort import BestEffortCallback
+from bluesky.callbacks import LiveTable
+from bluesky.callbacks.best_effort import BestEffortCallback, hinted_fields
 
-__all__ = ["DenoisedBestEffortCallback"]
+__all__ = ["DenoisedBestEffortCallback", "NarrowLines"]
+
+_CONTINUED = {"coarse_signals": "fine_signals"}
+_TOLD = ("agreement", "total", "weak_peak")
+_WIDTH = 12
+
+
+class NarrowLines:
+    """Print the lines of a `LiveTable` with long headings broken over several lines.
+
+    Pass one as ``out`` of a table. A table is otherwise as wide as the names of its columns,
+    which wraps in a terminal from the second ROI on.
+
+    Examples
+    --------
+    >>> LiveTable(["motor", "denoised_satellite_intensity"], out=NarrowLines())
+    """
+
+    def __init__(self) -> None:
+        self._widths: list[int] = []
+
+    def __call__(self, line: str) -> None:
+        """Print one line, or several that stand for it."""
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            rows = [cells]
+            if cells[0] == "seq_num":
+                rows = _broken(cells)
+                self._widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+                self._widths[1:] = [max(width, _WIDTH) for width in self._widths[1:]]
+                self.rule()
+            for row in rows:
+                print("|", " | ".join(map(str.rjust, row, self._widths)), "|")
+            if cells[0] == "seq_num":
+                self.rule()
+        elif line.startswith("+"):
+            return  # its own are as wide as the headings are long
+        else:
+            self.rule()
+            self._widths = []
+            print(line)
+
+    def rule(self) -> None:
+        """Print the line under a table, if there is one."""
+        if self._widths:
+            print("+", "+".join("-" * (width + 2) for width in self._widths), "+", sep="")
+
+
+def _broken(names: list[str]) -> list[list[str]]:
+    """Break names behind underscores, into rows that end at the same height."""
+    columns = []
+    for name in names:
+        lines = [""]
+        for part in name.replace("_", "_ ").split():
+            if lines[-1] and len(lines[-1] + part) > _WIDTH:
+                lines.append("")
+            lines[-1] += part
+        columns.append(lines)
+    height = max(map(len, columns))
+    columns = [[""] * (height - len(lines)) + lines for lines in columns]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 class DenoisedBestEffortCallback(BestEffortCallback):
@@ -15,13 +77,16 @@ class DenoisedBestEffortCallback(BestEffortCallback):
     kin read, and plain scans as ever. Subscribed to a `DenoiseProcess` it shows the derived
     runs. Bluesky's own prints rows of the stream ``primary`` only, whatever the hints say.
 
+    What a plan found or how well references agree is told in a line, and at the end of a
+    run how many of its frames are not ok, and why.
+
     Examples
     --------
     >>> RE.subscribe(DenoisedBestEffortCallback())
     0
     """
 
-    _shown = "primary"
+    _shown: tuple[str, ...] = ("primary",)
 
     def start(self, doc: Mapping[str, Any]) -> None:
         """Find the stream to show in the hints; of a derived run, its own."""
@@ -29,30 +94,71 @@ class DenoisedBestEffortCallback(BestEffortCallback):
         dimensions = hints.get("dimensions", [])
         streams = {stream for _, stream in dimensions}
         if "denoise" in doc and "original_run_uid" in doc:
-            self._shown = "denoised"
+            shown = "denoised"
         else:
-            self._shown = streams.pop() if len(streams) == 1 else "primary"
-        if dimensions and self._shown != "primary":
+            shown = streams.pop() if len(streams) == 1 else "primary"
+        self._shown = shown, _CONTINUED.get(shown, shown)
+        if dimensions and shown != "primary":
             hints = {**hints, "dimensions": [(fields, "primary") for fields, _ in dimensions]}
             doc = {**doc, "hints": hints}
         super().start(doc)
 
     def descriptor(self, doc: Mapping[str, Any]) -> None:
         """Pass the stream to show off as the primary one, the only one that gets a table."""
-        if self._shown != "primary":
-            if doc["name"] == "primary":
-                self._left_out.add(doc["uid"])
-                return
-            if doc["name"] == self._shown:
-                doc = {**doc, "name": "primary"}
-        super().descriptor(doc)
+        if doc["name"] == "primary" and "primary" not in self._shown:
+            self._left_out.add(doc["uid"])
+            return
+        if doc["name"] in _TOLD:
+            fields = [key for key in hinted_fields(doc) if key not in self.all_dim_fields]
+            self._told[doc["uid"]] = doc["name"], fields
+        shown = doc["name"] in self._shown
+        if shown:
+            doc = {**doc, "name": "primary"}
+        with_table, self._table_enabled = self._table_enabled, False
+        try:
+            super().descriptor(doc)
+        finally:
+            self._table_enabled = with_table
+        if shown and with_table:
+            self._lines.rule()
+            fields = dict.fromkeys([*self.all_dim_fields, *hinted_fields(doc)])
+            self._table = LiveTable(list(fields), separator_lines=False, out=self._lines)
+            self._table("start", self._start_doc)
+            self._table("descriptor", doc)
 
     def event(self, doc: Mapping[str, Any]) -> None:
         """Show a point, unless it has nothing but frames."""
-        if doc["descriptor"] not in self._left_out:
-            super().event(doc)
+        if doc["descriptor"] in self._left_out:
+            return
+        super().event(doc)
+        if told := self._told.get(doc["descriptor"]):
+            name, fields = told
+            values = {key.removeprefix(f"{name}_"): doc["data"][key] for key in fields}
+            print(f"{name}: {', '.join(f'{key} {_text(v)}' for key, v in values.items())}")
+        for key, value in doc["data"].items():
+            if key.endswith("denoise_ok"):
+                reason = doc["data"].get(f"{key.removesuffix('ok')}reason", "")
+                self._verdicts["" if value else reason or "no reason is given"] += 1
+
+    def stop(self, doc: Mapping[str, Any]) -> None:
+        """End the table, and tell of frames that are not ok."""
+        super().stop(doc)
+        frames = self._verdicts.total()
+        bad = frames - self._verdicts.pop("", 0)
+        if bad:
+            reasons = "; ".join(
+                f"{n} times {reason}" for reason, n in self._verdicts.most_common(3)
+            )
+            print(f"{bad} of {frames} denoised frames are not ok: {reasons}")
 
     def clear(self) -> None:
         """Forget the last run."""
         super().clear()
         self._left_out: set[str] = set()
+        self._told: dict[str, tuple[str, list[str]]] = {}
+        self._verdicts: Counter[str] = Counter()
+        self._lines = NarrowLines()
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,28 +1,24 @@
 """Denoised numbers as ophyd signals: what a plan reads, waits for, and decides from."""
 
 import logging
-import math
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol, Self
 
-from ophyd import Component, Device, Kind
-from ophyd.signal import InternalSignal
+from ophyd import Device
 from ophyd.status import DeviceStatus
 
 from .errors import DenoiseError, DenoiseTimeout, SettingsError
 from .last_event import LastEvent, RawEvent
+from .newest_results import NewestResults
 from .raw_sums import RawSums
-from .results import hinted_keys, number_keys
+from .result_signals import attribute_of, default_of, result_components
 from .settings import DenoiseSettings
 
 __all__ = ["DenoisedSignals", "DerivedDocuments"]
 
 logger = logging.getLogger(__name__)
-
-_NAN = float("nan")
 
 
 class DerivedDocuments(Protocol):
@@ -30,24 +26,6 @@ class DerivedDocuments(Protocol):
 
     def subscribe(self, func: Callable[[str, Mapping[str, Any]], Any], /) -> int:
         """Call `func` with each document."""
-
-
-class _Result(InternalSignal):
-    """One number of the newest denoised frame; read-only."""
-
-    def __init__(self, *args: Any, units: str = "", precision: int | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._more = {"units": units} if units else {}
-        if precision is not None:
-            self._more["precision"] = precision
-
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Describe the number, with its unit."""
-        described = super().describe()
-        described[self.name].update(self._more)
-        if isinstance(self.get(), bool):
-            described[self.name]["dtype"] = "boolean"  # an integer to ophyd
-        return described
 
 
 class DenoisedSignals(Device):
@@ -104,6 +82,8 @@ class DenoisedSignals(Device):
     >>> RE(denoised_scan([det], motor, -1, 1, 21, denoised=denoised))
     """
 
+    data_keys: tuple[str, ...] = ()
+    """The frames whose totals there are."""
     rois: tuple[str, ...] = ()
     """Names of the ROIs."""
 
@@ -123,8 +103,9 @@ class DenoisedSignals(Device):
         if rois is None:
             by_key = getattr(settings, "rois", None) or {}
             rois = [name for regions in by_key.values() for name in regions]
-        namespace = _components(tuple(data_keys), tuple(rois))
-        namespace |= {"__doc__": cls.__doc__, "__module__": cls.__module__, "rois": tuple(rois)}
+        namespace = result_components(tuple(data_keys), tuple(rois))
+        namespace |= {"data_keys": tuple(data_keys), "rois": tuple(rois)}
+        namespace |= {"__doc__": cls.__doc__, "__module__": cls.__module__}
         return super().__new__(type(cls.__name__, (cls,), namespace))
 
     def __init__(
@@ -160,15 +141,15 @@ class DenoisedSignals(Device):
             self.raw = LastEvent(self.streams, getattr(settings, "data_keys", None))
         """Subscribe it to the RunEngine, where `denoise` is on another machine, or
         `on_timeout` is ``"raw"``."""
-        self._keys = {_attribute(key): key for key in self._result_keys}
+        self._keys = {attribute_of(key): key for key in self._result_keys}
         self._lock = threading.RLock()
-        self._results: dict[tuple[str, str], _Newest] = {}  # by raw run, raw stream
-        self._ended: dict[str, str] = {}  # raw run -> why its derived run ended
-        self._runs: dict[str, str] = {}  # derived run -> raw run
-        self._streams_of: dict[str, tuple[str, str]] = {}  # derived descriptor -> raw stream
-        self._missing: dict[tuple[str, str], str] = {}
+        self._newest = NewestResults(self.name, self.streams, tuple(self._keys.values()))
         self._waiting: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
         denoise.subscribe(self._derived)
+
+    def __repr__(self) -> str:
+        # Ophyd's own lists every number, and plans put it into their metadata.
+        return f"DenoisedSignals(name={self.name!r}, data_keys={self.data_keys}, rois={self.rois})"
 
     @property
     def last_event(self) -> RawEvent | None:
@@ -206,16 +187,16 @@ class DenoisedSignals(Device):
     def _answer(self, wanted: RawEvent, status: DeviceStatus) -> bool:
         """Finish a status if it can be known by now how it ends."""
         run = wanted[:2]
-        newest = self._results.get(run)
-        if run in self._missing:
-            status.set_exception(SettingsError(self._missing[run]))
+        newest = self._newest.results.get(run)
+        if run in self._newest.missing:
+            status.set_exception(SettingsError(self._newest.missing[run]))
         elif newest is not None and newest.answers(wanted):
             self._show(newest.data)
             status.set_finished()
-        elif wanted.run_uid in self._ended:
+        elif wanted.run_uid in self._newest.ended:
             reason = (
                 f"{self.name}: event {wanted.seq_num} of run {wanted.run_uid:.8} will not be "
-                f"denoised: the derived run ended ({self._ended[wanted.run_uid]})."
+                f"denoised: the derived run ended ({self._newest.ended[wanted.run_uid]})."
             )
             self._do_without(wanted, status, DenoiseError(reason))
         else:
@@ -228,7 +209,7 @@ class DenoisedSignals(Device):
             if status.done:
                 return
             self._waiting = [item for item in self._waiting if item[1] is not status]
-            newest = self._results.get(wanted[:2])
+            newest = self._newest.results.get(wanted[:2])
             reason = (
                 f"{self.name}: event {wanted.seq_num} of run {wanted.run_uid:.8}, stream "
                 f"{wanted.stream!r}, was not denoised within {self.timeout_s} s. The newest result "
@@ -257,7 +238,7 @@ class DenoisedSignals(Device):
         now = time.time()
         for attribute, key in self._keys.items():
             signal = getattr(self, attribute)
-            value = data.get(key, _default(key))
+            value = data.get(key, default_of(key))
             signal.put(value, internal=True, timestamp=now)
 
     # From the derived runs -----------------------------------------------------------
@@ -265,51 +246,10 @@ class DenoisedSignals(Device):
     def _derived(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a derived run (on a thread)."""
         with self._lock:
-            handler = getattr(self, f"_derived_{name!s}", None)
-            if handler is not None:
-                handler(doc)
-                self._answer_all()
-
-    def _derived_start(self, doc: Mapping[str, Any]) -> None:
-        if "original_run_uid" in doc:
-            self._runs[doc["uid"]] = doc["original_run_uid"]
-
-    def _derived_descriptor(self, doc: Mapping[str, Any]) -> None:
-        raw_run = self._runs.get(doc["run_start"])
-        stream = _raw_stream(doc["name"])
-        if raw_run is None or stream not in self.streams or "raw_seq_num" not in doc["data_keys"]:
-            return
-        run = self._streams_of[doc["uid"]] = raw_run, stream
-        missing = [key for key in self._keys.values() if key not in doc["data_keys"]]
-        if missing:
-            there = ", ".join(key for key in doc["data_keys"])
-            self._missing[run] = (
-                f"{self.name} is to show {', '.join(missing)}, which the denoised stream of run "
-                f"{raw_run:.8} does not have; it has {there}. Build it with `data_keys` and "
-                "`rois` that the denoiser has."
-            )
-            logger.error("%s", self._missing[run])
-
-    def _derived_event(self, doc: Mapping[str, Any]) -> None:
-        run = self._streams_of.get(doc["descriptor"])
-        if run is None:
-            return
-        newest = _Newest(doc["data"]["raw_seq_num"], doc["time"], doc["data"])
-        self._results[run] = newest
-        if not self._waiting:
-            self._show(newest.data)
-
-    def _derived_stop(self, doc: Mapping[str, Any]) -> None:
-        raw_run = self._runs.pop(doc["run_start"], None)
-        if raw_run is None:
-            return
-        self._ended.clear()  # of the runs that have ended, the last will do
-        self._ended[raw_run] = doc.get("reason") or doc["exit_status"]
-        self._streams_of = {k: run for k, run in self._streams_of.items() if run[0] != raw_run}
-        # A plan that is still in the run can ask for what has come.
-        for old in [run for run in self._results if run[0] not in (*self._runs.values(), raw_run)]:
-            del self._results[old]
-            self._missing.pop(old, None)
+            result = self._newest.note(str(name), doc)
+            if result is not None and not self._waiting:
+                self._show(result.data)
+            self._answer_all()
 
     def _answer_all(self) -> None:
         still: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
@@ -319,60 +259,3 @@ class DenoisedSignals(Device):
             else:
                 still.append(item)
         self._waiting = still
-
-
-class _Newest:
-    """The newest result of one stream."""
-
-    def __init__(self, seq_num: int, time: float, data: Mapping[str, Any]) -> None:
-        self.seq_num, self.time, self.data = seq_num, time, data
-
-    def answers(self, wanted: RawEvent) -> bool:
-        # A point that is taken again has the same number; its time tells it from the first.
-        again = self.seq_num == wanted.seq_num and self.time >= wanted.time
-        return self.seq_num > wanted.seq_num or again
-
-
-def _components(data_keys: tuple[str, ...], rois: tuple[str, ...]) -> dict[str, Component]:
-    """Return the components of a device, by attribute."""
-    if not data_keys and not rois:
-        raise SettingsError(
-            "DenoisedSignals is not told which numbers there are; name `data_keys`, such as "
-            "['det_image'], and `rois`, or set them for the denoiser."
-        )
-    regions = {key: {} for key in data_keys} or {"": {}}
-    first = next(iter(regions))
-    regions[first] = dict.fromkeys(rois)
-    shown = hinted_keys(regions)
-    components = {}
-    for key, spec in number_keys(regions, "").items():
-        if data_keys or not key.startswith("_"):
-            kind = Kind.hinted if key in shown else Kind.normal
-            components[key] = _component(_NAN, kind, spec.get("units", ""), spec.get("precision"))
-    components["raw_seq_num"] = _component(0, Kind.normal)
-    components["latency_s"] = _component(_NAN, Kind.normal, "s", 3)
-    components["denoise_ok"] = _component(False, Kind.normal)
-    components["denoise_audit"] = _component("", Kind.normal)
-    components["denoise_reason"] = _component("", Kind.normal)
-    named = {_attribute(key): component for key, component in components.items()}
-    return {"_result_keys": tuple(components), **named}
-
-
-def _component(value: Any, kind: Kind, units: str = "", precision: int | None = None) -> Component:
-    return Component(_Result, value=value, kind=kind, units=units, precision=precision)
-
-
-def _attribute(key: str) -> str:
-    """Return a data key as an attribute: those of ophyd-async have hyphens."""
-    attribute = re.sub(r"\W", "_", key)
-    return attribute if attribute.isidentifier() else f"_{attribute}"
-
-
-def _default(key: str) -> Any:
-    others = {"raw_seq_num": 0, "denoise_ok": False, "denoise_audit": "", "denoise_reason": ""}
-    return others.get(key, math.nan)
-
-
-def _raw_stream(name: str) -> str:
-    """Return the raw stream that a derived stream belongs to."""
-    return "primary" if name == "denoised" else name.removeprefix("denoised_")

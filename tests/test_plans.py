@@ -29,6 +29,8 @@ from bluesky_denoise.plans import (
     short_exposure_wrapper,
 )
 from bluesky_denoise.roi import ROI
+from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
 
 STREAMS = ("primary", "reference", "short")
@@ -225,8 +227,6 @@ def test_an_exposure_is_put_back_when_the_plan_fails(RE, det):
 
 
 def test_an_ophyd_async_detector_is_exposed_shorter(RE, raw, det, tmp_path):
-    from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
-
     with init_devices():
         pilatus = AsyncReplayDetector(
             StaticPathProvider(UUIDFilenameProvider(), tmp_path), det.frames, exposure_s=1.0
@@ -247,6 +247,54 @@ def test_a_detector_of_another_kind_names_its_exposure_itself(det, motor):
         exposure_signal(motor)
     with pytest.raises(SettingsError, match="factor is 0"):
         list(short_exposure_wrapper(bp.count([det]), [det], 0))
+
+
+@pytest.fixture(params=["ophyd", "areaDetector files", "ophyd-async"])
+def any_detector(request, det, tmp_path):
+    if request.param == "ophyd":
+        return det
+    if request.param == "areaDetector files":
+        return AreaDetectorReplay(name="det", frames=det.frames, directory=tmp_path, exposure_s=0.5)
+    with init_devices():
+        provider = StaticPathProvider(UUIDFilenameProvider(), tmp_path)
+        detector = AsyncReplayDetector(provider, det.frames, exposure_s=0.5, name="det")
+    return detector
+
+
+def exposure_of(RE, detector):
+    values = []
+
+    def read():
+        values.append((yield from bps.rd(exposure_signal(detector))))
+
+    RE(read())
+    return values[0]
+
+
+@pytest.mark.parametrize("then", ["resume", "abort", "stop", "halt"])
+@pytest.mark.parametrize("kind", ["short", "paired"])
+def test_each_kind_of_detector_gets_its_exposure_back(kind, then, RE, raw, motor, any_detector):
+    if kind == "short":
+        plan = short_exposure_wrapper(bp.scan([any_detector], motor, -1, 1, 3), [any_detector], 20)
+        short_s = 0.025
+    else:
+        plan = paired_exposures([any_detector], motor, -1, 1, num=3, short_s=0.1, long_s=2.0)
+        short_s = 0.1
+    with pytest.raises(RunEngineInterrupted):
+        RE(paused_after(plan, 1))
+    assert RE.state == "paused"
+    getattr(RE, then)()
+    assert RE.state == "idle"
+    assert len(raw.by_name["stop"]) == 1
+    # Nothing runs any more after a halt, by its definition.
+    assert exposure_of(RE, any_detector) == (short_s if then == "halt" else 0.5)
+
+
+@pytest.mark.parametrize("name", ["adaptive_exposure_scan", "find_weak_peak"])
+def test_plans_that_set_an_exposure_record_the_full_one_too(name, RE, raw, det, motor, denoised):
+    RE(plans(det, motor, denoised)[name])
+    exposures = raw.by_name["start"][0]["exposures"]
+    assert exposures == {"det": {"full_s": 0.5, "short_s": 0.1, "factor": 5.0}}
 
 
 # Scans
@@ -331,6 +379,44 @@ def test_a_reference_that_disagrees_is_reported(RE, det, motor, denoised, logged
     det.frames = Fading()
     RE(denoised_count([det], 1, denoised=denoised, reference_every=1, reference_s=4.0))
     assert "ROI satellite, point 1: the short exposure differs from the reference" in logged()
+
+
+def asking_for(detectors, motor, denoised):
+    """Return every plan with `denoised`, for other detectors."""
+    roi = detectors, denoised, "satellite", motor
+    asked = {"relative_error": 0.1, "max_frames": 2, "exposure_s": 0.1}
+    target = "denoised_satellite_intensity"
+    pair = {"short_s": 0.1, "long_s": 1.0}
+    return {
+        "denoised_count": denoised_count(detectors, denoised=denoised),
+        "denoised_scan": denoised_scan(detectors, motor, -1, 1, 3, denoised=denoised),
+        "adaptive_exposure_scan": adaptive_exposure_scan(*roi, -1, 1, 3, **asked),
+        "adaptive_denoised_scan": adaptive_denoised_scan(
+            *(detectors, target, motor, -1, 1, 0.2, 1.0, 20.0, True), denoised=denoised
+        ),
+        "find_weak_peak": find_weak_peak(*roi, -3, 3, 7, exposure_s=0.1),
+        "paired_exposures": paired_exposures(detectors, num=1, denoised=denoised, **pair),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(asking_for([], SynAxis(name="m"), None)))
+def test_a_detector_that_is_not_denoised_is_refused_before_the_run(name, RE, raw, motor, denoised):
+    other = ReplayDetector(name="other", frames=detector().frames)
+    plan = asking_for([other], motor, denoised)[name]
+    message = r"has the numbers of det_image; other read .*other.*Scan the detector that"
+    with pytest.raises(SettingsError, match=message):
+        RE(plan)
+    assert "start" not in raw.by_name
+    with pytest.raises(SettingsError, match="No detectors read nothing"):
+        RE(asking_for([], motor, denoised)[name])
+
+
+def test_signals_whose_denoiser_sees_no_documents_say_what_to_subscribe(RE, det, motor):
+    denoised = denoised_here(RE, UnitDenoiser(), timeout_s=2)
+    RE.unsubscribe(0), RE.unsubscribe(1)
+    with pytest.raises(FailedStatus) as caught:
+        RE(denoised_scan([det], motor, -1, 1, 3, denoised=denoised))
+    assert "subscribe the denoiser to the RunEngine" in str(caught.value.__cause__)
 
 
 def test_references_need_a_denoiser_that_denoises_them(RE, det, motor):

@@ -98,9 +98,10 @@ def test_a_first_session_at_the_simulated_beamline(tmp_path):
     assert prompt.type(f"viewer = watch(); viewer.save_to = r'{tmp_path / 'live.png'}'")
     scan = prompt.type("RE(short_scan(num=5))")
     assert "Traceback" not in scan
-    (header,) = [line for line in scan.splitlines() if "seq_num" in line]
-    assert "denoised_satellite_1_intensity" in header
+    assert "satellite_1_ | satellite_2_ |\n| seq_num | " in scan
+    assert max(map(len, scan.splitlines())) < 80
     assert len(re.findall(r"^\|\s+\d+ \|", scan, re.M)) == 5
+    assert "not ok" not in scan
 
     assert "None" in prompt.type("print(denoise.wait(60))")
     assert "(5, 195, 487)" in prompt.type("print(cat[-1]['denoised']['det_image'].read().shape)")
@@ -117,8 +118,11 @@ def test_a_first_session_at_the_simulated_beamline(tmp_path):
         "relative_error=0.5, max_frames=6, exposure_s=0.5))"
     )
     adaptive = prompt.type(plan)
-    assert "satellite_1_point_intensity" in adaptive
+    assert "total: satellite_1_total_exposure_s " in adaptive
     assert "Traceback" not in adaptive
+    wrong = prompt.type("RE(find_weak_peak([det], denoised, 'a', motor, -2, 2, 9, exposure_s=1))")
+    assert "denoised has no ROI 'a'; it has satellite_1, satellite_2." in wrong
+    assert wrong.count("Traceback") == 1  # IPython's
     assert prompt.type("print(det.cam.acquire_time.get())").strip().endswith("1.0")
 
     prompt.type("det.realtime = True")

@@ -7,18 +7,19 @@ from typing import Any
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import numpy as np
-from bluesky.protocols import NamedMovable, Readable, Reading
+from bluesky.protocols import NamedMovable, Readable
 from bluesky.utils import MsgGenerator
 from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .exposures import exposure_signal, keep_exposures_wrapper
+from .checks import check_detectors, check_roi, number
+from .exposures import set_exposure_wrapper
 from .reference import reference_points
 from .scans import read_denoised, shown_in_wrapper, shown_with_references
 from .stopping import ExposureTally
 
-__all__ = ["adaptive_denoised_scan", "adaptive_exposure_scan", "number"]
+__all__ = ["adaptive_denoised_scan", "adaptive_exposure_scan"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def adaptive_exposure_scan(
     Raises
     ------
     SettingsError
-        If there is no such ROI, or a number is not above 0.
+        If there is no such ROI, no detector is the one that is denoised, or a number is not
+        above 0.
 
     Examples
     --------
@@ -108,6 +110,7 @@ def adaptive_exposure_scan(
     ...                           relative_error=0.1, max_frames=50, exposure_s=0.05))
     """
     check_roi(denoised, roi)
+    check_detectors(denoised, detectors)
     for name, value in (
         *(("relative_error", relative_error), ("max_frames", max_frames)),
         *(("exposure_s", exposure_s), ("num", num)),
@@ -116,7 +119,6 @@ def adaptive_exposure_scan(
             raise SettingsError(f"{name} is {value!r}; expected a number above 0.")
     reference = reference_points(denoised, reference_every, reference_s)
     point, total = _Point(name=f"{roi}_point"), _Total(name=f"{roi}_total")
-    exposures = [exposure_signal(detector) for detector in detectors]
     positions = np.linspace(start, stop, num)
     _md = {
         "detectors": [detector.name for detector in detectors],
@@ -131,7 +133,6 @@ def adaptive_exposure_scan(
             "exposure_s": exposure_s,
         },
         "plan_name": "adaptive_exposure_scan",
-        "exposures": {detector.name: {"short_s": exposure_s} for detector in detectors},
         "hints": {"dimensions": [(motor.hints["fields"], "primary")]},
         **(md or {}),
     }
@@ -175,12 +176,8 @@ def adaptive_exposure_scan(
         yield from bps.trigger_and_read([total], "total")
         logger.info("%d points took %.4g s of exposure instead of %.4g s", num, used, fixed)
 
-    def exposed() -> MsgGenerator[str]:
-        for signal in exposures:
-            yield from bps.mv(signal, exposure_s)
-        return (yield from shown_in_wrapper(scan(), "points"))
-
-    return (yield from keep_exposures_wrapper(exposed(), detectors))
+    plan = shown_in_wrapper(scan(), "points")
+    return (yield from set_exposure_wrapper(plan, detectors, exposure_s))
 
 
 def adaptive_denoised_scan(
@@ -218,7 +215,8 @@ def adaptive_denoised_scan(
     Raises
     ------
     SettingsError
-        If `denoised` has no such signal, or the steps are not ``0 < min_step < max_step``.
+        If `denoised` has no such signal, no detector is the one that is denoised, or the
+        steps are not ``0 < min_step < max_step``.
 
     Notes
     -----
@@ -228,6 +226,7 @@ def adaptive_denoised_scan(
         raise SettingsError(f"Steps from {min_step} to {max_step}; expected 0 < min < max.")
     if target_field not in (keys := list(denoised.describe())):
         raise SettingsError(f"{denoised.name} has no {target_field!r}; it has {', '.join(keys)}.")
+    check_detectors(denoised, detectors)
     reference = reference_points(denoised, reference_every, reference_s)
     _md = {
         "detectors": [detector.name for detector in detectors],
@@ -271,15 +270,3 @@ def adaptive_denoised_scan(
             position += step * sign
 
     return (yield from shown_with_references(scan(), detectors, reference))
-
-
-def number(readings: Mapping[str, Reading], denoised: DenoisedSignals, key: str) -> float:
-    """Return a number of a reading; NaN where the plan is only looked at."""
-    return float(readings.get(f"{denoised.name}_{key}", {"value": _NAN})["value"])
-
-
-def check_roi(denoised: DenoisedSignals, roi: str) -> None:
-    """Raise `SettingsError` if the signals have no such ROI."""
-    if roi not in denoised.rois:
-        known = ", ".join(denoised.rois) or "none"
-        raise SettingsError(f"{denoised.name} has no ROI {roi!r}; it has {known}.")

@@ -1,6 +1,6 @@
 """Shorter exposures for any plan, put back when it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import bluesky.plan_stubs as bps
@@ -14,6 +14,7 @@ __all__ = [
     "ExposureReading",
     "exposure_signal",
     "keep_exposures_wrapper",
+    "set_exposure_wrapper",
     "short_exposure_decorator",
     "short_exposure_wrapper",
 ]
@@ -148,27 +149,53 @@ def short_exposure_wrapper(
     """
     if not factor > 0:
         raise SettingsError(f"The factor is {factor!r}; expected a number above 0.")
-    signals = [exposure_signal(detector) for detector in detectors]
-
-    def shortened() -> MsgGenerator:
-        full = yield from _read(signals)
-        short = [exposure_s / factor for exposure_s in full]
-        exposures = {
-            detector.name: {"full_s": full_s, "short_s": short_s, "factor": factor}
-            for detector, full_s, short_s in zip(detectors, full, short, strict=True)
-        }
-
-        def exposed() -> MsgGenerator:
-            yield from _set(signals, short)
-            return (yield from bpp.inject_md_wrapper(plan, {"exposures": exposures}))
-
-        return (yield from bpp.finalize_wrapper(exposed(), lambda: _set(signals, full)))
-
-    return (yield from shortened())
+    return (yield from _exposed(plan, detectors, lambda full_s: (full_s / factor, factor)))
 
 
 short_exposure_decorator = make_decorator(short_exposure_wrapper)
 """As :func:`short_exposure_wrapper`, for functions that return plans."""
+
+
+def set_exposure_wrapper(
+    plan: MsgGenerator, detectors: Sequence[Readable], exposure_s: float
+) -> MsgGenerator:
+    """Run a plan at one exposure, and put the exposures back when it ends.
+
+    The start documents of its runs get ``exposures`` as in :func:`short_exposure_wrapper`.
+
+    Parameters
+    ----------
+    plan :
+        Any plan; it may change the exposures.
+    detectors :
+        Those to expose; see :func:`exposure_signal`.
+    exposure_s :
+        Seconds, > 0.
+    """
+    return (yield from _exposed(plan, detectors, lambda full_s: (exposure_s, full_s / exposure_s)))
+
+
+def _exposed(
+    plan: MsgGenerator,
+    detectors: Sequence[Readable],
+    shorten: Callable[[float], tuple[float, float]],
+) -> MsgGenerator:
+    """Run a plan at the exposures, and factors, that come of the full ones."""
+    signals = [exposure_signal(detector) for detector in detectors]
+
+    def shortened() -> MsgGenerator:
+        full = yield from _read(signals)
+        short, factors = zip(*map(shorten, full), strict=True) if full else ((), ())
+        exposures = {
+            detector.name: {"full_s": full_s, "short_s": short_s, "factor": factor}
+            for detector, full_s, short_s, factor in zip(
+                detectors, full, short, factors, strict=True
+            )
+        }
+        yield from _set(signals, short)
+        return (yield from bpp.inject_md_wrapper(plan, {"exposures": exposures}))
+
+    return (yield from keep_exposures_wrapper(shortened(), detectors))
 
 
 def _read(signals: Sequence[Any]) -> MsgGenerator[list[float]]:

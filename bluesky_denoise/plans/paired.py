@@ -10,6 +10,7 @@ from bluesky.utils import MsgGenerator
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
+from .checks import check_detectors
 from .exposures import ExposureReading, exposure_signal, keep_exposures_wrapper
 from .scans import read_denoised, shown_in_wrapper
 
@@ -62,6 +63,8 @@ def paired_exposures(
             f"{denoised.name} follows the streams {', '.join(denoised.streams)}; set the "
             "`streams` of its denoiser to ['short']."
         )
+    if denoised is not None:
+        check_detectors(denoised, detectors)
     signals = [exposure_signal(detector) for detector in detectors]
     readings = [ExposureReading(detector) for detector in detectors]
 

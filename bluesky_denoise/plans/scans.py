@@ -10,6 +10,7 @@ from bluesky.protocols import NamedMovable, Readable, Reading
 from bluesky.utils import Msg, MsgGenerator
 
 from ..devices import DenoisedSignals
+from .checks import check_detectors
 from .exposures import keep_exposures_wrapper
 from .reference import ReferencePoints, reference_points
 
@@ -138,7 +139,13 @@ def denoised_count(
         The signals; they go into the stream ``signals``.
     reference_every, reference_s :
         As :func:`denoised_scan` has them.
+
+    Raises
+    ------
+    SettingsError
+        As :func:`denoised_scan` does.
     """
+    check_detectors(denoised, detectors)
     reference = reference_points(denoised, reference_every, reference_s)
     plan = bp.count(
         detectors,
@@ -180,12 +187,14 @@ def denoised_scan(
     Raises
     ------
     SettingsError
-        If references are asked for that cannot be had.
+        If no detector is the one that is denoised, or references are asked for that cannot
+        be had.
 
     Examples
     --------
     >>> RE(denoised_scan([det], motor, -1, 1, 21, denoised=denoised))
     """
+    check_detectors(denoised, detectors)
     reference = reference_points(denoised, reference_every, reference_s)
     plan = bp.scan(
         detectors,

@@ -13,8 +13,8 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .adaptive import check_roi, number
-from .exposures import ExposureReading, exposure_signal, keep_exposures_wrapper
+from .checks import check_detectors, check_roi, number
+from .exposures import ExposureReading, exposure_signal, set_exposure_wrapper
 from .peak_search import PeakCandidate, search_peak
 from .reference import reference_points
 from .scans import read_denoised, shown_in_wrapper
@@ -94,9 +94,11 @@ def find_weak_peak(
     Raises
     ------
     SettingsError
-        If there is no such ROI, or a number is not as it must be.
+        If there is no such ROI, no detector is the one that is denoised, or a number is not
+        as it must be.
     """
     check_roi(denoised, roi)
+    check_detectors(denoised, detectors)
     if min(num, fine_num) < 5 or not exposure_s > 0 or not 0 < false_alarm < 1:
         raise SettingsError(
             f"num {num!r}, fine_num {fine_num!r}, exposure_s {exposure_s!r}, false_alarm "
@@ -168,10 +170,6 @@ def find_weak_peak(
     # Bluesky's decorators of runs return the uid, whatever the plan in them returns.
     finds: list[PeakCandidate | None] = []
 
-    def exposed() -> MsgGenerator[None]:
-        for signal in exposures:
-            yield from bps.mv(signal, exposure_s)
-        yield from shown_in_wrapper(scan(), "coarse_signals")
-
-    yield from keep_exposures_wrapper(exposed(), detectors)
+    plan = shown_in_wrapper(scan(), "coarse_signals")
+    yield from set_exposure_wrapper(plan, detectors, exposure_s)
     return finds[0]

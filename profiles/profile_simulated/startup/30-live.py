@@ -13,6 +13,12 @@ import matplotlib.pyplot as plt
 from bluesky_denoise.best_effort import DenoisedBestEffortCallback
 from bluesky_denoise.viewer import FrameViewer
 
+# IPython shows the traceback of a plan that fails; once is enough.
+_once = logging.StreamHandler()
+_once.setFormatter(logging.Formatter("%(message)s"))
+_once.formatter.formatException = lambda error: ""
+logging.getLogger("bluesky").addHandler(_once)
+
 bec = DenoisedBestEffortCallback()
 if HAS_SCREEN:
     plt.ion()

@@ -1,0 +1,101 @@
+"""The newest result of each raw stream, from the documents of derived runs."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .last_event import RawEvent
+
+__all__ = ["NewestResults", "Result"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one raw event."""
+
+    seq_num: int
+    """That of the raw event."""
+    time: float
+    """That of the raw event, seconds since the epoch."""
+    data: Mapping[str, Any]
+    """The derived event."""
+
+    def answers(self, wanted: RawEvent) -> bool:
+        """Tell whether it is of this raw event, or of a later one."""
+        # A point that is taken again has the same number; its time tells it from the first.
+        again = self.seq_num == wanted.seq_num and self.time >= wanted.time
+        return self.seq_num > wanted.seq_num or again
+
+
+class NewestResults:
+    """Follow derived runs, and know the newest result of each of their streams.
+
+    Parameters
+    ----------
+    name :
+        Who asks, for messages.
+    streams :
+        The raw streams to follow.
+    keys :
+        The numbers that the derived events must have.
+    """
+
+    def __init__(self, name: str, streams: tuple[str, ...], keys: tuple[str, ...]) -> None:
+        self._name, self._streams, self._keys = name, streams, keys
+        self.results: dict[tuple[str, str], Result] = {}
+        """By raw run and raw stream."""
+        self.missing: dict[tuple[str, str], str] = {}
+        """Why the results of a raw stream are of no use."""
+        self.ended: dict[str, str] = {}
+        """By raw run, why its derived run ended; that of the last one."""
+        self._runs: dict[str, str] = {}  # derived run -> raw run
+        self._streams_of: dict[str, tuple[str, str]] = {}  # derived descriptor -> raw stream
+
+    def note(self, name: str, doc: Mapping[str, Any]) -> Result | None:
+        """Take a document of a derived run; return the result that it is."""
+        if name == "start" and "original_run_uid" in doc:
+            self._runs[doc["uid"]] = doc["original_run_uid"]
+        elif name == "descriptor":
+            self._descriptor(doc)
+        elif name == "event" and (run := self._streams_of.get(doc["descriptor"])):
+            result = Result(doc["data"]["raw_seq_num"], doc["time"], doc["data"])
+            self.results[run] = result
+            return result
+        elif name == "stop":
+            self._stop(doc)
+        return None
+
+    def _descriptor(self, doc: Mapping[str, Any]) -> None:
+        raw_run = self._runs.get(doc["run_start"])
+        stream = _raw_stream(doc["name"])
+        if raw_run is None or stream not in self._streams or "raw_seq_num" not in doc["data_keys"]:
+            return
+        run = self._streams_of[doc["uid"]] = raw_run, stream
+        missing = [key for key in self._keys if key not in doc["data_keys"]]
+        if missing:
+            self.missing[run] = (
+                f"{self._name} is to show {', '.join(missing)}, which the denoised stream of run "
+                f"{raw_run:.8} does not have; it has {', '.join(doc['data_keys'])}. Build it with "
+                "`data_keys` and `rois` that the denoiser has."
+            )
+            logger.error("%s", self.missing[run])
+
+    def _stop(self, doc: Mapping[str, Any]) -> None:
+        raw_run = self._runs.pop(doc["run_start"], None)
+        if raw_run is None:
+            return
+        self.ended.clear()  # of the runs that have ended, the last will do
+        self.ended[raw_run] = doc.get("reason") or doc["exit_status"]
+        self._streams_of = {k: run for k, run in self._streams_of.items() if run[0] != raw_run}
+        # A plan that is still in the run can ask for what has come.
+        for old in [run for run in self.results if run[0] not in (*self._runs.values(), raw_run)]:
+            del self.results[old]
+            self.missing.pop(old, None)
+
+
+def _raw_stream(name: str) -> str:
+    """Return the raw stream that a derived stream belongs to."""
+    return "primary" if name == "denoised" else name.removeprefix("denoised_")

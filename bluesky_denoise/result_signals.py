@@ -1,0 +1,74 @@
+"""The numbers of a denoised frame as components of an ophyd device."""
+
+import math
+import re
+from typing import Any
+
+from ophyd import Component, Kind
+from ophyd.signal import InternalSignal
+
+from .errors import SettingsError
+from .results import hinted_keys, number_keys
+
+__all__ = ["attribute_of", "default_of", "result_components"]
+
+_NAN = float("nan")
+
+
+class _Result(InternalSignal):
+    """One number of the newest denoised frame; read-only."""
+
+    def __init__(self, *args: Any, units: str = "", precision: int | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._more = {"units": units} if units else {}
+        if precision is not None:
+            self._more["precision"] = precision
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Describe the number, with its unit."""
+        described = super().describe()
+        described[self.name].update(self._more)
+        if isinstance(self.get(), bool):
+            described[self.name]["dtype"] = "boolean"  # an integer to ophyd
+        return described
+
+
+def result_components(data_keys: tuple[str, ...], rois: tuple[str, ...]) -> dict[str, Component]:
+    """Return the components of a device, by attribute."""
+    if not data_keys and not rois:
+        raise SettingsError(
+            "DenoisedSignals is not told which numbers there are; name `data_keys`, such as "
+            "['det_image'], and `rois`, or set them for the denoiser."
+        )
+    regions = {key: {} for key in data_keys} or {"": {}}
+    first = next(iter(regions))
+    regions[first] = dict.fromkeys(rois)
+    shown = hinted_keys(regions)
+    components = {}
+    for key, spec in number_keys(regions, "").items():
+        if data_keys or not key.startswith("_"):
+            kind = Kind.hinted if key in shown else Kind.normal
+            components[key] = _component(_NAN, kind, spec.get("units", ""), spec.get("precision"))
+    components["raw_seq_num"] = _component(0, Kind.normal)
+    components["latency_s"] = _component(_NAN, Kind.normal, "s", 3)
+    components["denoise_ok"] = _component(False, Kind.normal)
+    components["denoise_audit"] = _component("", Kind.normal)
+    components["denoise_reason"] = _component("", Kind.normal)
+    named = {attribute_of(key): component for key, component in components.items()}
+    return {"_result_keys": tuple(components), **named}
+
+
+def _component(value: Any, kind: Kind, units: str = "", precision: int | None = None) -> Component:
+    return Component(_Result, value=value, kind=kind, units=units, precision=precision)
+
+
+def attribute_of(key: str) -> str:
+    """Return a data key as an attribute: those of ophyd-async have hyphens."""
+    attribute = re.sub(r"\W", "_", key)
+    return attribute if attribute.isidentifier() else f"_{attribute}"
+
+
+def default_of(key: str) -> Any:
+    """Return what a number is where there is no result."""
+    others = {"raw_seq_num": 0, "denoise_ok": False, "denoise_audit": "", "denoise_reason": ""}
+    return others.get(key, math.nan)
