@@ -27,7 +27,7 @@ _EXPORTS = {
     "denoised_streams": "catalog",
     "embedded_tiled": "server",
     "replay_backup": "tiled_sink",
-    "reprocess": "catalog",
+    "reprocess": "reprocessing",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]

@@ -1,6 +1,6 @@
 """An archived run as documents again, with its frames read from Tiled."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from bluesky_tiled_plugins.exporters import build_descriptor_docs
@@ -13,7 +13,10 @@ _ROWS_AT_ONCE = 16
 
 
 def archived_documents(
-    run: Any, streams: tuple[str, ...] = ("primary",)
+    run: Any,
+    streams: tuple[str, ...] = ("primary",),
+    *,
+    without_frames: Mapping[str, Container[int]] | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the documents of a run in Tiled, with the frames inside the events.
 
@@ -26,6 +29,8 @@ def archived_documents(
         A run of a Tiled catalog.
     streams :
         The streams to yield; denoised streams are left out.
+    without_frames :
+        By stream, the numbers of events whose frames are not read, and left out.
 
     Yields
     ------
@@ -41,7 +46,9 @@ def archived_documents(
         if METADATA_KEY in node.metadata:
             continue
         yield "descriptor", descriptor_of(run, name)
-        yield from (("event", event) for event in archived_events(run, name))
+        bare = (without_frames or {}).get(name, ())
+        events = archived_events(run, name, without_frames=bare)
+        yield from (("event", event) for event in events)
     if stop := run.metadata.get("stop"):
         yield "stop", dict(stop)
 
@@ -59,7 +66,12 @@ def descriptor_of(run: Any, stream: str) -> dict[str, Any]:
 
 
 def archived_events(
-    run: Any, stream: str, first: int = 1, last: int | None = None
+    run: Any,
+    stream: str,
+    first: int = 1,
+    last: int | None = None,
+    *,
+    without_frames: Container[int] = (),
 ) -> Iterator[dict[str, Any]]:
     """Yield events of an archived stream.
 
@@ -71,6 +83,8 @@ def archived_events(
         The stream.
     first, last :
         From and up to these ``seq_num``; None: to the end.
+    without_frames :
+        The numbers of events whose frames are not read, and left out.
     """
     node = run[stream].base
     descriptor = descriptor_of(run, stream)
@@ -83,10 +97,12 @@ def archived_events(
     stop = stop if last is None else min(stop, last)
     for begin in range(first, stop + 1, _ROWS_AT_ONCE):
         end = min(begin + _ROWS_AT_ONCE - 1, stop)
-        frames = {key: array[begin - 1 : end] for key, array in arrays.items()}
+        wanted = any(seq_num not in without_frames for seq_num in range(begin, end + 1))
+        frames = {key: array[begin - 1 : end] for key, array in arrays.items() if wanted}
         for seq_num in range(begin, end + 1):
             row = table.loc[seq_num] if table is not None else {}
-            yield _event(descriptor, seq_num, row, frames, seq_num - begin)
+            own = {} if seq_num in without_frames else frames
+            yield _event(descriptor, seq_num, row, own, seq_num - begin)
 
 
 def _event(

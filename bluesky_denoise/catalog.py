@@ -1,8 +1,6 @@
-"""The denoised streams of a run, and runs denoised again from the archive."""
+"""The denoised streams of a run, and whether all of it is denoised."""
 
-import json
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,31 +8,18 @@ from tiled.client import from_context
 from tiled.client.utils import ClientError
 from tiled.queries import Eq
 
-from .archive import archived_documents
-from .errors import DenoiseError, TiledUnavailable
-from .router import DenoiserLike, DenoiseRouter
-from .settings import DenoiseSettings
+from .errors import DenoiseError
 from .sources import is_frame_key
-from .tiled_sink import TiledSink
 from .tiled_streams import METADATA_KEY
 
 __all__ = [
     "DenoisedStream",
+    "as_tiled_run",
     "denoised_streams",
     "frames_not_ok",
-    "has_result",
     "is_complete",
-    "mark_interrupted",
-    "reprocess",
+    "none_is_missing",
 ]
-
-# Settings that say how and where a result is made, and do not change it.
-_CIRCUMSTANCES = {
-    *("streams", "device", "threads", "batch_size", "queue_size", "queue_wait_s"),
-    *("read_timeout_s", "node_timeout_s", "tiled_uri", "tiled_api_key", "tiled_layout"),
-    *("tiled_container", "frames_directory", "backup_directory"),
-}
-_INTERRUPTED = "interrupted before its end"
 
 
 @dataclass(frozen=True)
@@ -90,7 +75,7 @@ def denoised_streams(run: Any, container: str = "denoised") -> list[DenoisedStre
     >>> newest = denoised_streams(cat[-1])[0]
     >>> newest.stream["pilatus_image"].read()
     """
-    run = _as_tiled_run(run)
+    run = as_tiled_run(run)
     found = []
     for name, stream in run.items():
         provenance = stream.base.metadata.get(METADATA_KEY)
@@ -126,7 +111,7 @@ def _describe(name: str, stream: Any, provenance: dict[str, Any]) -> DenoisedStr
     )
 
 
-def _as_tiled_run(run: Any) -> Any:
+def as_tiled_run(run: Any) -> Any:
     """Return a version 3 Tiled client of a run, whatever client or header came."""
     run = getattr(run, "_run", run) if not hasattr(run, "metadata") else run
     run = getattr(run, "v3", run)
@@ -153,7 +138,7 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
     It needs none if it holds no frames, is not finished, or has a denoised stream with
     an event for each raw one, none of which was skipped or lost.
     """
-    raw = _as_tiled_run(run)
+    raw = as_tiled_run(run)
     stop = raw.metadata.get("stop")
     if stop is None:
         return True
@@ -163,7 +148,7 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
             continue
         wanted = stop.get("num_events", {}).get(name, 0)
         if not any(
-            found.num_events == wanted and _none_is_missing(found.stream)
+            found.num_events == wanted and none_is_missing(found.stream)
             for found in denoised_streams(raw)
             if found.exit_status in ("success", "abort") and found.raw_stream == name
         ):
@@ -179,145 +164,8 @@ def frames_not_ok(denoised: DenoisedStream) -> int:
     return int((~node["internal"].read(["denoise_ok"])["denoise_ok"].astype(bool)).sum())
 
 
-def has_result(
-    run: Any, provenance: Mapping[str, Any], streams: tuple[str, ...] = ("primary",)
-) -> str:
-    """Tell whether a run has been denoised with the same weights and settings.
-
-    Parameters
-    ----------
-    run :
-        The raw run.
-    provenance :
-        `DenoiseRouter.provenance`.
-    streams :
-        The raw streams that must have it.
-
-    Returns
-    -------
-    str
-        Name of the denoised stream; empty where one is missing, or incomplete.
-    """
-    raw = _as_tiled_run(run)
-    wanted = (raw.metadata.get("stop") or {}).get("num_events", {})
-    name = ""
-    for stream in [stream for stream in streams if wanted.get(stream)]:
-        name = next(
-            (
-                found.name
-                for found in denoised_streams(raw)
-                if found.exit_status in ("success", "abort")
-                and found.raw_stream == stream
-                and found.num_events == wanted[stream]
-                and _what_matters(found.provenance) == _what_matters(provenance)
-            ),
-            "",
-        )
-        if not name:
-            return ""
-    return name
-
-
-def _what_matters(provenance: Mapping[str, Any]) -> str:
-    settings = {
-        key: value
-        for key, value in provenance.get("settings", {}).items()
-        if key not in _CIRCUMSTANCES
-    }
-    what = [provenance.get("version"), provenance.get("weights_sha256"), settings]
-    return json.dumps(what, sort_keys=True, default=str)  # as Tiled gives it back
-
-
-def mark_interrupted(run: Any) -> list[str]:
-    """Record that denoised streams which have no end were interrupted.
-
-    A process that is killed leaves a stream without an end, which looks as if it were
-    still being written. Call it for runs that nothing is denoising any more; where
-    something is, its own end is recorded over this.
-
-    Returns
-    -------
-    list of str
-        Names of the streams.
-    """
-    raw = _as_tiled_run(run)
-    if raw.metadata.get("stop") is None:
-        return []
-    marked = []
-    for name, stream in raw.items():
-        provenance = stream.base.metadata.get(METADATA_KEY)
-        if provenance and provenance.get("exit_status") is None:
-            ended = {**provenance, "exit_status": "fail", "reason": _INTERRUPTED}
-            stream.base.update_metadata({METADATA_KEY: ended}, drop_revision=True)
-            marked.append(name)
-    return marked
-
-
-def _none_is_missing(stream: Any) -> bool:
+def none_is_missing(stream: Any) -> bool:
     """Tell whether all frames are denoised; those that fail the audit would fail again."""
     events = stream.base["internal"].read()
     audited = events["denoise_audit"] == "failed" if "denoise_audit" in events else False
     return bool((events["denoise_ok"] | audited).all())
-
-
-def reprocess(
-    run: Any,
-    settings: DenoiseSettings,
-    *,
-    denoiser: DenoiserLike | None = None,
-    progress: Callable[[int], None] = lambda events: None,
-) -> str:
-    """Denoise an archived run again; the result goes beside the earlier ones.
-
-    Parameters
-    ----------
-    run :
-        A run of a Tiled catalog.
-    settings :
-        What to denoise, with which model, and where to write it.
-    denoiser :
-        None: the model that the settings name is loaded.
-    progress :
-        Called with the number of events done.
-
-    Returns
-    -------
-    str
-        The uid of the derived run.
-
-    Raises
-    ------
-    DenoiseError
-        If the run holds nothing to denoise, or it failed.
-    TiledUnavailable
-        If it could not be written; the documents are kept in the backup directory.
-    """
-    router = DenoiseRouter(settings, denoiser)
-    derived: dict[str, dict[str, Any]] = {}
-    router.subscribe(lambda name, doc: derived.setdefault(name, doc), "start")
-    router.subscribe(lambda name, doc: derived.update(stop=doc), "stop")
-    sink = None
-    if settings.tiled_uri:
-        sink = TiledSink(settings)
-        router.subscribe(sink)
-    done, reason = 0, _INTERRUPTED
-    try:
-        for name, doc in archived_documents(run, settings.streams):
-            router(name, doc)
-            if name == "event":
-                done += 1
-                progress(done)
-        reason = "the archived run has no stop document"
-    finally:
-        router.close(reason)
-        left = sink.close() if sink else []
-    if left:
-        raise TiledUnavailable(f"The result could not be written to Tiled; it is in {left[0]}.")
-    uid = run.metadata["start"]["uid"]
-    if "start" not in derived:
-        raise DenoiseError(
-            f"Run {uid} holds no frames in {', '.join(settings.streams)}: nothing was denoised."
-        )
-    if derived["stop"]["exit_status"] == "fail" and derived["stop"].get("reason"):
-        raise DenoiseError(f"Run {uid}: {derived['stop']['reason']}")
-    return derived["start"]["uid"]

@@ -184,12 +184,13 @@ def reprocess(
     settings: SettingsFile,
     uids: Uids,
     again: Annotated[
-        bool, typer.Option("--again", help="Also runs that have just this result already.")
+        bool, typer.Option("--again", help="Also frames that have just this result already.")
     ] = False,
 ) -> None:
     """Denoise archived runs again; the result goes beside what is there.
 
-    Stopped in the middle, it can be called again: runs that are done are left alone.
+    Stopped in the middle, it can be called again: runs that are done are left alone, and of one
+    that was begun only the frames that lack are denoised.
     """
     loaded = _settings(settings)
     with _catalog(loaded.tiled_uri, loaded) as catalog:
@@ -201,7 +202,7 @@ def catch_up(
     settings: SettingsFile,
     number: Annotated[int, typer.Option("--number", "-n", help="Of the newest runs.")] = 100,
 ) -> None:
-    """Denoise the runs that lack a complete denoised stream."""
+    """Denoise the runs that lack a complete denoised stream, of each the frames that lack."""
     from .catalog import is_complete
 
     loaded = _settings(settings)
@@ -210,7 +211,7 @@ def catch_up(
             newest = [run for run in catalog.values().tail(number) if "start" in run.metadata]
             missing = [run for run in newest if not is_complete(run, loaded.streams)]
         console.print(f"{len(missing)} of the newest {len(newest)} runs are to be denoised.")
-        _denoise_runs(missing, loaded, again=True)
+        _denoise_runs(missing, loaded, again=False)
 
 
 @app.command("replay-backup")
@@ -225,8 +226,8 @@ def replay_backup_command(settings: SettingsFile) -> None:
 
 
 def _denoise_runs(runs: list, settings: Any, again: bool) -> None:
-    """Denoise runs; those that have the result are left alone unless `again`."""
-    from .catalog import has_result, mark_interrupted, reprocess
+    """Denoise runs; of what has the result, nothing unless `again`."""
+    from .reprocessing import StoredResults, has_result, mark_interrupted, reprocess
     from .router import DenoiseRouter
 
     router = DenoiseRouter(settings)
@@ -240,13 +241,16 @@ def _denoise_runs(runs: list, settings: Any, again: bool) -> None:
             )
         numbers = (run.metadata.get("stop") or {}).get("num_events", {})
         total = sum(numbers.get(stream, 0) for stream in settings.streams) or None
+        known = None if again else StoredResults(run, router.provenance, settings.streams)
         derived = reprocess(
             run,
             settings,
             denoiser=router.denoiser,
             progress=lambda done: report(done, total),
+            known=known,
         )
-        return f"denoised as run {derived}"
+        taken = f", {len(known)} of {total} events taken over as they were" if known else ""
+        return f"denoised as run {derived}{taken}"
 
     _each(runs, denoise)
 

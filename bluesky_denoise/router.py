@@ -11,7 +11,7 @@ import numpy as np
 from bluesky.run_engine import Dispatcher
 from event_model import DocumentNames
 
-from .derived import is_derived
+from .derived import DerivedEvent, is_derived
 from .errors import ModelNotFound, SettingsError
 from .frames import Denoised
 from .run import DenoisedRun
@@ -120,7 +120,14 @@ class DenoiseRouter:
             self.accept(name, doc)
         self.flush()
 
-    def accept(self, name: str, doc: Mapping[str, Any], *, skipped: str = "") -> None:
+    def accept(
+        self,
+        name: str,
+        doc: Mapping[str, Any],
+        *,
+        skipped: str = "",
+        known: DerivedEvent | None = None,
+    ) -> None:
         """Take one document, and leave its frames for the next `flush`.
 
         Parameters
@@ -129,6 +136,8 @@ class DenoiseRouter:
             The document.
         skipped :
             Why its frames are not to be denoised; goes into its events. Empty: they are.
+        known :
+            The result of an event, if it has been denoised before.
         """
         try:
             if name == "start":
@@ -145,7 +154,7 @@ class DenoiseRouter:
             if name == "stop":
                 self._end(run, doc)
             else:
-                run.accept(name, doc, skipped=skipped)
+                run.accept(name, doc, skipped=skipped, known=known)
         except Exception:
             logger.exception("A %s document could not be handled", name)
 

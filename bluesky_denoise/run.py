@@ -93,17 +93,25 @@ class DenoisedRun:
         self._unreadable: set[str] = set()  # stream resources that have missed a deadline
         self._datums: dict[str, tuple[str, int]] = {}  # datum id -> data key, seq_num
         self._skipping = ""
+        self._known: DerivedEvent | None = None
         self._problems: list[str] = []
         self._skipped = 0
         # Resource and Datum become StreamResource and StreamDatum: one path for all.
         self._normalizer = RunNormalizer()
         self._normalizer.subscribe(self._normalized)
 
-    def accept(self, name: str, doc: Mapping[str, Any], *, skipped: str = "") -> None:
+    def accept(
+        self,
+        name: str,
+        doc: Mapping[str, Any],
+        *,
+        skipped: str = "",
+        known: DerivedEvent | None = None,
+    ) -> None:
         """Take a document of this run, other than start and stop."""
         if name == "event":
             self._remember_datums(doc)
-        self._skipping = skipped
+        self._skipping, self._known = skipped, known
         self._normalizer(name, doc)
 
     def stop(self, doc: Mapping[str, Any]) -> None:
@@ -225,6 +233,9 @@ class DenoisedRun:
     def _row(self, stream: _Stream, seq_num: int) -> _Row:
         row = stream.rows.setdefault(seq_num, _Row(time.monotonic()))
         row.skipped = row.skipped or self._skipping
+        if self._known is not None:
+            row.result = self._known
+            row.done.update(stream.keys)
         return row
 
     def _read(self, resource: Mapping[str, Any], stream: _Stream, index: int) -> np.ndarray:

@@ -16,14 +16,13 @@ class Gated(UnitDenoiser):
         return super().denoise(counts, exposure_s, mask)
 
 
-class StuckAtTheThird(UnitDenoiser):
-    """Denoises two frames, and never comes back from the third."""
+class StuckAtTheThird(Gated):
+    """Denoises two frames, and waits with the third until there is a file."""
 
     def denoise(self, counts, exposure_s, mask=None):
-        rate = super().denoise(counts, exposure_s, mask)
-        if len(self.calls) > 2:
-            time.sleep(600)
-        return rate
+        if len(self.calls) < 2:
+            return UnitDenoiser.denoise(self, counts, exposure_s, mask)
+        return super().denoise(counts, exposure_s, mask)
 
 
 class Broken(UnitDenoiser):

@@ -1,5 +1,6 @@
 import bluesky.plans as bp
 import numpy as np
+import pandas as pd
 import pytest
 from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT, Camera, poisson
@@ -7,10 +8,16 @@ from ophyd.sim import det as point_detector
 from ophyd.sim import motor
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
+from bluesky_denoise.archive import archived_documents
 from bluesky_denoise.catalog import is_complete
 from bluesky_denoise.errors import DenoiseError, TiledUnavailable
+from bluesky_denoise.reprocessing import StoredResults
+from bluesky_denoise.roi import ROI
+from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+from bluesky_denoise.testing import UnitDenoiser
+from bluesky_denoise.tiled_sink import TiledSink
 
 
 @pytest.fixture
@@ -88,6 +95,88 @@ def test_a_run_that_failed_the_audit_needs_no_more_denoising_and_one_with_gaps_d
     assert list(stream["denoise_audit"].read()) == ["passed", "failed"]
     assert list(stream["denoise_ok"].read()) == [True, False]
     assert is_complete(run)
+
+
+def skipped(run, settings, denoiser, numbers):
+    """Denoise a run as beside a scan that was too fast for some of its frames."""
+    router, sink = DenoiseRouter(settings, denoiser), TiledSink(settings)
+    router.subscribe(sink)
+    for name, doc in archived_documents(run):
+        lost = name == "event" and doc["seq_num"] in numbers
+        router.accept(name, doc, skipped="the queue was full" if lost else "")
+        router.flush()
+    assert sink.close() == []
+    return router.provenance
+
+
+def audited():
+    denoiser = UnitDenoiser()
+    denoiser.card = {"claims": "something"}  # so that it is audited
+    return denoiser
+
+
+@pytest.mark.parametrize("save_sigma", [False, True])
+def test_only_the_frames_that_lack_are_denoised_and_the_others_stay_as_they_are(
+    RE, tiled, camera, settings, save_sigma
+):
+    spot = ROI(rows=(4, 12), cols=(4, 14), background_px=2)
+    settings = settings.model_copy(update={"save_sigma": save_sigma, "rois": {"*": {"spot": spot}}})
+    run = archived(RE, tiled, camera, 5)
+    provenance = skipped(run, settings, audited(), {2, 4})
+    known = StoredResults(run, provenance)
+    assert (len(known), known.seq_nums("primary")) == (3, {1, 3, 5})
+    assert not is_complete(run)
+    denoiser, progress = audited(), []
+    denoiser.denoise = whole_frames = Counted(denoiser.denoise)
+    reprocess(run, settings, denoiser=denoiser, known=known, progress=progress.append)
+    assert progress == [1, 2, 3, 4, 5]
+    raw = run["primary"]["det_image"].read()
+    assert whole_frames.seen == [raw[1].sum(), raw[3].sum()]
+    assert is_complete(run)
+    new, old = (found.stream for found in denoised_streams(run))
+    np.testing.assert_allclose(new["det_image"].read(), raw / 0.5)
+    if save_sigma:
+        np.testing.assert_allclose(new["det_image_sigma"].read(), np.sqrt(raw) / 0.5)
+    columns = new.base["internal"].read().drop(columns="latency_s")
+    before = old.base["internal"].read()[columns.columns]
+    stamps = [key for key in columns if key.startswith("ts_")]
+    taken = [0, 2, 4]
+    pd.testing.assert_frame_equal(
+        columns.drop(columns=stamps).iloc[taken], before.drop(columns=stamps).iloc[taken]
+    )
+    assert "none" not in set(columns["denoise_audit"])
+    assert columns["spot_intensity"].notna().all()
+
+
+class Counted:
+    """Notes the photons of each frame that is denoised whole, neither thinned nor cut out."""
+
+    def __init__(self, denoise):
+        self._denoise, self.seen = denoise, []
+
+    def __call__(self, counts, exposure_s, mask=None):
+        if np.shape(counts)[1:] == (16, 20) and np.all(np.asarray(exposure_s) == 0.5):
+            self.seen.append(np.sum(counts))
+        return self._denoise(counts, exposure_s, mask)
+
+
+def test_results_of_other_weights_or_settings_are_not_taken_over(RE, tiled, camera, settings):
+    run = archived(RE, tiled, camera)
+    provenance = skipped(run, settings, UnitDenoiser(), {2})
+    assert len(StoredResults(run, provenance)) == 3
+    assert len(StoredResults(run, provenance, ("dark",))) == 0
+    assert not StoredResults(run, {**provenance, "weights_sha256": "1" * 64})
+    other = {**provenance["settings"], "exposure_s": 7.0}
+    assert not StoredResults(run, {**provenance, "settings": other})
+
+
+def test_an_earlier_result_whose_file_is_gone_says_what_to_do(RE, tiled, camera, settings):
+    run = archived(RE, tiled, camera)
+    known = StoredResults(run, skipped(run, settings, UnitDenoiser(), {2}))
+    for path in settings.frames_directory.rglob("*.h5"):
+        path.unlink()
+    with pytest.raises(DenoiseError, match=r"Event 1 was denoised before.*with `--again`"):
+        reprocess(run, settings, denoiser=UnitDenoiser(), known=known)
 
 
 def test_a_run_without_frames_is_refused(RE, tiled, settings):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import bluesky.plans as bp
 import h5py
+import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT, Camera, poisson, wait_for
@@ -81,12 +82,16 @@ def test_a_run_that_has_the_same_result_is_left_alone(command, uid, tmp_path):
     assert f"{uid}: denoised as run" in command("reprocess", "other.yaml", uid)
 
 
-def test_denoising_again_that_was_killed_is_done_by_a_second_call(command, uid, tiled, tmp_path):
+def test_denoising_again_that_was_killed_goes_on_where_it_was(
+    command, uid, tiled, tmp_path, monkeypatch
+):
     settings = (tmp_path / "settings.yaml").read_text()
     (tmp_path / "slow.yaml").write_text(settings.replace(UNIT, "child_denoisers:StuckAtTheThird"))
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    monkeypatch.setenv("DENOISE_TEST_GATE", str(tmp_path / "gate"))
     child = subprocess.Popen(
         [sys.executable, "-m", "bluesky_denoise.cli", "reprocess", "slow.yaml", uid],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        env={**os.environ, "PYTHONPATH": path},
     )
     wait_for(lambda: begun(tiled.client[uid]) == 2, 60, "two events of the killed process")
     child.kill()
@@ -95,13 +100,16 @@ def test_denoising_again_that_was_killed_is_done_by_a_second_call(command, uid, 
     assert (left.exit_status, left.num_events) == (None, None)
     assert "running" in command("runs", "-n", "1")
 
-    output = command("reprocess", "settings.yaml", uid)
+    (tmp_path / "gate").touch()
+    output = command("reprocess", "slow.yaml", uid)
     assert f"{uid}: denoised was interrupted" in output
-    assert f"{uid}: denoised as run" in output
+    assert re.search(rf"{uid}: denoised as run \S+, 2 of 3 events taken over", output)
     done, left = denoised_streams(tiled.client[uid])
     assert (left.exit_status, left.reason) == ("fail", "interrupted before its end")
     assert (done.name, done.exit_status, done.num_events) == ("denoised_2", "success", 3)
-    assert "has this result already, as denoised_2" in command("reprocess", "settings.yaml", uid)
+    counts = tiled.client[uid]["primary"]["det_image"].read()
+    np.testing.assert_allclose(done.stream["det_image"].read(), counts / 0.5)
+    assert "has this result already, as denoised_2" in command("reprocess", "slow.yaml", uid)
 
 
 def begun(run):

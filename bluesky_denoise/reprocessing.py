@@ -1,0 +1,269 @@
+"""Runs denoised again from the archive; what is denoised already can be taken over."""
+
+import json
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+import numpy as np
+
+from .archive import archived_documents
+from .catalog import as_tiled_run, denoised_streams, none_is_missing
+from .derived import DerivedEvent
+from .errors import DenoiseError, TiledUnavailable
+from .router import DenoiserLike, DenoiseRouter
+from .settings import DenoiseSettings
+from .tiled_sink import TiledSink
+from .tiled_streams import METADATA_KEY
+
+__all__ = ["StoredResults", "has_result", "mark_interrupted", "reprocess"]
+
+# Settings that say how and where a result is made, and do not change it.
+_CIRCUMSTANCES = {
+    *("streams", "device", "threads", "batch_size", "queue_size", "queue_wait_s"),
+    *("read_timeout_s", "node_timeout_s", "tiled_uri", "tiled_api_key", "tiled_layout"),
+    *("tiled_container", "frames_directory", "backup_directory"),
+}
+_INTERRUPTED = "interrupted before its end"
+
+
+class StoredResults:
+    """Results in earlier denoised streams of a run, which the same settings would give again.
+
+    An interrupted stream has those of its first frames, one that was written beside a scan
+    those of the frames that were not skipped. Taken over by `reprocess`, they make a
+    complete stream for the price of the frames that lack.
+
+    Parameters
+    ----------
+    run :
+        The raw run.
+    provenance :
+        `DenoiseRouter.provenance`: weights and settings must be these.
+    streams :
+        The raw streams.
+    """
+
+    _ROWS_AT_ONCE = 16
+
+    def __init__(
+        self, run: Any, provenance: Mapping[str, Any], streams: tuple[str, ...] = ("primary",)
+    ) -> None:
+        self._rows: dict[tuple[str, int], tuple[Any, Mapping[str, Any], int]] = {}
+        self._chunks: dict[str, tuple[int, np.ndarray]] = {}  # by address of the array
+        for found in denoised_streams(as_tiled_run(run)):
+            same = _what_matters(found.provenance) == _what_matters(provenance)
+            node = found.stream.base
+            if same and found.raw_stream in streams and "internal" in node:
+                self._add(found.raw_stream, node)
+
+    def _add(self, stream: str, node: Any) -> None:
+        table = node["internal"].read()
+        arrays = {key: node[key] for key in node if key != "internal"}
+        length = min([len(table), *(array.shape[0] for array in arrays.values())])
+        # What failed the audit would fail it again; what was skipped or lost is denoised.
+        good = table["denoise_ok"] | (table["denoise_audit"] == "failed")
+        for index, row in enumerate(table[:length].to_dict("records")):
+            if arrays and good.iloc[index]:
+                self._rows.setdefault((stream, int(row["raw_seq_num"])), (arrays, row, index))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def seq_nums(self, stream: str) -> Set[int]:
+        """Return the numbers of the raw events whose results there are."""
+        return {seq_num for name, seq_num in self._rows if name == stream}
+
+    def read(self, stream: str, seq_num: int) -> DerivedEvent:
+        """Read a result.
+
+        Raises
+        ------
+        DenoiseError
+            If its frames cannot be read.
+        """
+        arrays, row, index = self._rows[stream, seq_num]
+        try:
+            frames = {key: self._frames(array, index) for key, array in arrays.items()}
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DenoiseError(
+                f"Event {seq_num} was denoised before, and its frame cannot be read any more "
+                f"({why}). Denoise all frames again, with `--again` or "
+                "without `known`."
+            ) from error
+        sigmas = {key for key in frames if key.removesuffix("_sigma") in frames and "_sigma" in key}
+        rates = {key: frame for key, frame in frames.items() if key not in sigmas}
+        verdict = row["denoise_audit"]
+        return DerivedEvent(
+            seq_num=seq_num,
+            time=row["time"],
+            data={},
+            timestamps={},
+            rates=rates,
+            sigmas={key.removesuffix("_sigma"): frames[key] for key in sigmas},
+            numbers={key: value for key, value in row.items() if isinstance(value, float)},
+            problems=[row["denoise_reason"]] if row["denoise_reason"] else [],
+            audits={} if verdict == "none" else dict.fromkeys(rates, verdict == "passed"),
+        )
+
+    def _frames(self, array: Any, index: int) -> np.ndarray:
+        """Return the frames of one event, (n, H, W)."""
+        first, chunk = self._chunks.get(array.uri, (0, ()))
+        if not first <= index < first + len(chunk):
+            first = index
+            chunk = np.asarray(array[first : first + self._ROWS_AT_ONCE])
+            self._chunks[array.uri] = first, chunk
+        frame = chunk[index - first]
+        return frame.reshape(-1, *frame.shape[-2:])
+
+
+def has_result(
+    run: Any, provenance: Mapping[str, Any], streams: tuple[str, ...] = ("primary",)
+) -> str:
+    """Tell whether a run has been denoised with the same weights and settings.
+
+    Parameters
+    ----------
+    run :
+        The raw run.
+    provenance :
+        `DenoiseRouter.provenance`.
+    streams :
+        The raw streams that must have it.
+
+    Returns
+    -------
+    str
+        Name of the denoised stream; empty where one is missing, or incomplete.
+    """
+    raw = as_tiled_run(run)
+    wanted = (raw.metadata.get("stop") or {}).get("num_events", {})
+    name = ""
+    for stream in [stream for stream in streams if wanted.get(stream)]:
+        name = next(
+            (
+                found.name
+                for found in denoised_streams(raw)
+                if found.exit_status in ("success", "abort")
+                and found.raw_stream == stream
+                and found.num_events == wanted[stream]
+                and none_is_missing(found.stream)
+                and _what_matters(found.provenance) == _what_matters(provenance)
+            ),
+            "",
+        )
+        if not name:
+            return ""
+    return name
+
+
+def _what_matters(provenance: Mapping[str, Any]) -> str:
+    settings = {
+        key: value
+        for key, value in provenance.get("settings", {}).items()
+        if key not in _CIRCUMSTANCES
+    }
+    what = [provenance.get("version"), provenance.get("weights_sha256"), settings]
+    return json.dumps(what, sort_keys=True, default=str)  # as Tiled gives it back
+
+
+def mark_interrupted(run: Any) -> list[str]:
+    """Record that denoised streams which have no end were interrupted.
+
+    A process that is killed leaves a stream without an end, which looks as if it were
+    still being written. Call it for runs that nothing is denoising any more; where
+    something is, its own end is recorded over this.
+
+    Returns
+    -------
+    list of str
+        Names of the streams.
+    """
+    raw = as_tiled_run(run)
+    if raw.metadata.get("stop") is None:
+        return []
+    marked = []
+    for name, stream in raw.items():
+        provenance = stream.base.metadata.get(METADATA_KEY)
+        if provenance and provenance.get("exit_status") is None:
+            ended = {**provenance, "exit_status": "fail", "reason": _INTERRUPTED}
+            stream.base.update_metadata({METADATA_KEY: ended}, drop_revision=True)
+            marked.append(name)
+    return marked
+
+
+def reprocess(
+    run: Any,
+    settings: DenoiseSettings,
+    *,
+    denoiser: DenoiserLike | None = None,
+    progress: Callable[[int], None] = lambda events: None,
+    known: StoredResults | None = None,
+) -> str:
+    """Denoise an archived run again; the result goes beside the earlier ones.
+
+    Parameters
+    ----------
+    run :
+        A run of a Tiled catalog.
+    settings :
+        What to denoise, with which model, and where to write it.
+    denoiser :
+        None: the model that the settings name is loaded.
+    progress :
+        Called with the number of events done.
+    known :
+        Results that are taken over, as they are, instead of denoising their frames.
+
+    Returns
+    -------
+    str
+        The uid of the derived run.
+
+    Raises
+    ------
+    DenoiseError
+        If the run holds nothing to denoise, or it failed.
+    TiledUnavailable
+        If it could not be written; the documents are kept in the backup directory.
+    """
+    router = DenoiseRouter(settings, denoiser)
+    derived: dict[str, dict[str, Any]] = {}
+    router.subscribe(lambda name, doc: derived.setdefault(name, doc), "start")
+    router.subscribe(lambda name, doc: derived.update(stop=doc), "stop")
+    sink = None
+    if settings.tiled_uri:
+        sink = TiledSink(settings)
+        router.subscribe(sink)
+    done, reason = 0, _INTERRUPTED
+    try:
+        streams: dict[str, str] = {}  # by descriptor
+        taken = {} if known is None else {name: known.seq_nums(name) for name in settings.streams}
+        for name, doc in archived_documents(run, settings.streams, without_frames=taken):
+            if name == "descriptor":
+                streams[doc["uid"]] = doc["name"]
+            if name != "event":
+                router(name, doc)
+                continue
+            stream = streams[doc["descriptor"]]
+            if doc["seq_num"] in taken.get(stream, ()):
+                router.accept(name, doc, known=known.read(stream, doc["seq_num"]))
+                router.flush()
+            else:
+                router(name, doc)
+            done += 1
+            progress(done)
+        reason = "the archived run has no stop document"
+    finally:
+        router.close(reason)
+        left = sink.close() if sink else []
+    if left:
+        raise TiledUnavailable(f"The result could not be written to Tiled; it is in {left[0]}.")
+    uid = run.metadata["start"]["uid"]
+    if "start" not in derived:
+        raise DenoiseError(
+            f"Run {uid} holds no frames in {', '.join(settings.streams)}: nothing was denoised."
+        )
+    if derived["stop"]["exit_status"] == "fail" and derived["stop"].get("reason"):
+        raise DenoiseError(f"Run {uid}: {derived['stop']['reason']}")
+    return derived["start"]["uid"]
