@@ -88,6 +88,7 @@ class Prompt:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_first_session_at_the_simulated_beamline(tmp_path):
     profile = profile_copy(tmp_path, "profile_simulated")
     prompt = Prompt(profile, cwd=str(tmp_path))
