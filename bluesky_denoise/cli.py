@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from .cli_catalog import app as catalog_app
-from .cli_catalog import fail
+from .cli_denoise import app as denoise_app
+from .cli_terminal import console, fail
 
 __all__ = ["app"]
 
@@ -26,7 +26,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console()
 
 
 @app.command()
@@ -154,6 +153,7 @@ def _forward(command: Callable, context: typer.Context) -> None:
 
 
 app.add_typer(catalog_app)
+app.add_typer(denoise_app)
 
 
 if __name__ == "__main__":

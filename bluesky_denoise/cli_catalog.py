@@ -1,30 +1,19 @@
-"""The commands of ``bluesky-denoise`` that work on archived runs."""
+"""The commands of ``bluesky-denoise`` that find, show and export runs."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from .errors import DenoiseError
+from .cli_terminal import Report, console, each_run, fail, open_catalog
 
-__all__ = ["app", "fail"]
+__all__ = ["app"]
 
 app = typer.Typer()
-console = Console()
 
-SettingsFile = Annotated[Path, typer.Argument(help="YAML file of DenoiseSettings.")]
 Address = Annotated[
     str, typer.Option("--uri", envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
 ]
@@ -51,7 +40,7 @@ def runs(
     table = Table(
         *("uid", "scan_id", "plan", "sample", "denoised", "model", "events", "not ok", "ended")
     )
-    with _catalog(uri) as found, console.status("Searching"):
+    with open_catalog(uri) as found, console.status("Searching"):
         listed = _listed(_newest_first(_search(found, sample, scan_id)), model, flagged)
         for start, streams in islice(listed, number):
             about = [start["uid"][:8], str(start.get("scan_id", "")), start.get("plan_name", "")]
@@ -117,7 +106,7 @@ def show(
     from .catalog import frames_not_ok
     from .picture import draw_event
 
-    with _catalog(uri) as catalog:
+    with open_catalog(uri) as catalog:
         run = catalog[uid]
         chosen = _stream(run, uid, stream)
         told = {key: getattr(chosen, key) for key in _SHOWN}
@@ -169,148 +158,11 @@ def export(
     """Write runs to NeXus files, raw and denoised, for silx, NeXpy, or any HDF5 reader."""
     from .nexus import export_nexus
 
-    def write(run: Any, report: Callable[[int, int | None], None]) -> str:
+    def write(run: Any, report: Report) -> str:
         chosen = _stream(run, run.metadata["start"]["uid"], stream)
         path = directory / f"{run.metadata['start']['uid'][:8]}_{chosen.name}.nxs"
         return f"in {export_nexus(run, chosen, path, progress=report)}"
 
-    with _catalog(uri) as catalog:
+    with open_catalog(uri) as catalog:
         directory.mkdir(parents=True, exist_ok=True)
-        _each([catalog[uid] for uid in uids], write)
-
-
-@app.command()
-def reprocess(
-    settings: SettingsFile,
-    uids: Uids,
-    again: Annotated[
-        bool, typer.Option("--again", help="Also frames that have just this result already.")
-    ] = False,
-) -> None:
-    """Denoise archived runs again; the result goes beside what is there.
-
-    Stopped in the middle, it can be called again: runs that are done are left alone, and of one
-    that was begun only the frames that lack are denoised.
-    """
-    loaded = _settings(settings)
-    with _catalog(loaded.tiled_uri, loaded) as catalog:
-        _denoise_runs([catalog[uid] for uid in uids], loaded, again)
-
-
-@app.command("catch-up")
-def catch_up(
-    settings: SettingsFile,
-    number: Annotated[int, typer.Option("--number", "-n", help="Of the newest runs.")] = 100,
-) -> None:
-    """Denoise the runs that lack a complete denoised stream, of each the frames that lack."""
-    from .catalog import is_complete
-
-    loaded = _settings(settings)
-    with _catalog(loaded.tiled_uri, loaded) as catalog:
-        with console.status("Looking for runs without a complete denoised stream"):
-            newest = [run for run in catalog.values().tail(number) if "start" in run.metadata]
-            missing = [run for run in newest if not is_complete(run, loaded.streams)]
-        console.print(f"{len(missing)} of the newest {len(newest)} runs are to be denoised.")
-        _denoise_runs(missing, loaded, again=False)
-
-
-@app.command("replay-backup")
-def replay_backup_command(settings: SettingsFile) -> None:
-    """Write to Tiled what was kept in the backup directory while it was down."""
-    from .tiled_sink import replay_backup
-
-    written = replay_backup(_settings(settings))
-    for uid in written:
-        console.print(f"{uid}: in Tiled")
-    console.print(f"{len(written)} runs were written.")
-
-
-def _denoise_runs(runs: list, settings: Any, again: bool) -> None:
-    """Denoise runs; of what has the result, nothing unless `again`."""
-    from .reprocessing import StoredResults, has_result, mark_interrupted, reprocess
-    from .router import DenoiseRouter
-
-    router = DenoiseRouter(settings)
-
-    def denoise(run: Any, report: Callable[[int, int | None], None]) -> str:
-        if not again and (name := has_result(run, router.provenance, settings.streams)):
-            return f"has this result already, as {name}"
-        for name in mark_interrupted(run):
-            console.print(
-                f"{run.metadata['start']['uid']}: {name} was interrupted", highlight=False
-            )
-        numbers = (run.metadata.get("stop") or {}).get("num_events", {})
-        total = sum(numbers.get(stream, 0) for stream in settings.streams) or None
-        known = None if again else StoredResults(run, router.provenance, settings.streams)
-        derived = reprocess(
-            run,
-            settings,
-            denoiser=router.denoiser,
-            progress=lambda done: report(done, total),
-            known=known,
-        )
-        taken = f", {len(known)} of {total} events taken over as they were" if known else ""
-        return f"denoised as run {derived}{taken}"
-
-    _each(runs, denoise)
-
-
-def _each(runs: list, work: Callable[[Any, Callable[[int, int | None], None]], str]) -> None:
-    """Work on runs with a progress bar; go on after one that fails."""
-    failed = 0
-    columns = (
-        *(TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn()),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        every = bar.add_task("runs", total=len(runs)) if len(runs) > 1 else None
-        for run in runs:
-            uid = run.metadata["start"]["uid"]
-            task = bar.add_task(uid[:8], total=None)
-
-            def report(done: int, total: int | None, task: Any = task) -> None:
-                bar.update(task, completed=done, total=total)
-
-            try:
-                told = work(run, report)
-            except DenoiseError as error:
-                failed += 1
-                told = str(error)
-            console.print(f"{uid}: {told}", highlight=False, soft_wrap=True)
-            bar.update(task, visible=False)
-            if every is not None:
-                bar.advance(every)
-    if failed:
-        raise typer.Exit(1)
-
-
-def _settings(path: Path) -> Any:
-    from .settings import DenoiseSettings
-
-    try:
-        return DenoiseSettings.from_yaml(path)
-    except DenoiseError as error:
-        fail(str(error))
-
-
-@contextlib.contextmanager
-def _catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
-    """Open the catalog of raw runs, and close it again."""
-    from .settings import DenoiseSettings
-    from .tiled_sink import connect
-
-    settings = settings or DenoiseSettings(tiled_uri=uri)
-    if settings.tiled_uri is None:
-        fail("The settings name no Tiled server; add `tiled_uri`.")
-    try:
-        client = connect(settings.model_copy(update={"tiled_layout": "stream"}))
-    except Exception as error:
-        fail(f"Tiled at {settings.tiled_uri} cannot be opened: {error}. Is TILED_API_KEY set?")
-    with client.context:
-        yield client
-
-
-def fail(message: str) -> NoReturn:
-    """End the command with an error."""
-    Console(stderr=True).print(f"[red]Error:[/] {message}", soft_wrap=True)
-    raise typer.Exit(1)
+        each_run([catalog[uid] for uid in uids], write)

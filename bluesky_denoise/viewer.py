@@ -2,8 +2,7 @@
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
 from .errors import DenoiseError
-from .sources import FrameSource, open_source, read_until
+from .newest_frame import NewestFrame
 
 __all__ = ["FrameViewer"]
 
 logger = logging.getLogger(__name__)
 
-_READ_S = 2.0
 _RESIDUAL_SIGMA = 4.0
 
 
@@ -68,9 +66,9 @@ class FrameViewer:
         self._traced = f"{roi}_intensity" if roi else f"{data_key}_denoised_total"
         self._interval_s = interval_s
         self._lock = threading.Lock()
-        self._raw = _Newest(data_key, streams[0])
-        self._denoised = _Newest(data_key, streams[1])
-        self._sigma = _Newest(f"{data_key}_sigma", streams[1])
+        self._raw = NewestFrame(data_key, streams[0])
+        self._denoised = NewestFrame(data_key, streams[1])
+        self._sigma = NewestFrame(f"{data_key}_sigma", streams[1])
         self._normalizer = RunNormalizer()
         self._trace: list[tuple[float, float, float]] = []
         self._changed, self._closing = threading.Event(), threading.Event()
@@ -248,56 +246,3 @@ def _has_windows() -> bool:
 
     interactive = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
     return mpl.get_backend().lower() in {name.lower() for name in interactive}
-
-
-class _Newest:
-    """The newest frame of one stream: noted as it comes, read when it is drawn."""
-
-    def __init__(self, data_key: str, stream: str) -> None:
-        self._key, self._stream = data_key, stream
-        self.descriptors: dict[str, Mapping[str, Any]] = {}
-        self.event: Mapping[str, Any] | None = None
-        self._resources: dict[str, Mapping[str, Any]] = {}
-        self._datum: Mapping[str, Any] | None = None
-        self._source: tuple[str, FrameSource] | None = None
-
-    def note(self, name: str, doc: Mapping[str, Any]) -> None:
-        if name == "start":
-            self.descriptors.clear()
-            self._resources.clear()
-            self.event = self._datum = None
-        elif name == "descriptor" and doc["name"] == self._stream:
-            self.descriptors[doc["uid"]] = doc
-        elif name == "event" and doc["descriptor"] in self.descriptors:
-            self.event = doc
-        elif name == "stream_resource" and doc["data_key"] == self._key:
-            self._resources[doc["uid"]] = doc
-        elif name == "stream_datum" and doc["stream_resource"] in self._resources:
-            self._datum = doc
-
-    @property
-    def is_there(self) -> bool:
-        """Whether there is a frame."""
-        inline = self.event is not None and self._key in self.event["data"]
-        return inline or self._datum is not None
-
-    def reader(self) -> Callable[[], np.ndarray]:
-        """Return what reads the newest frame, for a time when no document is held up."""
-        if self.event is not None and self._key in self.event["data"]:
-            frame = self.event["data"][self._key]
-            return lambda: frame
-        datum = self._datum
-        if datum is None:
-            raise DenoiseError(f"There is no frame of {self._key!r} yet.")
-        resource = self._resources[datum["stream_resource"]]
-        descriptor = self.descriptors[datum["descriptor"]]
-        return lambda: self._read(resource, descriptor, datum["indices"]["stop"] - 1)
-
-    def _read(
-        self, resource: Mapping[str, Any], descriptor: Mapping[str, Any], index: int
-    ) -> np.ndarray:
-        if self._source is None or self._source[0] != resource["uid"]:
-            if self._source is not None:
-                self._source[1].close()
-            self._source = resource["uid"], open_source(resource, descriptor)
-        return read_until(self._source[1], index, time.monotonic() + _READ_S)

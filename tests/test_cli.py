@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.cli import app
-from bluesky_denoise.cli_catalog import console
+from bluesky_denoise.cli_terminal import console
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from ..errors import SettingsError
 from .checks import check_detectors, check_roi, number
 from .exposures import set_exposure_wrapper
 from .reference import reference_points
-from .scans import read_denoised, shown_in_wrapper, shown_with_references
+from .scans import plan_metadata, read_denoised, shown_in_wrapper, shown_with_references
 from .stopping import ExposureTally
 
 __all__ = ["adaptive_denoised_scan", "adaptive_exposure_scan"]
@@ -120,22 +120,13 @@ def adaptive_exposure_scan(
     reference = reference_points(denoised, reference_every, reference_s)
     point, total = _Point(name=f"{roi}_point"), _Total(name=f"{roi}_total")
     positions = np.linspace(start, stop, num)
-    _md = {
-        "detectors": [detector.name for detector in detectors],
-        "motors": [motor.name],
-        "num_points": num,
-        "plan_args": {
-            "detectors": list(map(repr, detectors)),
-            "roi": roi,
-            "motor": repr(motor),
-            **{"start": start, "stop": stop, "num": num, "max_frames": max_frames},
-            **{"relative_error": relative_error, "absolute_error": absolute_error},
-            "exposure_s": exposure_s,
-        },
-        "plan_name": "adaptive_exposure_scan",
-        "hints": {"dimensions": [(motor.hints["fields"], "primary")]},
-        **(md or {}),
+    args = {
+        **{"roi": roi, "start": start, "stop": stop, "num": num, "exposure_s": exposure_s},
+        **{"relative_error": relative_error, "absolute_error": absolute_error},
+        "max_frames": max_frames,
     }
+    _md = plan_metadata("adaptive_exposure_scan", detectors, motor, args, md)
+    _md.setdefault("num_points", num)
 
     def one_point(position: float) -> MsgGenerator[ExposureTally]:
         yield from bps.checkpoint()
@@ -228,19 +219,12 @@ def adaptive_denoised_scan(
         raise SettingsError(f"{denoised.name} has no {target_field!r}; it has {', '.join(keys)}.")
     check_detectors(denoised, detectors)
     reference = reference_points(denoised, reference_every, reference_s)
-    _md = {
-        "detectors": [detector.name for detector in detectors],
-        "motors": [motor.name],
-        "plan_args": {
-            "detectors": list(map(repr, detectors)),
-            **{"target_field": target_field, "motor": repr(motor), "start": start, "stop": stop},
-            **{"min_step": min_step, "max_step": max_step, "target_delta": target_delta},
-            **{"backstep": backstep, "threshold": threshold},
-        },
-        "plan_name": "adaptive_denoised_scan",
-        "hints": {"dimensions": [(motor.hints["fields"], "primary")]},
-        **(md or {}),
+    args = {
+        **{"target_field": target_field, "start": start, "stop": stop, "min_step": min_step},
+        **{"max_step": max_step, "target_delta": target_delta, "backstep": backstep},
+        "threshold": threshold,
     }
+    _md = plan_metadata("adaptive_denoised_scan", detectors, motor, args, md)
     sign = 1 if stop >= start else -1
 
     @bpp.stage_decorator([*detectors, motor])

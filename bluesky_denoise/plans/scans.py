@@ -206,6 +206,28 @@ def denoised_scan(
     return (yield from shown_with_references(plan, detectors, reference))
 
 
+def plan_metadata(
+    plan_name: str,
+    detectors: Sequence[Readable],
+    motor: NamedMovable,
+    plan_args: Mapping[str, Any],
+    md: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what `bluesky.plans` write into the start document of a scan of one motor."""
+    return {
+        "detectors": [detector.name for detector in detectors],
+        "motors": [motor.name],
+        "plan_args": {
+            "detectors": list(map(repr, detectors)),
+            "motor": repr(motor),
+            **plan_args,
+        },
+        "plan_name": plan_name,
+        "hints": {"dimensions": [(motor.hints["fields"], "primary")]},
+        **(md or {}),
+    }
+
+
 def shown_in_wrapper(plan: MsgGenerator, stream: str = "signals") -> MsgGenerator:
     """Hint in the start document that tables and plots are to show another stream.
 

@@ -17,7 +17,7 @@ from .checks import check_detectors, check_roi, number
 from .exposures import ExposureReading, exposure_signal, set_exposure_wrapper
 from .peak_search import PeakCandidate, search_peak
 from .reference import reference_points
-from .scans import read_denoised, shown_in_wrapper
+from .scans import plan_metadata, read_denoised, shown_in_wrapper
 
 __all__ = ["find_weak_peak"]
 
@@ -112,18 +112,11 @@ def find_weak_peak(
     exposures_read = [ExposureReading(detector) for detector in detectors]
     reference = reference_points(denoised, reference_every, reference_s)
     result = _WeakPeak(name=f"{roi}_peak")
-    _md = {
-        "detectors": [detector.name for detector in detectors],
-        "motors": [motor.name],
-        "plan_args": {
-            "detectors": list(map(repr, detectors)),
-            **{"roi": roi, "motor": repr(motor), "start": start, "stop": stop, "num": num},
-            **{"exposure_s": exposure_s, "fine_num": fine_num, "false_alarm": false_alarm},
-        },
-        "plan_name": "find_weak_peak",
-        "hints": {"dimensions": [(motor.hints["fields"], "primary")]},
-        **(md or {}),
+    args = {
+        **{"roi": roi, "start": start, "stop": stop, "num": num, "exposure_s": exposure_s},
+        **{"fine_num": fine_num, "fine_exposure_s": fine_exposure_s, "false_alarm": false_alarm},
     }
+    _md = plan_metadata("find_weak_peak", detectors, motor, args, md)
 
     def search(
         first: float, last: float, points: int, stream: str
