@@ -168,6 +168,7 @@ class FrameViewer:
         data: Mapping[str, Any],
     ) -> None:
         from matplotlib.colors import LogNorm
+        from matplotlib.ticker import LogLocator
 
         expected = rate * exposure_s
         residual = (raw - expected) / np.sqrt(np.maximum(expected, 0.25))
@@ -194,7 +195,12 @@ class FrameViewer:
             axes.set_facecolor("0.8" if i == 2 else "0.2")
             if self._box:
                 _mark(axes, self._box)
-            self.figure.colorbar(image, ax=axes, orientation="horizontal", label=unit)
+            bar = self.figure.colorbar(image, ax=axes, orientation="horizontal", label=unit)
+            if options.get("norm") is norm:
+                # Labels of all steps of two decades stand on top of each other.
+                few = norm.vmax > 100 * norm.vmin
+                bar.set_ticks(LogLocator(subs=(1,) if few else (1, 2, 5)), format="%g")
+                bar.minorticks_off()
         axes = self.figure.add_subplot(grid[1, :])
         axes.errorbar(trace[:, 0], trace[:, 1], trace[:, 2], fmt="o-", ms=3, capsize=2)
         axes.set(xlabel=self._against, ylabel=f"{self._traced}\n(counts / s)")

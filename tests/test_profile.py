@@ -81,8 +81,10 @@ class Prompt:
         return self.child.before.replace("\r", "")
 
     def leave(self):
+        """Leave it, and see that it has nothing to complain about; return its exit status."""
         self.child.sendline("exit()")
         self.child.expect(pexpect.EOF)
+        assert "Error" not in self.child.before, self.child.before
         self.child.close()
         return self.child.exitstatus
 
@@ -132,7 +134,10 @@ def test_a_first_session_at_the_simulated_beamline(tmp_path):
     prompt.type("RE.abort()")
     assert prompt.type("print(det.cam.acquire_time.get())").strip().endswith("1.0")
     assert "abort" in prompt.type("print(cat[-1].metadata['stop']['exit_status'])")
+    (data,) = re.findall(r"^/\S+$", prompt.type("print(DATA)"), re.M)
+    assert Path(data).is_dir()
     assert prompt.leave() == 0
+    assert not Path(data).exists()
 
 
 @pytest.mark.slow

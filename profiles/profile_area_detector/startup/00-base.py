@@ -19,13 +19,19 @@ BEAMLINE = yaml.safe_load((PROFILE / "beamline.yaml").read_text())
 _session = ExitStack()
 
 
-def _close_at_exit():
-    """Close the session when the prompt is left: `atexit` is too late to end threads."""
-    threading.main_thread().join()
-    _session.close()
+def _close_at_exit(session, main_thread):
+    """Close the session when the prompt is left: `atexit` is too late to end threads.
+
+    IPython empties the namespace before, so nothing here is looked up in it.
+    """
+    main_thread.join()
+    session.close()
 
 
-threading.Thread(target=_close_at_exit, name="close-session").start()
+threading.Thread(
+    target=_close_at_exit, args=(_session, threading.main_thread()), name="close-session"
+).start()
+
 RE = RunEngine({})
 cat = None
 if BEAMLINE["tiled_uri"]:

@@ -26,13 +26,18 @@ SETTINGS = yaml.safe_load((PROFILE / "settings.yaml").read_text())
 _session = ExitStack()
 
 
-def _close_at_exit():
-    """Close the session when the prompt is left: `atexit` is too late to end threads."""
-    threading.main_thread().join()
-    _session.close()
+def _close_at_exit(session, main_thread):
+    """Close the session when the prompt is left: `atexit` is too late to end threads.
+
+    IPython empties the namespace before, so nothing here is looked up in it.
+    """
+    main_thread.join()
+    session.close()
 
 
-threading.Thread(target=_close_at_exit, name="close-session").start()
+threading.Thread(
+    target=_close_at_exit, args=(_session, threading.main_thread()), name="close-session"
+).start()
 if SETTINGS["data_directory"]:
     DATA = Path(SETTINGS["data_directory"]).expanduser().absolute()
 else:
