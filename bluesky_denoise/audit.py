@@ -275,7 +275,9 @@ def _misfit_reason(ratio: float, right: float, correlation: float) -> str:
     """Say what scatters more than noise does over the whole frame."""
     reason = f"held-out counts fit badly (deviance {ratio:.2f}, expected {right:.2f})"
     if abs(correlation) < ALONE:
-        reason += ", pixel by pixel: an uneven response (flat field), or detail that was lost"
+        reason += (
+            ", pixel by pixel: an uneven response (flat field), a gain, or detail that was lost"
+        )
     return reason
 
 

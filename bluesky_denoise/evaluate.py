@@ -1,6 +1,7 @@
 """The command ``bluesky-denoise evaluate``: where frames come from, and where results go."""
 
 import platform
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -23,10 +24,12 @@ from .evaluation.methods import baselines, network
 from .evaluation.results import Evaluation, write_json
 from .evaluation.run import Gallery, score_measured, score_simulated, time_on
 from .evaluation.tables import Table, all_tables, gate_table, without_repeats
+from .frame_files import find_files
 from .simulation import recorded_frames
 
 __all__ = ["evaluate"]
 
+UID = re.compile(r"[0-9a-f-]{4,36}|-?[0-9]+")
 PAPER = ("vdsr", "irunet")
 """Networks of Oppliger et al. (2024)."""
 TRAINED_ON = Path("training_data")
@@ -37,7 +40,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="HDF5 file, folder searched for *.h5, or uid of a run in Tiled. Left out: the "
+            help="HDF5 file, folder of such files, or uid of a run in Tiled. Left out: the "
             "shipped measured frames, and simulated scenes."
         ),
     ] = None,
@@ -77,6 +80,8 @@ def evaluate(
         denoiser = Denoiser.load(model, device)
         result = Evaluation(denoiser.name, _about(denoiser, data))
         sets = list(_read(data, key, uri, result, console))
+        if not sets:
+            raise SettingsError(f"No frames could be scored. {' '.join(result.left_out)}")
         others = [Denoiser.load(path, device) for path in networks or ()]
         if train_paper:
             others += _train_paper(train_paper, console)
@@ -167,10 +172,7 @@ def _read(
         )
         paths = sorted(TRAINED_ON.glob("*.h5"))
     elif Path(data).exists():
-        path = Path(data)
-        paths = sorted(path.rglob("*.h5")) if path.is_dir() else [path]
-        if not paths:
-            raise SettingsError(f"{path} holds no *.h5 file.")
+        paths = find_files([Path(data)], below=True)
     else:
         yield _from_tiled(data, key, uri)
         return
@@ -185,6 +187,8 @@ def _read(
 
 
 def _from_tiled(uid: str, key: str | None, uri: str) -> FrameSet:
+    if not UID.fullmatch(uid):
+        raise SettingsError(f"{uid!r} is no file or folder here, and no uid of a run.")
     from .settings import DenoiseSettings
     from .tiled_sink import connect
 

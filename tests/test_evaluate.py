@@ -204,7 +204,11 @@ def test_a_run_in_tiled_is_scored(evaluate, RE, tiled, monkeypatch):
 
 def test_what_cannot_be_read_is_named(evaluate, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "holds no *.h5 file" in evaluate("empty", code=1)
+    assert "no frames at empty; expected a file, or a folder" in evaluate("empty", code=1)
+    assert "'nosuch.h5' is no file or folder here" in evaluate("nosuch.h5", code=1)
+    (tmp_path / "broken.h5").write_bytes(b"rubbish")
+    output = evaluate("broken.h5", code=1)
+    assert "No frames could be scored. broken.h5: broken.h5 cannot be read as HDF5" in output
     assert "There are no weights 'best'" in evaluate("empty", "--model", "best", code=1)
 
 

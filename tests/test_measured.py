@@ -97,12 +97,68 @@ def test_files_of_both_layouts_are_read_and_integrating_detectors_refused(tmp_pa
     np.testing.assert_array_equal(read_frame_set(tmp_path / "paper.h5").counts, counts)
     with pytest.raises(FrameValueError, match=r"Frame 0 .*: counts scatter unlike photons"):
         read_frame_set(tmp_path / "panel.h5")
-    with pytest.raises(FrameShapeError, match=r"\['image'\]; expected `frames`"):
+    np.testing.assert_array_equal(read_frame_set(tmp_path / "other.h5").counts, counts)
+    with h5py.File(tmp_path / "other.h5", "a") as file:
+        file["dark"] = counts
+    with pytest.raises(FrameShapeError, match=r"2 stacks of frames, \['/dark', '/image'\]"):
         read_frame_set(tmp_path / "other.h5")
     with pytest.raises(FrameValueError, match="says of itself: integrating"):
         frame_set("panel", counts, kind="integrating")
-    with pytest.raises(FrameShapeError, match=r"expected \(n, H, W\)"):
+    with pytest.raises(FrameShapeError, match=r"expected numbers \(n, H, W\)"):
         frame_set("flat", counts[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "flag"),
+    [("uint32", 2**32 - 1), ("uint16", 2**16 - 1), ("int32", -1), ("float32", np.nan)],
+)
+def test_pixels_that_flag_themselves_are_masked_in_every_frame(dtype, flag):
+    counts = series(2).counts.astype(dtype)
+    counts[:, 10:14] = flag
+    counts[1, 50, 60] = flag
+    found = frame_set("gaps", counts)
+    assert found.mask.sum() == 4 * 120 + 1
+    assert found.mask[50, 60]
+    assert found.counts.dtype.kind in "ui"
+    assert found.counts.max() < 200
+    assert not found.counts[:, found.mask].any()
+
+
+def test_frames_in_groups_and_single_frames_are_read(tmp_path):
+    counts = series(3).counts.astype(np.uint32)
+    with h5py.File(tmp_path / "scan.nxs", "w") as file:
+        file["entry/data/data"] = counts
+        file["entry/instrument/detector/data"] = file["entry/data/data"]
+        file["entry/instrument/detector/pixel_mask"] = np.eye(80, 120, dtype=np.uint32)
+        file["entry/instrument/detector/flatfield"] = np.ones((80, 120))
+    with h5py.File(tmp_path / "one.h5", "w") as file:
+        file["frames"] = counts[0]
+    found = read_frame_set(tmp_path / "scan.nxs")
+    assert found.mask.sum() == 80
+    np.testing.assert_array_equal(found.counts[:, 40, 60], counts[:, 40, 60])
+    assert read_frame_set(tmp_path / "one.h5").counts.shape == (1, 80, 120)
+
+
+def test_dark_frames_and_pedestals_are_refused_with_a_reason():
+    with pytest.raises(FrameValueError, match="dark holds no counts in its 9600 valid pixels"):
+        frame_set("dark", np.zeros((2, 80, 120), int))
+    analog = np.rint(np.random.default_rng(0).normal(5, 10, (2, 80, 120))).astype(int)
+    with pytest.raises(FrameValueError, match=r"least value of -\d+: an integrating detector"):
+        frame_set("panel", analog)
+
+
+@pytest.mark.parametrize("shape", [(1, 80, 120), (6, 48, 64)])
+def test_a_single_frame_and_a_scan_that_changes_a_lot_are_scored(shape):
+    strength = np.geomspace(1e-4, 1e4, shape[0]) if shape[0] > 1 else [1.0]
+    rate = np.broadcast_to(level()[: shape[1], : shape[2]], shape)
+    counts = np.random.default_rng(0).poisson(rate * np.reshape(strength, (-1, 1, 1)))
+    frames = frame_set("odd", counts)
+    scores = thinned_scores(frames, METHODS, quiet, most_frames=len(counts))
+    assert len(scores) == 2 * 3
+    for score in scores:
+        assert np.isfinite([score.deviance, score.error, score.flux]).all()
+    audits = shift_scores(frames, UnitDenoiser2(), quiet, most_frames=len(counts))
+    assert [a.estimates for a in audits] == ["unit", "smeared"]
 
 
 def spotty():

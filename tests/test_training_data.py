@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, SettingsError
+from bluesky_denoise.frame_files import find_files
 from bluesky_denoise.training.data import SimulatedScenes
-from bluesky_denoise.training.files import find_files, read_file
+from bluesky_denoise.training.files import read_file
 from bluesky_denoise.training.pairs import (
     MeasuredPairs,
     RecordedPairs,
@@ -161,7 +162,7 @@ def test_repeats_may_come_from_an_integrating_detector(tmp_path, rng):
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
-        ({"data": np.zeros((2, 16, 16))}, r"has \['data'\]; expected the data sets `frames`"),
+        ({"data": np.zeros((2, 8, 16))}, r"has \['data'\]; expected the data sets `frames`"),
         ({"frames": np.zeros((16, 16), int)}, r"shape \(16, 16\) and dtype int64; expected"),
         (
             {"frames": np.zeros((2, 16, 16), int), "mask": np.zeros((8, 8))},

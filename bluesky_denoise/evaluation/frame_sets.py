@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from bluesky_denoise.errors import FrameShapeError, FrameValueError
+from bluesky_denoise.errors import FrameValueError
 from bluesky_denoise.evaluation.known_sets import KnownSet, known_set
+from bluesky_denoise.frame_files import check_stack, read_frame_file, usable_mask
 from bluesky_denoise.thinning import check_photon_counts
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "spread",
 ]
 
+LEAST_FLAG = -2
+"""Least value that marks a pixel of a counting detector as invalid; below are no flags."""
 Show = Callable[[str, dict[str, np.ndarray], np.ndarray], None]
 """Takes the images of one frame for a picture: title, name -> (H, W) counts, and the mask."""
 Track = Callable[[Sequence, str], Iterable]
@@ -36,7 +38,7 @@ class FrameSet:
     name: str
     """Of the file or run."""
     counts: np.ndarray
-    """(n, H, W) integer counts; masked pixels hold anything."""
+    """(n, H, W) integer counts, 0 in masked pixels."""
     mask: np.ndarray
     """(H, W) bool, True where invalid."""
     known: KnownSet
@@ -48,8 +50,8 @@ def read_frame_set(path: Path) -> FrameSet:
 
     Parameters
     ----------
-    path : HDF5 file with ``frames`` (n, H, W), and ``mask`` (H, W), nonzero = invalid; or in
-        the layout of Oppliger et al. (2024), ``low_count/data`` (H, W, n)
+    path : in a layout of :func:`~bluesky_denoise.frame_files.read_frame_file`; of two exposures,
+        the short one is read; ``frames`` may be a single one (H, W)
 
     Raises
     ------
@@ -58,16 +60,11 @@ def read_frame_set(path: Path) -> FrameSet:
     FrameValueError
         If the frames are no photon counts.
     """
-    with h5py.File(path) as file:
-        if "frames" in file:
-            counts = file["frames"][...]
-        elif "low_count/data" in file:
-            counts = np.moveaxis(file["low_count/data"][...], -1, 0)
-        else:
-            raise FrameShapeError(f"{path} has {sorted(file)}; expected `frames` (n, H, W).")
-        mask = file["mask"][...] != 0 if "mask" in file else np.zeros(counts.shape[1:], bool)
-        kind = str(file.attrs.get("kind", ""))
-    return frame_set(path.stem, counts, mask, kind)
+    found = read_frame_file(path)
+    kind = found.about.get("kind", "")
+    kind = kind.decode() if isinstance(kind, bytes) else str(kind)
+    frames = found.frames[None] if found.frames.ndim == 2 else found.frames
+    return frame_set(path.stem, frames, found.mask, kind)
 
 
 def frame_set(
@@ -78,7 +75,8 @@ def frame_set(
     Parameters
     ----------
     name : of the file or run
-    counts : (n, H, W) integer counts, or floats without a fraction
+    counts : (n, H, W) integer counts, or floats without a fraction; pixels that flag themselves
+        (:func:`~bluesky_denoise.frame_files.usable_mask`) count as masked
     mask : (H, W) bool, True where invalid
     kind : what the file says of its detector
 
@@ -87,16 +85,24 @@ def frame_set(
     FrameShapeError
         If the frames are not (n, H, W), or the mask has another shape.
     FrameValueError
-        If the frames are no photon counts.
+        If the frames are no photon counts, or hold none.
     """
     counts = np.asarray(counts)
-    mask = np.zeros(counts.shape[1:], bool) if mask is None else mask
-    if counts.ndim != 3 or not len(counts) or mask.shape != counts.shape[1:]:
-        raise FrameShapeError(
-            f"{name} has frames {counts.shape} and mask {mask.shape}; expected (n, H, W), (H, W)."
-        )
+    check_stack(counts, name)
     if "integrating" in kind:
         raise FrameValueError(f"{name} says of itself: {kind}. It cannot be thinned.")
+    least = float(np.min(counts, where=np.isfinite(counts), initial=0))
+    if least < LEAST_FLAG:
+        raise FrameValueError(
+            f"{name} has a least value of {least:g}: an integrating detector, or a correction. "
+            "Only raw photon counts can be thinned."
+        )
+    mask = usable_mask(counts, mask, name)
+    if not np.any(counts, where=~mask):
+        raise FrameValueError(
+            f"{name} holds no counts in its {int((~mask).sum())} valid pixels: nothing to score."
+        )
+    counts = np.where(mask, counts.dtype.type(0), counts)
     if counts.dtype.kind == "f" and (counts == np.rint(counts)).all():
         counts = counts.astype(np.int64)
     check_photon_counts(counts, mask)

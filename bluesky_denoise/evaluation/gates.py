@@ -49,6 +49,7 @@ def _held_out(rows: Sequence) -> list:
 
 def _deviance(r: Evaluation) -> Answer | None:
     rows = [t for t in _held_out(r.thinned) if t.method == r.subject and t.fraction == 0.5]
+    rows = [t for t in rows if np.isfinite(t.deviance)]
     if not rows:
         return None
     good = [t for t in rows if abs(t.deviance - 1) <= 0.02]

@@ -35,7 +35,8 @@ class ThinnedScore:
     """Mean of what was denoised."""
     method: str
     deviance: float
-    """Of the held-out counts, per degree of freedom: `deviance_ratio`."""
+    """Of the held-out counts, per degree of freedom: `deviance_ratio`; of the frames with
+    photons to denoise, NaN if there are none."""
     against_gaussian: float
     """Mean deviance of the held-out counts over that of the best Gaussian, less 1; below 0 is
     better than any Gaussian."""
@@ -101,8 +102,10 @@ def thinned_scores(
             found.setdefault((fraction, name), []).append(scores)
     out = []
     for (fraction, name), scores in found.items():
-        *means, _ = np.mean(scores, axis=0)
-        level, ratio, against, error = map(float, means)
+        level, ratio, against, error, _ = (
+            float(np.mean(known)) if (known := column[np.isfinite(column)]).size else np.nan
+            for column in np.transpose(scores)
+        )
         flux = max((s[-1] for s in scores), key=lambda f: abs(f - 1))
         held_out = frames.known.held_out
         out.append(

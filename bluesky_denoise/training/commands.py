@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.frame_files import find_files
 from bluesky_denoise.masks import load_mask
 from bluesky_denoise.training import fit as fitting
-from bluesky_denoise.training.files import find_files, read_file
+from bluesky_denoise.training.files import read_file
 from bluesky_denoise.training.finetune import ADAPTING, with_held_out
 from bluesky_denoise.training.finetune import finetune as adapt
 from bluesky_denoise.training.fit import FitSettings, fit

@@ -1,0 +1,204 @@
+"""Stacks of frames in HDF5 files: the layouts that are read, and pixels that flag themselves."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers the filters that detectors compress with)
+import numpy as np
+
+from bluesky_denoise.errors import FrameShapeError
+
+__all__ = ["FrameFile", "check_stack", "find_files", "read_frame_file", "usable_mask"]
+
+LOW, HIGH = "low_count", "high_count"
+MASKS = ("mask", "pixel_mask")
+ENDINGS = ("*.h5", "*.hdf5", "*.nxs")
+FRAME_PX = 16
+"""Sides that the frames of a data set of unknown name have at least, pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class FrameFile:
+    """What a file holds, as it stands there."""
+
+    frames: np.ndarray
+    """(n, H, W); the short ones where there are two exposures."""
+    mask: np.ndarray | None = None
+    """(H, W) bool, True where invalid; None: the file has none."""
+    long: np.ndarray | None = None
+    """(n, H, W) long exposures of the same scenes."""
+    exposures_s: tuple[float | None, float | None] = (None, None)
+    """Of the short and of the long frames, seconds, where their groups say so."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Attributes of the file, and of the data set of the frames."""
+
+
+def find_files(paths: Iterable[Path], *, below: bool = False) -> list[Path]:
+    """Return files, and the HDF5 files in folders (.h5, .hdf5, .nxs), sorted.
+
+    Parameters
+    ----------
+    paths : files and folders
+    below : search the folders in folders, too
+
+    Raises
+    ------
+    FrameShapeError
+        If a path does not exist, or a folder holds no such file.
+    """
+    found: list[Path] = []
+    for path in paths:
+        files = [path]
+        if path.is_dir():
+            search = path.rglob if below else path.glob
+            files = sorted({file for ending in ENDINGS for file in search(ending)})
+        if not files or not files[0].exists():
+            raise FrameShapeError(
+                f"There are no frames at {path}; expected a file, or a folder with {ENDINGS}."
+            )
+        found += files
+    return found
+
+
+def read_frame_file(path: Path) -> FrameFile:
+    """Read the frames of an HDF5 file.
+
+    Parameters
+    ----------
+    path : has ``frames`` (n, H, W) and perhaps ``mask`` (H, W), nonzero where invalid; or
+        ``low_count/data`` and perhaps ``high_count/data`` (H, W, n), as
+        doi:10.5281/zenodo.10816877; or, in any group, as NeXus files do, one single data set of
+        numbers (n, H, W), perhaps with a ``pixel_mask`` (H, W)
+
+    Raises
+    ------
+    FrameShapeError
+        If it is no HDF5 file, or none of these is in it.
+    """
+    try:
+        file = h5py.File(path)
+    except OSError as error:
+        raise FrameShapeError(f"{path} cannot be read as HDF5: {error}.") from None
+    with file:
+        about = dict(file.attrs)
+        try:
+            if "frames" in file:
+                return _stack(file, file["frames"], about)
+            if f"{LOW}/data" in file:
+                return _exposures(file, about)
+            return _only_stack(file, path, about)
+        except OSError as error:
+            raise FrameShapeError(f"The frames of {path} cannot be read: {error}.") from None
+
+
+def _stack(file: h5py.File, data: h5py.Dataset, about: dict[str, Any]) -> FrameFile:
+    return FrameFile(data[...], _mask(file, data.shape), about=about | dict(data.attrs))
+
+
+def _exposures(file: h5py.File, about: dict[str, Any]) -> FrameFile:
+    groups = [file[name] for name in (LOW, HIGH) if f"{name}/data" in file]
+    stacks = [np.moveaxis(group["data"][...], -1, 0) for group in groups]
+    exposures = [_exposure(group) for group in groups]
+    low, high = [*stacks, None][:2], [*exposures, None][:2]
+    return FrameFile(low[0], _mask(file, low[0].shape), low[1], (high[0], high[1]), about)
+
+
+def _exposure(group: h5py.Group) -> float | None:
+    found = group.attrs.get("exposure_s", group["data"].attrs.get("exposure_s"))
+    return float(found) if found is not None else None
+
+
+def _only_stack(file: h5py.File, path: Path, about: dict[str, Any]) -> FrameFile:
+    """Read the one data set that can be frames."""
+    found = [
+        data
+        for data in _datasets(file)
+        if data.ndim == 3 and data.dtype.kind in "iuf" and min(data.shape[1:]) >= FRAME_PX
+    ]
+    if len(found) == 1:
+        return _stack(file, found[0], about)
+    names = [data.name for data in found]
+    held = f"{len(found)} stacks of frames, {names}" if found else str(sorted(file))
+    raise FrameShapeError(
+        f"{path} has {held}; expected the data sets `frames` (n, H, W) and `mask`, "
+        f"`{LOW}/data` and `{HIGH}/data` (H, W, n), or a single stack (n, H, W) of frames of "
+        f"{FRAME_PX} x {FRAME_PX} pixels or more."
+    )
+
+
+def _datasets(file: h5py.File) -> list[h5py.Dataset]:
+    found: dict[Any, h5py.Dataset] = {}
+
+    def visit(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found.setdefault(item.id, item)
+
+    file.visititems(visit)
+    return list(found.values())
+
+
+def _mask(file: h5py.File, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Read the mask of the file; one of any other name or place only if it fits the frames."""
+    if "mask" in file:
+        return file["mask"][...] != 0
+    for data in _datasets(file):
+        if data.name.rsplit("/", 1)[-1] in MASKS and data.shape == shape[1:]:
+            return data[...] != 0
+    return None
+
+
+def check_stack(frames: np.ndarray, name: str) -> None:
+    """Refuse what is no stack of frames.
+
+    Raises
+    ------
+    FrameShapeError
+        If the frames are not (n, H, W), none of it 0, of numbers.
+    """
+    if frames.ndim != 3 or 0 in frames.shape or frames.dtype.kind not in "biuf":
+        raise FrameShapeError(
+            f"{name} has frames of shape {frames.shape} and dtype {frames.dtype}; expected "
+            "numbers (n, H, W)."
+        )
+
+
+def usable_mask(frames: np.ndarray, mask: np.ndarray | None, name: str) -> np.ndarray:
+    """Return a mask with the pixels added that flag themselves in any frame.
+
+    Parameters
+    ----------
+    frames : (n, H, W)
+    mask : (H, W) bool, True where invalid; None: none
+    name : for the message of an error
+
+    Returns
+    -------
+    numpy.ndarray
+        (H, W) bool: masked, or negative, not finite, 4294967295 in integers of 32 bits or more,
+        or 65535 in unsigned ones of 16.
+
+    Raises
+    ------
+    FrameShapeError
+        If the mask has another shape than the frames.
+    """
+    flagged = np.zeros(frames.shape[1:], bool)
+    for frame in frames:
+        if frame.dtype.kind == "f":
+            flagged |= ~np.isfinite(frame)
+        elif frame.dtype.itemsize >= 4:
+            flagged |= frame == 2**32 - 1
+        elif frame.dtype == np.uint16:
+            flagged |= frame == 2**16 - 1
+        if frame.dtype.kind in "if":
+            flagged |= frame < 0
+    if mask is None:
+        return flagged
+    if mask.shape != flagged.shape:
+        raise FrameShapeError(
+            f"{name} has frames {frames.shape} and mask {mask.shape}; expected (n, H, W), (H, W)."
+        )
+    return flagged | mask
