@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from .cli_terminal import Report, console, each_run, fail, open_catalog
 
@@ -37,9 +37,10 @@ def runs(
     ] = False,
 ) -> None:
     """List runs, and what of them is denoised."""
-    table = Table(
-        *("uid", "scan_id", "plan", "sample", "denoised", "model", "events", "not ok", "ended")
-    )
+    rest = ("scan_id", "plan", "sample", "denoised", "model", "events", "not ok", "ended")
+    # In a narrow terminal all is broken but what is typed again.
+    columns = [Column("uid", min_width=8), *(Column(name, overflow="fold") for name in rest)]
+    table = Table(*columns)
     with open_catalog(uri) as found, console.status("Searching"):
         listed = _listed(_newest_first(_search(found, sample, scan_id)), model, flagged)
         for start, streams in islice(listed, number):
@@ -117,7 +118,7 @@ def show(
         draw_event(run, chosen, event, picture)
         told |= {"frames not ok": frames_not_ok(chosen), "picture": picture}
     for key, value in told.items():
-        console.print(f"{key:>15}: {value}", highlight=False)
+        console.print(f"{key:>15}: {value}", highlight=False, soft_wrap=True)
     console.print(_numbers(row, event))
 
 

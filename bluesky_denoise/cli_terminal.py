@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+import httpx
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -66,8 +67,11 @@ def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
         client = connect(settings.model_copy(update={"tiled_layout": "stream"}))
     except Exception as error:
         fail(f"Tiled at {settings.tiled_uri} cannot be opened: {error}. Is TILED_API_KEY set?")
-    with client.context:
-        yield client
+    try:
+        with client.context:
+            yield client
+    except httpx.TransportError as error:
+        fail(f"Tiled at {settings.tiled_uri} cannot be reached any more: {error}.")
 
 
 def fail(message: str) -> NoReturn:

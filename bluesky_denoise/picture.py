@@ -31,9 +31,12 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     raw = run[denoised.raw_stream]
     keys = [key for key in denoised.stream if denoised.stream[key].ndim >= 3 and key in raw]
     columns = 4 if any(f"{key}_sigma" in denoised.stream for key in keys) else 3
+    # As high as the frames are at this width, with room for a title.
+    heights = [4.0 * np.divide(*denoised.stream[key].shape[-2:]) + 0.6 for key in keys]
     figure, axes = plt.subplots(
         *(len(keys), columns),
-        figsize=(4.7 * columns, 3.4 * len(keys)),
+        figsize=(4.7 * columns, sum(heights) + 0.4),
+        height_ratios=heights,
         layout="constrained",
         squeeze=False,
     )
@@ -50,7 +53,7 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         images = [
             (f"raw, {exposure_s:g} s", np.maximum(counts / exposure_s, top / 1e3), {"norm": norm}),
             (f"denoised, {denoised.model}", np.maximum(rate, top / 1e3), {"norm": norm}),
-            ("difference / sqrt(counts)", residual, {"vmin": -4, "vmax": 4, "cmap": "RdBu_r"}),
+            ("raw - denoised", residual, {"vmin": -4, "vmax": 4, "cmap": "RdBu_r"}),
         ]
         if f"{key}_sigma" in denoised.stream:
             error = np.asarray(denoised.stream[f"{key}_sigma"][event - 1], float)
@@ -59,7 +62,8 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         for axis, (title, image, options) in zip(row, images, strict=False):
             shown = axis.imshow(np.where(valid, image, np.nan), **options)
             axis.set(title=title, xticks=[], yticks=[])
-            figure.colorbar(shown, ax=axis, shrink=0.7)
+            unit = "counts / s" if options.get("norm") else "standard deviations"
+            figure.colorbar(shown, ax=axis, shrink=0.7, label=unit)
         row[0].set_ylabel(key)
     figure.suptitle(f"run {run.metadata['start']['uid'][:8]}, event {event}")
     figure.savefig(path, dpi=100)

@@ -8,6 +8,7 @@ import bluesky.plans as bp
 import h5py
 import numpy as np
 import pytest
+import typer
 from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT, Camera, poisson, wait_for
 from ophyd.sim import motor
@@ -15,7 +16,8 @@ from typer.testing import CliRunner
 
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.cli import app
-from bluesky_denoise.cli_terminal import console
+from bluesky_denoise.cli_terminal import console, open_catalog
+from bluesky_denoise.settings import DenoiseSettings
 
 
 @pytest.fixture
@@ -149,6 +151,38 @@ def test_runs_are_searched_by_sample_and_scan_id(command, uid):
 def test_a_server_that_is_not_there_is_named(command):
     output = command("runs", "--uri", "http://127.0.0.1:9", code=1)
     assert "Tiled at http://127.0.0.1:9 cannot be opened" in output.replace("\n", " ")
+
+
+SERVE = """
+from bluesky_denoise.server import embedded_tiled
+with embedded_tiled("catalog") as uri:
+    print(uri, flush=True)
+    input()
+"""
+
+
+def test_a_server_that_goes_away_meanwhile_is_named(tmp_path, capsys):
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVE], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    uri = server.stdout.readline().decode().strip()
+    address, _, key = uri.partition("?api_key=")
+    settings = DenoiseSettings(tiled_uri=address, tiled_api_key=key)
+
+    def lose():
+        with open_catalog(None, settings) as catalog:
+            server.kill()
+            server.communicate()
+            list(catalog)
+
+    with pytest.raises(typer.Exit):
+        lose()
+    assert f"Tiled at {address} cannot be reached any more" in capsys.readouterr().err
+
+
+def test_uids_can_be_typed_again_from_a_narrow_terminal(command, uid, monkeypatch):
+    monkeypatch.setattr(console, "width", 80)
+    assert f"│ {uid[:8]} │" in command("runs", "-n", "1")
 
 
 def test_wrong_settings_are_named(command, tmp_path):
