@@ -152,7 +152,7 @@ def draw(rows: list[dict], bm3d: float, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from bluesky_denoise.evaluation.plots import OURS, STYLE
+    from bluesky_denoise.evaluation.plot_style import OURS, STYLE
 
     with rc_context(STYLE):
         figure = Figure((10, 4.2), layout="constrained")

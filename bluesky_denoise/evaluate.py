@@ -23,7 +23,8 @@ from .evaluation.known_sets import known_set
 from .evaluation.methods import baselines, network
 from .evaluation.results import Evaluation, write_json
 from .evaluation.run import Gallery, score_measured, score_simulated, time_on
-from .evaluation.tables import Table, all_tables, gate_table, without_repeats
+from .evaluation.table import Table, without_repeats
+from .evaluation.tables import all_tables, gate_table
 from .frame_files import find_files
 from .simulation import recorded_frames
 

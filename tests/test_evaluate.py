@@ -23,7 +23,8 @@ from bluesky_denoise.evaluation.plots import result_plots
 from bluesky_denoise.evaluation.regions import region_scores
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
 from bluesky_denoise.evaluation.speed import SpeedScore, speed_scores
-from bluesky_denoise.evaluation.tables import Table, all_tables, markdown, without_repeats
+from bluesky_denoise.evaluation.table import Table, markdown, without_repeats
+from bluesky_denoise.evaluation.tables import all_tables
 from bluesky_denoise.evaluation.trust import fill
 from bluesky_denoise.testing import UnitDenoiser
 

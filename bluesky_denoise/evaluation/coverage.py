@@ -13,7 +13,13 @@ from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import diffraction_scene
 from bluesky_denoise.thinning import thin
 
-__all__ = ["CONFIDENCES", "HALF_WIDTHS", "CoverageScore", "measured_coverage", "simulated_coverage"]
+__all__ = [
+    "CONFIDENCES",
+    "HALF_WIDTHS",
+    "CoverageScore",
+    "measured_coverage",
+    "simulated_coverage",
+]
 
 CONFIDENCES = (0.68, 0.90, 0.95)
 HALF_WIDTHS = {0.68: 0.9945, 0.90: 1.6449, 0.95: 1.9600}

@@ -13,7 +13,14 @@ from bluesky_denoise.evaluation.regions import measure_expected
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 
-__all__ = ["CLASSES", "EXPOSURES", "PeakScore", "PeakStudy", "peak_scores", "study_peaks"]
+__all__ = [
+    "CLASSES",
+    "EXPOSURES",
+    "PeakScore",
+    "PeakStudy",
+    "peak_scores",
+    "study_peaks",
+]
 
 CLASSES = {"sharp": (1.2, 1.2), "round": (2.5, 2.5), "long": (1.6, 4.0)}
 """Standard deviations along rows and columns, pixels."""

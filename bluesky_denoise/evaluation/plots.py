@@ -1,4 +1,4 @@
-"""Plots and pictures of an evaluation, each as a matplotlib figure."""
+"""Plots of an evaluation, each as a matplotlib figure."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bluesky_denoise.evaluation.detection import EYE, FILTER
-from bluesky_denoise.evaluation.peaks import FITTED, MEASURED, OPTIMAL, SUMMED
+from bluesky_denoise.evaluation.peaks import MEASURED, OPTIMAL
+from bluesky_denoise.evaluation.plot_style import OURS, STYLE, colour
 from bluesky_denoise.evaluation.results import Evaluation
 
 if TYPE_CHECKING:
@@ -14,134 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["frame_picture", "result_plots"]
-
-COLOURS = {
-    "raw": "#8a8f98",
-    FITTED: "#8a8f98",
-    OPTIMAL: "#1f2933",
-    SUMMED: "#c3c7cd",
-    "best Gaussian": "#e8a33d",
-    "non-local means": "#4fa37a",
-    "Anscombe + BM3D": "#3b78c2",
-    MEASURED: "#7b2d8b",
-}
-OURS = "#d0342c"
-OTHERS = ("#9467bd", "#8c564b", "#17becf", "#bcbd22")
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.color": "#e6e8eb",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
-
-
-def _colour(method: str, subject: str, all_methods: Sequence[str]) -> str:
-    if method == subject:
-        return OURS
-    if method in COLOURS:
-        return COLOURS[method]
-    others = [m for m in all_methods if m not in COLOURS and m != subject]
-    return OTHERS[others.index(method) % len(OTHERS)]
-
-
-def _axes(columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
-
-
-def frame_picture(title: str, images: dict[str, np.ndarray], mask: np.ndarray) -> "Figure":
-    """Draw the images of one frame on one logarithmic scale, with profiles below.
-
-    Parameters
-    ----------
-    title : not drawn; the report writes it as a heading
-    images : name -> (H, W) expected counts; the last is what they are compared with
-    mask : (H, W) bool, True where invalid
-    """
-    from matplotlib import rc_context
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    reference = np.where(mask, np.nan, list(images.values())[-1])
-    top = max(float(np.nanpercentile(reference, 99.7)), 1e-3)
-    positive = reference[reference > 0]
-    low = float(np.percentile(positive, 2)) if positive.size else top / 100
-    norm = LogNorm(min(max(low * 0.7, top / 1e4), top / 3), top)
-    columns = 3 if reference.shape[1] > 1.3 * reference.shape[0] else 4
-    rows = -(-len(images) // columns)
-    aspect = reference.shape[0] / reference.shape[1]
-    with rc_context(STYLE):
-        figure = Figure((11, 11 / columns * aspect * rows + 0.3 * rows + 2.1), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=(figure.get_figheight() - 2.1, 2.1))
-        axes = above.subplots(rows, columns, squeeze=False).ravel()
-        for axis in axes:
-            axis.set_axis_off()
-        shown = None
-        for axis, (name, image) in zip(axes, images.items(), strict=False):
-            floor = np.maximum(np.where(mask, np.nan, image), norm.vmin)
-            shown = axis.imshow(floor, norm=norm, cmap="magma", interpolation="nearest")
-            axis.set_title(name)
-        above.colorbar(shown, ax=list(axes), shrink=0.8, pad=0.01, label="counts")
-        _profile(below.subplots(1, 2, width_ratios=(3, 2)), images, mask)
-    return figure
-
-
-def _profile(axes: "Sequence[Axes]", images: dict[str, np.ndarray], mask: np.ndarray) -> None:
-    """Draw the mean of nine rows across columns, and the part of most contrast once more."""
-    *names, last = images
-    known = np.where(mask, 0, images[last])
-    height = known.shape[0]
-    spiky = known.max() > 50 * known.mean()
-    row = int(np.argmax(known.max(1))) if spiky else height // 2
-    row = int(np.clip(row, min(4, height // 2), max(height - 5, height // 2)))
-    band = np.s_[max(row - 4, 0) : row + 5]
-    valid = ~mask[band]
-    lit = valid.any(0)
-    weight = np.maximum(valid.sum(0), 1)
-    lines = {name: np.where(lit, np.where(valid, images[name][band], 0).sum(0) / weight, np.nan)
-             for name in images}  # fmt: skip
-    flat = np.nan_to_num(lines[last])
-    for name, profile in lines.items():
-        colour = COLOURS.get(name, OURS if name == names[-1] else OTHERS[0])
-        style = {"color": colour, "lw": 0.7 if name == "raw" else 1.2, "zorder": 2}
-        if name == last:
-            style = {"color": "black", "lw": 1.6, "zorder": 1, "alpha": 0.75}
-        for axis in axes:
-            axis.plot(profile, label=name, **style)
-    top = max(float(flat.max()), 1e-6)
-    dim = flat[flat > 0]
-    low = max(float(np.percentile(dim, 2)) / 2 if dim.size else top / 100, top / 1e5)
-    axes[0].set(yscale="log" if top > 30 * low else "linear", xlim=(0, len(flat) - 1))
-    if top > 30 * low:
-        axes[0].set_ylim(low, 2 * top)
-    axes[0].set(title=f"mean of rows {band.start} to {band.stop - 1}", ylabel="counts")
-    # Where the profile differs most from its surroundings, by the square root of counts.
-    wide = np.convolve(np.sqrt(flat), np.ones(31) / 31, mode="same")
-    away = np.abs(np.sqrt(flat) - wide)
-    away[:20] = away[-20:] = 0
-    away[~lit] = 0
-    middle = int(np.argmax(away if spiky else np.where(lit, flat, 0)))
-    begin = int(np.clip(middle - 40, 0, max(len(flat) - 81, 0)))
-    near = lines[last][begin : begin + 81]
-    spread = np.nanmax(near) - np.nanmin(near) + 4 * np.sqrt(np.nanmax(near) / 9)
-    axes[1].set(xlim=(begin, begin + 80), title="the same, closer")
-    axes[1].set_ylim(max(0, np.nanmin(near) - 0.2 * spread), np.nanmax(near) + 0.2 * spread)
-    for axis in axes:
-        axis.set_xlabel("column, pixels")
-    axes[1].legend(ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+__all__ = ["result_plots"]
 
 
 def result_plots(result: Evaluation) -> "Iterator[tuple[str, str, Figure]]":
@@ -149,7 +23,12 @@ def result_plots(result: Evaluation) -> "Iterator[tuple[str, str, Figure]]":
     from matplotlib import rc_context
 
     makers = (
-        ("thinned", "Lower is better; what is off the scale is drawn at its end.", _errors),
+        (
+            "thinned",
+            "Squared error, over that of the best classical method, for each series: left of 1 is "
+            "better. What is off the scale is drawn at its end.",
+            _errors,
+        ),
         ("ratios", "The error that a shorter exposure gives, and the exposure saved.", _exposures),
         ("peaks", "Widths and sums of fitted peaks; the band is the gate of 5 %.", _widths),
         ("limits", "Recovery of what was injected, mean over shapes.", _recovery),
@@ -162,6 +41,14 @@ def result_plots(result: Evaluation) -> "Iterator[tuple[str, str, Figure]]":
             figure = maker(result)
         if figure is not None:
             yield key, caption, figure
+
+
+def _axes(columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
 
 
 def _plain_ticks(axis: "Axis", ticks: Sequence[float]) -> None:
@@ -193,11 +80,11 @@ def _errors(r: Evaluation) -> "Figure | None":
                 range(len(sets)),
                 "o",
                 ms=8 if method == r.subject else 6,
-                color=_colour(method, r.subject, methods),
+                color=colour(method, r.subject, methods),
                 label=method,
             )
         axis.set(
-            xscale="log", yticks=range(len(sets)), title=f"{fraction:g} of the photons",
+            xscale="log", yticks=range(len(sets)), title=f"{100 * fraction:g} % of the photons",
             xlabel=f"error over that of {reference}",
         )  # fmt: skip
         axis.set_yticklabels(sets if axis is axes[0] else [])
@@ -229,7 +116,7 @@ def _exposures(r: Evaluation) -> "Figure | None":
                 "o-",
                 ms=3,
                 lw=2 if own else 1.1,
-                color=_colour(method, r.subject, methods),
+                color=colour(method, r.subject, methods),
                 label=method,
             )
         axis.set(xscale="log", yscale="log", title=f"{shape} peaks", xlabel="exposure")
@@ -270,8 +157,8 @@ def _widths(r: Evaluation) -> "Figure | None":
                 for s in strengths
             ]
             lw = 2 if method == r.subject else 1.1
-            colour = _colour(method, r.subject, methods)
-            axis.plot(strengths, values, "o-", ms=3, lw=lw, color=colour, label=method)
+            shade = colour(method, r.subject, methods)
+            axis.plot(strengths, values, "o-", ms=3, lw=lw, color=shade, label=method)
         axis.set(title=title, xlabel="strength, S / √B")
     axes[0].axhspan(0.95, 1.05, color="#d8ead9", zorder=0)
     axes[0].set_ylim(0.6, 3)
@@ -302,8 +189,8 @@ def _recovery(r: Evaluation) -> "Figure | None":
                 np.mean([getattr(x, name) for x in rows if x.strength == s]) for s in strengths
             ]
             lw = 2 if method == r.subject else 1.1
-            colour = _colour(method, r.subject, methods)
-            axis.plot(strengths, means, "o-", ms=3, lw=lw, color=colour, label=method)
+            shade = colour(method, r.subject, methods)
+            axis.plot(strengths, means, "o-", ms=3, lw=lw, color=shade, label=method)
         axis.set(xscale="log", title=title, xlabel="strength, standard deviations")
         _plain_ticks(axis.xaxis, (3, 5, 10, 20))
         axis.set_ylim(-0.03, 1.1)
@@ -324,7 +211,7 @@ def _false(r: Evaluation) -> "Figure | None":
                 [f.counts_per_pixel for f in rows],
                 [f.per_megapixel + 0.1 for f in rows],
                 "o-",
-                color=_colour(method, r.subject, methods),
+                color=colour(method, r.subject, methods),
                 label=method,
             )
         axis.set(

@@ -90,7 +90,7 @@ def thinned_scores(
         best = judge(estimates["best Gaussian"])
         if show is not None and (fraction, i) == (fractions[min(1, len(fractions) - 1)], picked[0]):
             images = {**estimates, "all photons": fraction * counts}
-            show(f"{frames.name}, {fraction:.3g} of the photons", images, mask)
+            show(f"{frames.name}, {100 * fraction:.3g} % of the photons", images, mask)
         for name, estimate in estimates.items():
             scores = (
                 part[~mask].mean(),

@@ -15,7 +15,8 @@ import typer
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.evaluation.gates import judge
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations
-from bluesky_denoise.evaluation.tables import KEYS, all_tables, gate_table, markdown
+from bluesky_denoise.evaluation.table import markdown
+from bluesky_denoise.evaluation.tables import KEYS, all_tables, gate_table
 
 __all__ = ["fill", "write_figures"]
 
