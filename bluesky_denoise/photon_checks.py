@@ -47,11 +47,9 @@ def fano_factor(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
     float
         1 for photons; NaN with fewer than 400 counts to tell from.
     """
-    values = np.asarray(counts, np.float64)
-    valid = np.ones(values.shape, bool) if mask is None else np.asarray(mask) == 0
+    values, valid = _valid(np.asarray(counts, np.float64), mask)
     if min(values.shape) < 3:
         return float("nan")
-    values = np.where(valid, values, 0)
     known = box_sum(valid, 3) == 9
     rows = values[:-2] - 2 * values[1:-1] + values[2:]
     squared = (rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]) ** 2 / 36
@@ -92,11 +90,9 @@ def neighbour_correlation(counts: np.ndarray, mask: np.ndarray | None = None) ->
         0 for photons, to 0.02 or so; NaN with fewer than 100 blocks of 16 x 16 pixels that
         have 60 counts each.
     """
-    values = np.asarray(counts, np.float64)
-    valid = np.ones(values.shape, bool) if mask is None else np.asarray(mask) == 0
+    values, valid = _valid(np.asarray(counts, np.float64), mask)
     if min(values.shape) < BLOCK_PX:
         return float("nan")
-    values = np.where(valid, values, 0)
     pairs, known = values[1:] + values[:-1], valid[1:] & valid[:-1]
     steps, known = values[1:] - values[:-1], known[:, 1:] & known[:, :-1]
     twist = (steps[:, 1:] - steps[:, :-1]) * known
@@ -165,8 +161,7 @@ def hot_pixels(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray
     numpy.ndarray
         (n, 2) rows and columns.
     """
-    valid = np.ones(counts.shape, bool) if mask is None else np.asarray(mask) == 0
-    values = np.where(valid, counts, 0).astype(np.float64)
+    values, valid = _valid(np.asarray(counts, np.float64), mask)
     found = []
     candidates = np.argwhere(_spikes(values))
     for row, col in candidates[:1000]:
@@ -206,8 +201,7 @@ def dead_areas(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray
     numpy.ndarray
         (n, 3) first row, first column and side of up to one square for each size and direction.
     """
-    valid = np.ones(counts.shape, bool) if mask is None else np.asarray(mask) == 0
-    values = np.where(valid, counts, 0)
+    values, valid = _valid(counts, mask)
     found = []
     least = min(DEAD_PX)
     if min(values.shape) < least or not (box_sum(values + ~valid, least) == 0).any():
@@ -238,6 +232,12 @@ def _sharp_left_edge(image: np.ndarray, good: np.ndarray, side: int) -> tuple[in
         if quarters.min() >= 6 and lit[:, :2].mean() >= 0.6 * lit.mean():
             return int(row), int(col)
     return None
+
+
+def _valid(counts: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts, 0 where masked, and which pixels are not."""
+    valid = np.ones(counts.shape, bool) if mask is None else np.asarray(mask) == 0
+    return np.where(valid, counts, 0), valid
 
 
 def _spikes(values: np.ndarray) -> np.ndarray:
