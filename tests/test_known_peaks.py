@@ -1,14 +1,9 @@
 import numpy as np
 import pytest
 
-from bluesky_denoise.evaluation.detection import (
-    FILTER,
-    detection_limits,
-    false_peaks,
-    recovery,
-    template,
-)
+from bluesky_denoise.evaluation.detection import FILTER, detection_limits, recovery, template
 from bluesky_denoise.evaluation.exposure_ratio import REFERENCES, exposure_needed, exposure_ratios
+from bluesky_denoise.evaluation.false_peaks import false_peaks
 from bluesky_denoise.evaluation.matched_filter import filtered_z, find_peaks
 from bluesky_denoise.evaluation.methods import Method, baselines
 from bluesky_denoise.evaluation.peak_fit import PeakShapes, fit_intensity, fit_peaks

@@ -8,18 +8,17 @@ from scipy.ndimage import maximum_filter
 from scipy.signal import fftconvolve
 
 from bluesky_denoise.evaluation.frame_sets import Track
-from bluesky_denoise.evaluation.matched_filter import filtered_z, find_peaks
 from bluesky_denoise.evaluation.methods import Method
 from bluesky_denoise.evaluation.metrics import poisson_deviance
 
 __all__ = [
     "EXPOSURES",
+    "PEAK_PX",
     "SHAPES",
     "DetectionLimit",
-    "FalsePeaks",
     "Recovery",
     "detection_limits",
-    "false_peaks",
+    "estimate",
     "recovery",
 ]
 
@@ -34,8 +33,6 @@ FALSE_ALARMS = 0.01
 """Share of empty places where a method's threshold, its own, is exceeded by noise."""
 PEAK_PX = 2.0
 """Width of the peaks that false ones are looked for as."""
-FLAT_LEVELS = (0.05, 0.5, 5.0, 50.0)
-"""Counts per pixel of signal-free frames."""
 FILTER, EYE = "matched filter", "brightest pixel"
 
 
@@ -114,20 +111,6 @@ class DetectionLimit:
     """The raw frame never got there: the ratio is a lower bound."""
 
 
-@dataclass(frozen=True)
-class FalsePeaks:
-    """What one method makes of signal-free frames."""
-
-    method: str
-    counts_per_pixel: float
-    threshold: float
-    """Standard deviations of the raw matched filter."""
-    megapixels: float
-    per_megapixel: float
-    error: float
-    """Square root of the number found, or 1, per megapixel."""
-
-
 def recovery(
     methods: Sequence[Method],
     track: Track,
@@ -159,14 +142,14 @@ def recovery(
             some = [m for m in methods if not m.slow or i < slow_frames]
             empty, signal = rng.poisson(flat), rng.poisson(rate)
             for method in some:
-                image = _estimate(method, empty, flat)
+                image = estimate(method, empty, flat)
                 for key, statistic in _statistics(image - exposure).items():
                     near = maximum_filter(statistic, 2 * SEARCH + 1)
                     step = 2 * SEARCH + 1
                     nulls.setdefault((method.name, *key), []).append(
                         near[HALF:-HALF:step, HALF:-HALF:step].ravel()
                     )
-                after = _statistics(_estimate(method, signal, rate) - exposure)
+                after = _statistics(estimate(method, signal, rate) - exposure)
                 for kind, row, col, expected in places:
                     window = np.s_[row - SEARCH : row + SEARCH + 1, col - SEARCH : col + SEARCH + 1]
                     share = float(after[kind, FILTER][row, col]) / expected
@@ -191,7 +174,9 @@ def recovery(
     return out
 
 
-def _estimate(method: Method, counts: np.ndarray, rate: np.ndarray) -> np.ndarray:
+def estimate(method: Method, counts: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """Estimate (H, W) counts without a mask, judged by the (H, W) true rate."""
+
     def judge(estimate: np.ndarray) -> float:
         return poisson_deviance(estimate, rate)
 
@@ -251,53 +236,3 @@ def _crossing(curve: Sequence[tuple[float, float]], share: float) -> float:
         return float(strength[0])
     step = (share - rising[i - 1]) / (rising[i] - rising[i - 1])
     return float(np.exp(np.interp(step, (0, 1), np.log(strength[i - 1 : i + 1]))))
-
-
-def false_peaks(
-    methods: Sequence[Method],
-    track: Track,
-    *,
-    side_px: int = 512,
-    frames: int = 4,
-    thresholds: Sequence[float] = (3.5, 4.5),
-    seed: int = 9,
-) -> list[FalsePeaks]:
-    """Count peaks in denoised frames of pure Poisson noise, at the raw filter's threshold.
-
-    Parameters
-    ----------
-    methods : what is compared; the slow ones get a quarter of the first frame
-    track : shows progress
-    side_px, frames : of the frames, for each level of counts
-    thresholds : standard deviations of the matched filter on the raw frame
-    seed : of the photons
-    """
-    counted: dict[tuple[str, float, float], list[float]] = {}
-    area: dict[tuple[str, float], float] = {}
-    jobs = [(level, i) for level in FLAT_LEVELS for i in range(frames)]
-    edge = int(4 * PEAK_PX)
-    for level, i in track(jobs, "signal-free frames"):
-        rng = np.random.default_rng([seed, round(100 * level), i])
-        whole = rng.poisson(level, (side_px, side_px))
-        for method in methods:
-            if method.slow and i > 0:
-                continue
-            counts = whole[: side_px // 2, : side_px // 2] if method.slow else whole
-            image = _estimate(method, counts, np.full(counts.shape, level))
-            z = filtered_z(image, counts, PEAK_PX)[edge:-edge, edge:-edge]
-            place = (method.name, level)
-            area[place] = area.get(place, 0.0) + z.size / 1e6
-            for threshold in thresholds:
-                peaks = find_peaks(z, threshold, int(2 * PEAK_PX))
-                counted.setdefault((*place, threshold), []).append(len(peaks))
-    return [
-        FalsePeaks(
-            name,
-            level,
-            threshold,
-            area[name, level],
-            float(sum(numbers)) / area[name, level],
-            float(np.sqrt(max(sum(numbers), 1))) / area[name, level],
-        )
-        for (name, level, threshold), numbers in counted.items()
-    ]

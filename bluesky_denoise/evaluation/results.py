@@ -8,8 +8,9 @@ from typing import Any
 
 from bluesky_denoise.evaluation.awkward import AwkwardScore
 from bluesky_denoise.evaluation.coverage import CoverageScore
-from bluesky_denoise.evaluation.detection import DetectionLimit, FalsePeaks, Recovery
+from bluesky_denoise.evaluation.detection import DetectionLimit, Recovery
 from bluesky_denoise.evaluation.exposure_ratio import ExposureRatio
+from bluesky_denoise.evaluation.false_peaks import FalsePeaks
 from bluesky_denoise.evaluation.neighbours import NeighbourScore
 from bluesky_denoise.evaluation.peaks import PeakScore
 from bluesky_denoise.evaluation.regions import RegionScore

@@ -8,8 +8,9 @@ import numpy as np
 
 from bluesky_denoise.evaluation.awkward import awkward_scores
 from bluesky_denoise.evaluation.coverage import measured_coverage, simulated_coverage
-from bluesky_denoise.evaluation.detection import detection_limits, false_peaks, recovery
+from bluesky_denoise.evaluation.detection import detection_limits, recovery
 from bluesky_denoise.evaluation.exposure_ratio import exposure_ratios
+from bluesky_denoise.evaluation.false_peaks import false_peaks
 from bluesky_denoise.evaluation.frame_sets import FrameSet, Track
 from bluesky_denoise.evaluation.methods import Method
 from bluesky_denoise.evaluation.neighbours import neighbour_scores
