@@ -66,7 +66,7 @@ def find(scans: int, intensity_cps: float, seed: int = 0) -> tuple[int, int]:
 def share(count: int, scans: int) -> str:
     """Return a share with its 95 % interval, in percent."""
     interval = binomtest(count, scans).proportion_ci(0.95, method="exact")
-    return f"{count / scans:5.1%} ({interval.low:.2%} to {interval.high:.2%})"
+    return f"{count / scans:6.2%} ({interval.low:.2%} to {interval.high:.2%})"
 
 
 def main() -> None:
