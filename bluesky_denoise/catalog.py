@@ -9,7 +9,7 @@ from tiled.client.utils import ClientError
 from tiled.queries import Eq
 
 from .errors import DenoiseError
-from .sources import is_frame_key
+from .frame_keys import is_frame_key
 from .tiled_streams import METADATA_KEY
 
 __all__ = [

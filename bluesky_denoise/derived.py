@@ -1,54 +1,20 @@
 """Results in, documents out: the run that is derived from a raw run."""
 
-import logging
-import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import event_model
-import numpy as np
 from event_model.documents import EventDescriptor, RunStart, RunStop
 
-from .frame_store import GROUP, FrameStore
-from .results import Regions, event_keys, hinted_keys, number_keys
+from .derived_stream import DerivedEvent, DerivedStream
+from .results import Regions
 
-__all__ = ["DerivedEvent", "DerivedRun", "stop_document", "stream_name"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["DerivedRun", "is_derived", "start_metadata", "stop_document", "stream_name"]
 
 _NOT_COPIED = frozenset({"uid", "time"})
-_SCALARS = frozenset({"number", "integer", "boolean", "string"})
-
-
-@dataclass
-class DerivedEvent:
-    """What became of one raw event."""
-
-    seq_num: int
-    """Number of the raw event in its stream, from 1."""
-    time: float
-    """Time of the raw event, seconds since the epoch."""
-    data: Mapping[str, Any]
-    """Values of the raw event."""
-    timestamps: Mapping[str, float]
-    """Time stamps of the raw event."""
-    rates: dict[str, np.ndarray] = field(default_factory=dict)
-    """By data key, (n, H, W) float32, counts / s; none where denoising failed."""
-    sigmas: dict[str, np.ndarray] = field(default_factory=dict)
-    """By data key, standard errors of `rates`, (n, H, W) float32, counts / s."""
-    numbers: dict[str, float] = field(default_factory=dict)
-    """What was measured on the frames, under the names of `results.number_keys`."""
-    problems: list[str] = field(default_factory=list)
-    """Why frames are missing; empty where all is well."""
-    audits: dict[str, bool] = field(default_factory=dict)
-    """By data key, whether the frames passed the audit; none where they were not audited."""
-    latency_s: float = float("nan")
-    """From the arrival of the raw event to its result, seconds."""
 
 
 def stream_name(raw_stream: str) -> str:
@@ -115,7 +81,7 @@ class DerivedRun:
         self._raw_start, self._provenance = raw_start, provenance
         self._emit, self._directory, self._save_sigma = emit, frames_directory, save_sigma
         self._bundle: event_model.ComposeRunBundle | None = None
-        self._streams: dict[str, _DerivedStream] = {}
+        self._streams: dict[str, DerivedStream] = {}
 
     @property
     def num_events(self) -> dict[str, int]:
@@ -149,7 +115,7 @@ class DerivedRun:
         bundle = self.open()
         name = stream_name(descriptor["name"])
         if name not in self._streams:
-            self._streams[name] = _DerivedStream(
+            self._streams[name] = DerivedStream(
                 name,
                 bundle,
                 descriptor,
@@ -174,194 +140,3 @@ class DerivedRun:
         for stream in self._streams.values():
             stream.close()
         self._emit("stop", self.open().compose_stop(exit_status=exit_status, reason=reason))
-
-
-class _DerivedStream:
-    """One stream of a derived run: its descriptor, its file, its events."""
-
-    def __init__(
-        self,
-        name: str,
-        bundle: event_model.ComposeRunBundle,
-        descriptor: EventDescriptor,
-        regions: Regions,
-        events: list[DerivedEvent],
-        emit: Callable[[str, Mapping[str, Any]], None],
-        directory: Path | None,
-        save_sigma: bool,
-    ) -> None:
-        self.name, self.emitted = name, 0
-        self._emit, self._frame_keys = emit, list(regions)
-        self._sigma_keys = {f"{key}_sigma": key for key in regions} if save_sigma else {}
-        self._row_shapes = {
-            key: _row_shape(key, descriptor["data_keys"][key], events) for key in regions
-        }
-        self._row_shapes |= {name: self._row_shapes[key] for name, key in self._sigma_keys.items()}
-        self._scalars = [
-            key
-            for key, spec in descriptor["data_keys"].items()
-            if key not in self._row_shapes and "external" not in spec and spec["dtype"] in _SCALARS
-        ]
-        start = bundle.start_doc
-        source = f"denoise:{start['denoise'].get('model', '')}"
-        data_keys = {key: dict(descriptor["data_keys"][key]) for key in self._scalars}
-        self._numbers = number_keys(regions, source)
-        data_keys |= self._numbers | event_keys(source)
-        for key, shape in self._row_shapes.items():
-            data_keys[key] = {
-                "dtype": "array",
-                "dtype_numpy": "<f4",
-                "shape": list(shape),
-                "units": "counts / s",
-                "source": source,
-                **({"external": "STREAM:"} if directory else {}),
-            }
-        self._descriptor = bundle.compose_descriptor(
-            name=name,
-            data_keys=data_keys,
-            object_keys=_object_keys(descriptor, data_keys),
-            hints=_hints(descriptor, self._scalars, regions),
-            configuration={"denoiser": _configuration(start["denoise"], source)},
-        )
-        emit("descriptor", self._descriptor.descriptor_doc)
-        self._store: FrameStore | None = None
-        if directory:
-            self._open_store(bundle, descriptor, directory)
-
-    def _open_store(
-        self,
-        bundle: event_model.ComposeRunBundle,
-        descriptor: EventDescriptor,
-        directory: Path,
-    ) -> None:
-        start = bundle.start_doc
-        day = datetime.fromtimestamp(start["time"])
-        name = f"{start['original_run_uid'][:8]}_{self.name}_{start['uid'][:8]}.h5"
-        self._store = FrameStore(
-            directory / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / name,
-            self._row_shapes,
-            {"original_run_uid": start["original_run_uid"], "run_uid": start["uid"]},
-        )
-        self._compose_datum = {}
-        for key in self._row_shapes:
-            resource, compose = bundle.compose_stream_resource(
-                mimetype="application/x-hdf5",
-                uri=self._store.path.absolute().as_uri().replace("file:///", "file://localhost/"),
-                data_key=key,
-                parameters={
-                    "dataset": f"/{GROUP}/{key}",
-                    "chunk_shape": [1, *self._row_shapes[key]],
-                    "swmr": True,
-                },
-            )
-            self._emit("stream_resource", resource)
-            self._compose_datum[key] = compose
-
-    def add(self, events: list[DerivedEvent]) -> None:
-        rows = {key: self._rows(key, events) for key in self._row_shapes}
-        if self._store:
-            for key, array in rows.items():
-                at = self._store.append(key, array)
-                datum = self._compose_datum[key](
-                    indices={"start": at.start, "stop": at.stop},
-                    seq_nums={"start": at.start + 1, "stop": at.stop + 1},
-                    descriptor=self._descriptor.descriptor_doc,
-                )
-                self._emit("stream_datum", datum)
-        for i, event in enumerate(events):
-            data = {key: event.data.get(key) for key in self._scalars} | self._results(event)
-            if not self._store:
-                data |= {key: rows[key][i] for key in rows}
-            now = time.time()
-            stamps = {key: event.timestamps.get(key, now) for key in data}
-            self.emitted += 1
-            self._emit(
-                "event",
-                self._descriptor.compose_event(
-                    data=data, timestamps=stamps, time=event.time, validate=bool(self._store)
-                ),
-            )
-
-    def _rows(self, name: str, events: list[DerivedEvent]) -> np.ndarray:
-        """Return an array for all events, NaN where there is none; note what does not fit."""
-        shape = self._row_shapes[name]
-        rows = np.full((len(events), *shape), np.nan, np.float32)
-        raw_key = self._sigma_keys.get(name)
-        for row, event in zip(rows, events, strict=True):
-            frames = event.sigmas.get(raw_key) if raw_key else event.rates.get(name)
-            if frames is None:
-                continue
-            if frames.size == row.size and frames.shape[-2:] == row.shape[-2:]:
-                row[...] = frames.reshape(shape)
-            elif not raw_key:
-                event.problems.append(
-                    f"{name!r} has shape {frames.shape}; the first frames of this run had {shape}"
-                )
-        return rows
-
-    def _results(self, event: DerivedEvent) -> dict[str, Any]:
-        return {key: event.numbers.get(key, math.nan) for key in self._numbers} | {
-            "raw_seq_num": event.seq_num,
-            "latency_s": event.latency_s,
-            "denoise_ok": not event.problems,
-            "denoise_reason": "; ".join(event.problems),
-            "denoise_audit": _verdict(event.audits, self._frame_keys),
-        }
-
-    def close(self) -> None:
-        if self._store:
-            self._store.close()
-
-
-def _verdict(audits: Mapping[str, bool], frame_keys: list[str]) -> str:
-    if not all(audits.values()):
-        return "failed"
-    return "passed" if audits.keys() >= set(frame_keys) else "none"
-
-
-def _row_shape(key: str, spec: Mapping[str, Any], events: list[DerivedEvent]) -> tuple[int, ...]:
-    """Return the shape of a row: as the raw key declares it, with the true frame size."""
-    declared = tuple(size for size in spec["shape"] if size != 0)
-    shown = next((event.rates[key].shape for event in events if key in event.rates), None)
-    if shown is None:
-        if len(declared) < 2 or None in declared:
-            return (1, 1)  # nothing is known: rows of one NaN, with the reason beside them
-        return declared[-3:]
-    return shown[1:] if shown[0] == 1 and len(declared) != 3 else shown
-
-
-def _object_keys(descriptor: EventDescriptor, data_keys: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the raw devices with the keys that are kept, and ``denoiser`` with the new ones."""
-    raw = {
-        name: [key for key in keys if key in data_keys]
-        for name, keys in descriptor.get("object_keys", {}).items()
-    }
-    owned = {key for keys in raw.values() for key in keys}
-    new = [key for key in data_keys if key not in owned]
-    return {name: keys for name, keys in raw.items() if keys} | {"denoiser": new}
-
-
-def _hints(
-    descriptor: EventDescriptor, scalars: list[str], regions: Regions
-) -> dict[str, dict[str, list[str]]]:
-    """Return hints, so that LiveTable and BestEffortCallback show the run untold."""
-    hints = {
-        name: {"fields": [key for key in hint.get("fields", []) if key in scalars]}
-        for name, hint in descriptor.get("hints", {}).items()
-    }
-    hints = {name: hint for name, hint in hints.items() if hint["fields"]}
-    return hints | {"denoiser": {"fields": hinted_keys(regions)}}
-
-
-def _configuration(provenance: Mapping[str, Any], source: str) -> dict[str, Any]:
-    now = time.time()
-    values = {
-        f"denoiser_{key}": str(provenance[key])
-        for key in ("model", "weights_sha256", "device", "version")
-        if key in provenance
-    }
-    return {
-        "data": values,
-        "timestamps": dict.fromkeys(values, now),
-        "data_keys": {key: {"dtype": "string", "shape": [], "source": source} for key in values},
-    }

@@ -20,7 +20,7 @@ class Frame:
     mask: np.ndarray | None
     """(H, W) bool, True where a pixel is invalid; None where all are valid."""
     data_key: str
-    """Name of the data key in the raw descriptor."""
+    """Name of the frames: the raw data key, or the device that the settings name."""
     seq_num: int
     """Number of the raw event in its stream, from 1."""
     run_uid: str

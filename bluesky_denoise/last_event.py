@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .sources import is_frame_key
+from .frame_keys import frame_keys
 
 __all__ = ["LastEvent", "RawEvent"]
 
@@ -30,7 +30,7 @@ class LastEvent:
     streams :
         The streams that are denoised.
     data_keys :
-        The data keys that are denoised; None: every two-dimensional detector key.
+        The data keys or devices that are denoised; None: every two-dimensional detector key.
     """
 
     def __init__(
@@ -44,9 +44,7 @@ class LastEvent:
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a raw run."""
         if name == "descriptor":
-            if doc["name"] in self._streams and any(
-                map(self._has_frames, doc["data_keys"].items())
-            ):
+            if doc["name"] in self._streams and frame_keys(doc, self._data_keys):
                 self._followed[doc["uid"]] = doc["run_start"], doc["name"]
         elif name in ("event", "event_page", "stream_datum"):
             self._event(name, doc)
@@ -55,10 +53,6 @@ class LastEvent:
             self._followed = {key: run for key, run in self._followed.items() if run[0] != uid}
             if self.value and self.value.run_uid == uid:
                 self.value = None
-
-    def _has_frames(self, item: tuple[str, Mapping[str, Any]]) -> bool:
-        key, spec = item
-        return key in self._data_keys if self._data_keys is not None else is_frame_key(spec)
 
     def _event(self, name: str, doc: Mapping[str, Any]) -> None:
         run = self._followed.get(doc["descriptor"])

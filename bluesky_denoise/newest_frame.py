@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DenoiseError
+from .frame_keys import frame_keys
 from .sources import FrameSource, open_source, read_until
 
 __all__ = ["NewestFrame"]
@@ -26,7 +27,8 @@ class NewestFrame:
     """
 
     def __init__(self, data_key: str, stream: str) -> None:
-        self._key, self._stream = data_key, stream
+        self._name, self._stream = data_key, stream
+        self._key = data_key
         self.descriptors: dict[str, Mapping[str, Any]] = {}
         self.event: Mapping[str, Any] | None = None
         self._resources: dict[str, Mapping[str, Any]] = {}
@@ -41,6 +43,8 @@ class NewestFrame:
             self.event = self._datum = None
         elif name == "descriptor" and doc["name"] == self._stream:
             self.descriptors[doc["uid"]] = doc
+            # By its device, raw frames have another key than denoised ones.
+            self._key = frame_keys(doc, [self._name]).get(self._name, self._name)
         elif name == "event" and doc["descriptor"] in self.descriptors:
             self.event = doc
         elif name == "stream_resource" and doc["data_key"] == self._key:

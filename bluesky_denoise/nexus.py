@@ -13,6 +13,7 @@ import numpy as np
 
 from .catalog import DenoisedStream
 from .errors import SettingsError
+from .frame_keys import raw_key
 
 __all__ = ["export_nexus"]
 
@@ -187,10 +188,11 @@ def _frames(
         arrays.append((frames[key + _SIGMA], errors, None))
     _describe(kind, axes, len(shape), f"{key}, denoised by {denoised.model}")
     raw = run[denoised.raw_stream].base if denoised.raw_stream in run else {}
-    if key in raw:
+    of_raw = raw_key(key, denoised.stream.base.metadata["data_keys"].get(key, {}))
+    if of_raw in raw:
         counts = _group(entry, key, "NXdata", signal="counts")
-        dtype = np.dtype(raw[key].dtype)
-        arrays.append((raw[key], _dataset(counts, "counts", shape, dtype, "counts"), raw_rows))
+        dtype = np.dtype(raw[of_raw].dtype)
+        arrays.append((raw[of_raw], _dataset(counts, "counts", shape, dtype, "counts"), raw_rows))
         _describe(counts, axes, len(shape), f"{key}, raw")
     masked = np.ones(shape[-2:], bool)
     for first in range(0, rows, _ROWS_AT_ONCE):
@@ -201,7 +203,7 @@ def _frames(
         masked &= ~np.isfinite(seen).any(axis=0)
         yield last
     detector = _instrument(entry, key)
-    if key in raw:
+    if of_raw in raw:
         detector["data"] = counts["counts"]
     mask = _field(detector, "pixel_mask", masked.astype(np.uint32))
     mask.attrs["description"] = "1: never denoised, which is a masked pixel"

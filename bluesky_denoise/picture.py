@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .frame_keys import raw_key
+
 __all__ = ["draw_event"]
 
 
@@ -29,7 +31,11 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     from matplotlib.colors import LogNorm
 
     raw = run[denoised.raw_stream]
-    keys = [key for key in denoised.stream if denoised.stream[key].ndim >= 3 and key in raw]
+    specs = denoised.stream.base.metadata["data_keys"]
+    raw_keys = {key: raw_key(key, spec) for key, spec in specs.items()}
+    keys = [
+        key for key in denoised.stream if denoised.stream[key].ndim >= 3 and raw_keys[key] in raw
+    ]
     columns = 4 if any(f"{key}_sigma" in denoised.stream for key in keys) else 3
     # As high as the frames are at this width, with room for a title.
     heights = [4.0 * np.divide(*denoised.stream[key].shape[-2:]) + 0.6 for key in keys]
@@ -44,7 +50,7 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         exposure_s = float(denoised.stream[f"{key}_exposure_s"].read()[event - 1])
         rate = np.asarray(denoised.stream[key][event - 1], float)
         rate = rate.reshape(-1, *rate.shape[-2:])[0]
-        counts = np.asarray(raw[key][event - 1], float)
+        counts = np.asarray(raw[raw_keys[key]][event - 1], float)
         counts = counts.reshape(-1, *counts.shape[-2:])[0]
         valid = np.isfinite(rate)
         top = max(float(np.nanpercentile(rate, 99.9)), 1e-6) if valid.any() else 1.0

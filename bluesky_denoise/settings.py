@@ -50,7 +50,10 @@ class DenoiseSettings(BaseModel):
     )
 
     data_keys: tuple[str, ...] | None = None
-    """Data keys to denoise; None: every two-dimensional detector key of 16 x 16 or more."""
+    """What to denoise: data keys, or detectors by name. ``"det"`` stands for the image key of
+    the device, such as the ``det_image`` of an areaDetector; denoised frames, settings by data
+    key, and numbers then have that name. None: every two-dimensional detector key of 16 x 16
+    or more."""
     streams: tuple[str, ...] = ("primary",)
     """Streams to denoise."""
     exposure_s: PositiveFloat | dict[str, PositiveFloat] | None = None

@@ -6,7 +6,6 @@ Datum into StreamResource and StreamDatum before this module sees them.
 """
 
 import time
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import h5py
@@ -174,28 +173,3 @@ def as_stack(frames: Any, data_key: str) -> np.ndarray:
     if array.ndim != 3 or 0 in array.shape:
         raise FrameShapeError(f"{data_key!r} has shape {came}; expected (H, W) or (n, H, W) frames")
     return array
-
-
-def check_frame_shape(spec: Mapping[str, Any], data_key: str) -> None:
-    """Refuse a data key that cannot hold frames.
-
-    Raises
-    ------
-    FrameShapeError
-        If its shape is declared and has fewer than two axes.
-    """
-    shape = [size for size in spec.get("shape") or () if size != 0]
-    if len(shape) < 2 and "external" not in spec:
-        raise FrameShapeError(
-            f"Data key {data_key!r} has shape {shape}; expected frames (H, W). Take it out of "
-            "`data_keys`, or name the key that holds the images."
-        )
-
-
-def is_frame_key(spec: Mapping[str, Any], smallest: int = 16) -> bool:
-    """Tell whether a data key holds detector frames of at least `smallest` pixels a side."""
-    shape = [size for size in spec.get("shape") or () if size != 0]
-    if spec.get("dtype") != "array" and "external" not in spec:
-        return False
-    sides = shape[-2:]
-    return len(sides) == 2 and all(size is None or size >= smallest for size in sides)

@@ -32,7 +32,7 @@ class FrameViewer:
     Parameters
     ----------
     data_key :
-        The frames.
+        The frames: their key in the denoised stream.
     roi :
         Name of the ROI whose intensity is traced; None: the denoised total.
     streams :

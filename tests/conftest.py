@@ -74,8 +74,10 @@ def _clients_as_before():
 
     It copies the map from specs to clients by `copy.copy`, which shares what is in the map.
     """
-    from tiled.client.container import DEFAULT_STRUCTURE_CLIENT_DISPATCH
+    from tiled.client.container import DEFAULT_STRUCTURE_CLIENT_DISPATCH, Container
 
+    if Container.STRUCTURE_CLIENTS_FROM_ENTRYPOINTS is None:  # else the first test undoes this
+        Container.discover_clients_from_entrypoints()
     maps = [clients.__getstate__() for clients in DEFAULT_STRUCTURE_CLIENT_DISPATCH.values()]
     saved = [dict(clients) for clients in maps]
     yield

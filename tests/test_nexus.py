@@ -28,7 +28,10 @@ MASK[3, 5:8] = True
 
 @pytest.fixture(scope="module", params=["inline", "files"])
 def run(request, tiled, tmp_path_factory):
-    """Return a run of 20 events, denoised, with its frames in events or in files."""
+    """Return a run of 20 events, denoised, with its frames in events or in files.
+
+    Those in files are denoised under the name of the detector.
+    """
     directory = tmp_path_factory.mktemp("nexus")
     frames = ReplayFrames(COUNTS, 1.0)
     if request.param == "inline":
@@ -44,7 +47,7 @@ def run(request, tiled, tmp_path_factory):
         tiled_uri=tiled.uri,
         mask=MASK,
         rois=ROIS,
-        data_keys=[KEY],
+        data_keys=[KEY if request.param == "inline" else "det"],
         frames_directory=directory / "denoised",
         save_sigma=request.param == "files",
     )
@@ -55,6 +58,7 @@ def run(request, tiled, tmp_path_factory):
 def test_the_file_has_what_nexus_asks_for_and_what_was_measured(run, tmp_path):
     done = []
     (denoised,) = denoised_streams(run)
+    key = "det" if "det" in denoised.stream else KEY
     path = export_nexus(
         run, denoised, tmp_path / "run.nxs", progress=lambda *steps: done.append(steps)
     )
@@ -74,14 +78,14 @@ def test_the_file_has_what_nexus_asks_for_and_what_was_measured(run, tmp_path):
         assert rate.attrs["units"] == "counts / s"
         np.testing.assert_array_equal(np.isnan(rate[:]), np.broadcast_to(MASK, COUNTS.shape))
         np.testing.assert_allclose(rate[:][:, ~MASK], COUNTS[:, ~MASK])
-        assert (f"{rate.name}_errors" in file) == ("det_image_sigma" in denoised.stream)
-        if "det_image_sigma" in denoised.stream:  # the unit denoiser's are roots of the counts
+        assert (f"{rate.name}_errors" in file) == (f"{key}_sigma" in denoised.stream)
+        if f"{key}_sigma" in denoised.stream:  # the unit denoiser's are roots of the counts
             errors = file[f"{rate.name}_errors"]
             assert errors.attrs["units"] == "counts / s"
             np.testing.assert_allclose(errors[:][:, ~MASK], np.sqrt(COUNTS[:, ~MASK]), rtol=1e-6)
-        raw = entry["det_image"]
+        raw = entry[key]
         np.testing.assert_array_equal(raw[raw.attrs["signal"]], COUNTS)
-        detector = entry["instrument/det_image"]
+        detector = entry[f"instrument/{key}"]
         np.testing.assert_array_equal(detector["pixel_mask"][:] == 1, MASK)
         np.testing.assert_array_equal(detector["data"], COUNTS)
         np.testing.assert_allclose(detector["count_time"], 1.0)
@@ -109,7 +113,7 @@ def test_an_event_is_drawn_with_its_standard_errors_where_there_are_some(run, tm
     (denoised,) = denoised_streams(run)
     draw_event(run, denoised, 3, tmp_path / "event.png")
     height, width, _ = plt.imread(tmp_path / "event.png").shape
-    panels = 4 if "det_image_sigma" in denoised.stream else 3
+    panels = 4 if "det_sigma" in denoised.stream else 3
     # Panels are about square.
     assert width / height > 0.7 * panels
 

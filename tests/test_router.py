@@ -458,12 +458,34 @@ def test_only_the_keys_that_are_asked_for_are_denoised(RE, raw, build):
     assert derived.by_name["stop"][0]["exit_status"] == "success"
 
 
+def test_frames_asked_for_by_their_detector_have_its_name_everywhere(RE, raw, build, tmp_path):
+    func = poisson()
+    mask = np.zeros(SHAPE, bool)
+    mask[3, 4] = True
+    _, derived = build(
+        data_keys=["det"],
+        mask={"det": mask},
+        rois={"det": {"spot": {"rows": (2, 9), "cols": (2, 9)}}},
+        frames_directory=tmp_path,
+    )
+    RE(bp.count([Camera(name="det", func=func)], 2))
+    counts = np.stack(func.taken[-2:]).astype(float)
+    counts[:, mask] = np.nan
+    np.testing.assert_array_equal(rates(derived, "det"), counts * 2)
+    assert values(derived, "det_raw_total") == list(np.nansum(counts, axis=(1, 2)))
+    assert np.isfinite(values(derived, "spot_intensity")).all()
+    (descriptor,) = derived.by_name["descriptor"]
+    assert "det_image" not in descriptor["data_keys"]
+    assert descriptor["data_keys"]["det"]["raw_data_key"] == "det_image"
+    assert descriptor["object_keys"]["det"] == ["det"]
+
+
 def test_a_key_that_is_not_in_the_run_is_warned_of_with_those_there_are(RE, raw, build, logged):
     _, derived = build(data_keys=["nothing"])
     RE(bp.scan([Camera(name="det", func=poisson())], SynAxis(name="motor"), 0, 1, 2))
     assert not derived.documents
     assert re.search(
-        r"stream primary has none of the data keys nothing, which the settings name; "
+        r"stream primary has none of the data keys or detectors nothing, which the settings name; "
         r"it has .*motor.*\. Frames are in det_image$",
         logged(),
         re.MULTILINE,

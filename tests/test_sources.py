@@ -13,8 +13,6 @@ from bluesky_denoise.sources import (
     FileSeriesSource,
     HDF5Source,
     as_stack,
-    check_frame_shape,
-    is_frame_key,
     open_source,
     read_until,
 )
@@ -276,27 +274,3 @@ def test_frames_become_a_stack(shape, stack):
 def test_what_is_no_stack_of_frames_is_refused_with_its_shape(shape):
     with pytest.raises(FrameShapeError, match=rf"'det' has shape {re.escape(str(shape))}; expect"):
         as_stack(np.zeros(shape), "det")
-
-
-@pytest.mark.parametrize(
-    ("spec", "found"),
-    [
-        ({"dtype": "array", "shape": [16, 20]}, True),
-        ({"dtype": "array", "shape": [1, 195, 487]}, True),
-        ({"dtype": "array", "shape": [None, 195, 487]}, True),
-        ({"dtype": "array", "shape": [None, None], "external": "STREAM:"}, True),
-        ({"dtype": "array", "shape": [15, 20]}, False),
-        ({"dtype": "array", "shape": [1000]}, False),
-        ({"dtype": "array", "shape": [1], "external": "STREAM:"}, False),
-        ({"dtype": "number", "shape": []}, False),
-    ],
-)
-def test_detector_frames_are_told_from_other_data(spec, found):
-    assert is_frame_key(spec) is found
-
-
-def test_a_key_that_is_asked_for_but_holds_no_frames_is_refused():
-    with pytest.raises(FrameShapeError, match=r"'det' has shape \[7\]; expected frames \(H, W\)"):
-        check_frame_shape({"dtype": "array", "shape": [7]}, "det")
-    check_frame_shape({"dtype": "array", "shape": [16, 20]}, "det")
-    check_frame_shape({"dtype": "array", "shape": [0], "external": "FILESTORE:"}, "det")

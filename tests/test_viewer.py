@@ -21,9 +21,9 @@ def _no_window():
 @pytest.mark.parametrize("files", [False, True])
 def test_the_view_has_raw_denoised_residual_and_trace(RE, tmp_path, files):
     motor = SynAxis(name="motor")
-    directory = tmp_path / "denoised" if files else None
+    directory, key = (tmp_path / "denoised", "det") if files else (None, KEY)
     router = DenoiseRouter(
-        settings(data_keys=[KEY], rois=ROIS, frames_directory=directory), UnitDenoiser()
+        settings(data_keys=[key], rois=ROIS, frames_directory=directory), UnitDenoiser()
     )
     if files:
         counts = np.random.default_rng(0).poisson(5, (5, 48, 48)).astype(np.uint16)
@@ -32,7 +32,7 @@ def test_the_view_has_raw_denoised_residual_and_trace(RE, tmp_path, files):
     else:
         det = detector(motor)
     picture = tmp_path / "live.png"
-    viewer = FrameViewer(KEY, roi="satellite", interval_s=0.01, save_to=picture)
+    viewer = FrameViewer(key, roi="satellite", interval_s=0.01, save_to=picture)
     viewer.attach(RE, router)
     RE.subscribe(router)
     RE(bp.scan([det], motor, -1, 1, 5))

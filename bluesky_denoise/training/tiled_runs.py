@@ -12,7 +12,8 @@ from bluesky_denoise.archive import archived_events, descriptor_of
 from bluesky_denoise.errors import DenoiseError, FrameShapeError, TiledUnavailable
 from bluesky_denoise.exposure import find_exposure
 from bluesky_denoise.frame_files import usable_mask
-from bluesky_denoise.sources import as_stack, is_frame_key
+from bluesky_denoise.frame_keys import is_frame_key
+from bluesky_denoise.sources import as_stack
 from bluesky_denoise.training.files import single_frames
 from bluesky_denoise.training.pairs import MeasuredPairs, RecordedPairs
 

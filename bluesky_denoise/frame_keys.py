@@ -1,0 +1,91 @@
+"""Which data keys of a descriptor hold frames, and under which names they are denoised."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from event_model.documents import EventDescriptor
+
+from .errors import FrameShapeError
+
+__all__ = ["RAW_KEY", "check_frame_shape", "frame_keys", "is_frame_key", "raw_key", "under_names"]
+
+RAW_KEY = "raw_data_key"
+"""A data key of a derived stream says by this which raw one it was made from, if the names
+differ."""
+
+
+def is_frame_key(spec: Mapping[str, Any], smallest: int = 16) -> bool:
+    """Tell whether a data key holds detector frames of at least `smallest` pixels a side."""
+    shape = [size for size in spec.get("shape") or () if size != 0]
+    if spec.get("dtype") != "array" and "external" not in spec:
+        return False
+    sides = shape[-2:]
+    return len(sides) == 2 and all(size is None or size >= smallest for size in sides)
+
+
+def check_frame_shape(spec: Mapping[str, Any], data_key: str) -> None:
+    """Refuse a data key that cannot hold frames.
+
+    Raises
+    ------
+    FrameShapeError
+        If its shape is declared and has fewer than two axes.
+    """
+    shape = [size for size in spec.get("shape") or () if size != 0]
+    if len(shape) < 2 and "external" not in spec:
+        raise FrameShapeError(
+            f"Data key {data_key!r} has shape {shape}; expected frames (H, W). Take it out of "
+            "`data_keys`, or name the key that holds the images."
+        )
+
+
+def frame_keys(descriptor: EventDescriptor, wanted: Sequence[str] | None) -> dict[str, str]:
+    """Return the raw data keys that are to be denoised, by the names that they get.
+
+    Parameters
+    ----------
+    descriptor :
+        The raw descriptor.
+    wanted :
+        Data keys, or names of devices. A device stands for its image key, whose frames then
+        have the name of the device: ``det`` for the ``det_image`` of an areaDetector. A device
+        with several images stands for all of them, under their own names. None: every
+        two-dimensional detector key, under its own name.
+    """
+    specs = descriptor["data_keys"]
+    if wanted is None:
+        return {key: key for key, spec in specs.items() if is_frame_key(spec)}
+    found = {key: key for key in wanted if key in specs}
+    for device in wanted:
+        if device in specs:
+            continue
+        owned = descriptor.get("object_keys", {}).get(device, [])
+        images = [key for key in owned if is_frame_key(specs[key])]
+        if len(images) > 1:
+            found |= {key: key for key in images}
+        elif images and images[0] not in found:
+            found[device] = images[0]
+    order = list(wanted)  # the first has the regions that are set without a data key
+    found_in_order = sorted(found, key=lambda n: order.index(n) if n in order else len(order))
+    return {name: found[name] for name in found_in_order}
+
+
+def under_names(descriptor: EventDescriptor, keys: Mapping[str, str]) -> EventDescriptor:
+    """Return a raw descriptor that has the names of :func:`frame_keys` for data keys."""
+    renamed = {key: name for name, key in keys.items() if name != key}
+    if not renamed:
+        return descriptor
+    data_keys = {
+        renamed.get(key, key): {**spec, **({RAW_KEY: key} if key in renamed else {})}
+        for key, spec in descriptor["data_keys"].items()
+    }
+    object_keys = {
+        device: [renamed.get(key, key) for key in owned]
+        for device, owned in descriptor.get("object_keys", {}).items()
+    }
+    return {**descriptor, "data_keys": data_keys, "object_keys": object_keys}
+
+
+def raw_key(name: str, spec: Mapping[str, Any]) -> str:
+    """Return the raw data key that a data key of a derived stream was made from."""
+    return spec.get(RAW_KEY, name)

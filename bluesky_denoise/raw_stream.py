@@ -1,0 +1,151 @@
+"""One raw stream that is denoised: its frames, their exposures and regions, its open events."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .derived_stream import DerivedEvent
+from .errors import DenoiseError, MaskError
+from .exposure import Exposure, find_exposure
+from .frame_keys import check_frame_shape, frame_keys, is_frame_key, under_names
+from .roi import ROI
+from .settings import DenoiseSettings
+
+__all__ = ["RawStream", "Row", "open_stream"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Row:
+    """A raw event on its way: what has come of it, and what still lacks."""
+
+    arrived: float
+    """On the clock `time.monotonic`, seconds."""
+    event: Mapping[str, Any] | None = None
+    waiting: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    """By name of the frames, how to get them."""
+    done: set[str] = field(default_factory=set)
+    skipped: str = ""
+    """Why it is not to be denoised."""
+    result: DerivedEvent | None = None
+
+    def note(self, run_uid: str, seq_num: int, name: str, error: Exception) -> None:
+        """Keep the reason why frames are not denoised."""
+        known = isinstance(error, DenoiseError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        self.result.problems.append(f"{name}: {reason}")
+        logger.warning("Run %.8s, event %d, %s: not denoised: %s", run_uid, seq_num, name, reason)
+
+
+@dataclass
+class RawStream:
+    """A raw stream that is denoised."""
+
+    descriptor: Mapping[str, Any]
+    """As it came."""
+    named: Mapping[str, Any]
+    """The descriptor with the names that the frames get for data keys."""
+    raw_keys: dict[str, str]
+    """By the name that its frames get, the raw data key."""
+    regions: dict[str, Mapping[str, ROI]]
+    """By name of the frames, their regions by name."""
+    exposures: dict[str, Exposure]
+    """By name of the frames."""
+    rows: dict[int, Row] = field(default_factory=dict)
+    """Rows not emitted yet, by seq_num."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its frames."""
+        return list(self.raw_keys)
+
+    def row(self, seq_num: int, skipped: str = "") -> Row:
+        """Return the row of an event, which is made when the first of it comes."""
+        row = self.rows.setdefault(seq_num, Row(time.monotonic()))
+        row.skipped = row.skipped or skipped
+        return row
+
+    def lacks(self, row: Row) -> list[str]:
+        """Return the names of the frames of a row that have not been dealt with."""
+        return [name for name in self.raw_keys if name not in row.done]
+
+
+def open_stream(
+    descriptor: Mapping[str, Any], settings: DenoiseSettings, problem: Callable[[str], None]
+) -> RawStream | None:
+    """Find out what of a raw stream is to be denoised, before its first frame.
+
+    Parameters
+    ----------
+    descriptor :
+        The raw descriptor.
+    settings :
+        Streams, data keys, exposures, masks and regions.
+    problem :
+        Called with the reason for each data key that cannot be denoised.
+
+    Returns
+    -------
+    RawStream or None
+        None if there is nothing to denoise.
+    """
+    if descriptor["name"] not in settings.streams:
+        return None
+    found = frame_keys(descriptor, settings.data_keys)
+    if settings.data_keys is not None and not found:
+        _warn_of_nothing(descriptor, settings.data_keys)
+    regions, exposures = settings.rois_of(list(found)), {}
+    for name, key in found.items():
+        spec = descriptor["data_keys"][key]
+        try:
+            check_frame_shape(spec, key)
+            exposure = find_exposure(
+                descriptor,
+                key,
+                extra_keys=settings.exposure_keys,
+                default_s=settings.exposure_of(name),
+            )
+            _check_fit(name, spec["shape"], settings, regions[name])
+        except DenoiseError as error:
+            problem(str(error))
+        else:
+            exposures[name] = exposure
+    if not exposures:
+        return None
+    return RawStream(
+        descriptor,
+        under_names(descriptor, found),
+        {name: found[name] for name in exposures},
+        {name: regions[name] for name in exposures},
+        exposures,
+    )
+
+
+def _check_fit(
+    name: str, shape: Sequence[int], settings: DenoiseSettings, rois: Mapping[str, ROI]
+) -> None:
+    """Find out before the first frame that the mask or a region does not fit."""
+    mask, declared = settings.mask_of(name), tuple(shape[-2:])
+    if len(declared) < 2 or None in declared or 0 in declared:
+        return
+    if mask is not None and mask.shape != declared:
+        raise MaskError(
+            f"The mask of {name!r} has shape {mask.shape}, its frames {declared}; "
+            "they must agree. Set `mask` to one of the right shape."
+        )
+    for roi in rois.values():
+        roi.check(declared)
+
+
+def _warn_of_nothing(descriptor: Mapping[str, Any], wanted: Sequence[str]) -> None:
+    specs = descriptor["data_keys"]
+    frames = [key for key, spec in specs.items() if is_frame_key(spec, 2)]
+    logger.warning(
+        "Run %.8s, stream %s has none of the data keys or detectors %s, which the settings "
+        "name; it has %s%s",
+        *(descriptor["run_start"], descriptor["name"], ", ".join(wanted), ", ".join(specs)),
+        f". Frames are in {', '.join(frames)}" if frames else "",
+    )

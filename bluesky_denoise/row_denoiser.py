@@ -1,0 +1,133 @@
+"""Frames of one raw run into the denoiser, in batches; results into the rows of its events."""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .derived_stream import DerivedEvent
+from .errors import MaskError
+from .frames import Frame
+from .raw_stream import RawStream, Row
+from .results import audit, measure
+from .settings import DenoiseSettings
+from .sources import as_stack
+
+if TYPE_CHECKING:
+    from .router import DenoiserLike
+
+__all__ = ["RowDenoiser"]
+
+logger = logging.getLogger(__name__)
+
+
+class RowDenoiser:
+    """Denoise the rows of a raw run that have their frames.
+
+    Parameters
+    ----------
+    run_uid :
+        The uid of the raw run.
+    settings :
+        Masks, batch size, and what is measured.
+    denoiser :
+        What denoises.
+    """
+
+    def __init__(self, run_uid: str, settings: DenoiseSettings, denoiser: "DenoiserLike") -> None:
+        self._uid, self._settings, self._denoiser = run_uid, settings, denoiser
+
+    def denoise(self, stream: RawStream, final: bool) -> None:
+        """Denoise all frames that wait in a stream; what goes wrong is noted in their rows.
+
+        Parameters
+        ----------
+        stream :
+            Its rows get their results.
+        final :
+            The run is over: events that have not come will not come.
+        """
+        alone = sum(bool(stream.lacks(row)) for row in stream.rows.values()) == 1
+        batches: dict[tuple[Any, ...], list[tuple[Row, Frame]]] = {}  # by name and shape
+        for seq_num, row in stream.rows.items():
+            if row.result is None:
+                row.result = DerivedEvent(seq_num, time.time(), {}, {})
+            if row.skipped:
+                row.done.update(stream.names)
+                row.waiting.clear()
+                continue
+            for name in [name for name in row.waiting if name not in row.done]:
+                if stream.exposures[name].value_s is None and row.event is None and not final:
+                    continue  # the event that is to come tells the exposure
+                frame = self._frame(stream, row, name, seq_num)
+                row.done.add(name)
+                del row.waiting[name]
+                if frame is None:
+                    continue
+                batch = batches.setdefault((name, *frame.counts.shape[1:]), [])
+                batch.append((row, frame))
+                if sum(len(frame.counts) for _, frame in batch) >= self._settings.batch_size:
+                    self._denoise_batch(stream, batch, alone)
+        for batch in batches.values():
+            self._denoise_batch(stream, batch, alone)
+
+    def _frame(self, stream: RawStream, row: Row, name: str, seq_num: int) -> Frame | None:
+        """Fetch the frames of one row; note the reason where they cannot be had."""
+        try:
+            data = row.event["data"] if row.event else {}
+            exposure_s = stream.exposures[name].of_event(data)
+            counts = as_stack(row.waiting[name](), name)
+            mask = self._settings.mask_of(name)
+            if mask is not None and mask.shape != counts.shape[1:]:
+                message = f"{name!r} has frames {counts.shape[1:]}, its mask {mask.shape}"
+                raise MaskError(message)
+        except Exception as error:
+            row.note(self._uid, seq_num, name, error)
+            return None
+        return Frame(counts, exposure_s, mask, name, seq_num, self._uid)
+
+    def _denoise_batch(
+        self, stream: RawStream, batch: list[tuple[Row, Frame]], alone: bool
+    ) -> None:
+        """Denoise frames of one name and shape; one by one if they fail together."""
+        if not batch:
+            return
+        items, batch[:] = list(batch), []
+        frames = [frame for _, frame in items]
+        counts = np.concatenate([frame.counts for frame in frames])  # -> (B, H, W)
+        exposures = np.concatenate([np.full(len(f.counts), f.exposure_s) for f in frames])
+        try:
+            denoised = self._denoiser.denoise(counts, exposures, frames[0].mask)
+        except Exception as error:
+            if len(items) == 1:
+                row, frame = items[0]
+                row.note(self._uid, frame.seq_num, frame.data_key, error)
+                return
+            for item in items:
+                self._denoise_batch(stream, [item], alone)
+            return
+        first = 0
+        for row, frame in items:
+            span = slice(first, first + len(frame.counts))
+            first = span.stop
+            row.result.rates[frame.data_key] = denoised.rate[span]
+            if self._settings.save_sigma and denoised.sigma is not None:
+                row.result.sigmas[frame.data_key] = denoised.sigma[span]
+            try:
+                self._look_at(stream, row, frame, alone)
+            except Exception as error:
+                row.note(self._uid, frame.seq_num, frame.data_key, error)
+            logger.debug("Run %.8s, event %d: denoised", self._uid, frame.seq_num)
+
+    def _look_at(self, stream: RawStream, row: Row, frame: Frame, alone: bool) -> None:
+        """Measure the frames of one row, and audit them if nothing else waits."""
+        name, result = frame.data_key, row.result
+        result.numbers |= measure(frame, result.rates[name], stream.regions[name], self._denoiser)
+        # A denoiser without a card, such as a test's, claims nothing that could be audited.
+        if self._settings.audit and alone and self._denoiser.card:
+            numbers, reason = audit(frame, self._denoiser)
+            result.numbers |= numbers
+            result.audits[name] = not reason
+            if reason:
+                result.problems.append(f"audit of {name}: {reason}")
