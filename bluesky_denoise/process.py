@@ -2,55 +2,31 @@
 
 import atexit
 import logging
-import os
-import pickle
-import secrets
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Listener
 from typing import Any, Self
 
 import numpy as np
-from bluesky.run_engine import Dispatcher
-from event_model import DocumentNames, compose_run
 
-from .derived import is_derived, start_metadata, stop_document
-from .errors import DenoiseError, DenoiseTimeout
+from .child import Child
+from .derived import is_derived
+from .errors import DenoiseTimeout
 from .last_event import LastEvent, RawEvent
+from .open_runs import Document, OpenRun, OpenRuns
 from .settings import DenoiseSettings
+from .subscribers import Subscribers
 
 __all__ = ["DenoiseProcess"]
 
 logger = logging.getLogger(__name__)
 
-_STARTUP_TIMEOUT_S = 120.0
 _CARRY_FRAMES = frozenset({"event", "event_page", "stream_datum"})
 _FOR_LATER = frozenset({"start", "resource", "datum", "stream_resource"})
 """Documents that nothing follows from until the next one comes: not worth a message."""
 _MOST_PER_MESSAGE = 64
 _MOST_RESTARTS, _RESTARTS_WITHIN_S = 5, 60.0
-
-
-@dataclass
-class _OpenRun:
-    """A raw run that has been handed over and is not done."""
-
-    raw_start: Mapping[str, Any]
-    sent: bool = False
-    stopped: bool = False
-    derived: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
-    """What has come of it: enough to end it, should the child die."""
-    streams: dict[str, str] = field(default_factory=dict)
-    """Names of its derived streams, by uid of their descriptor."""
-    num_events: dict[str, int] = field(default_factory=dict)
-    """Derived events that have come, by stream."""
-    ended: bool = False
-    """Its derived run has stopped; it may not be in Tiled yet."""
 
 
 class DenoiseProcess:
@@ -90,17 +66,13 @@ class DenoiseProcess:
             given = {key: getattr(settings, key) for key in settings.model_fields_set}
             settings = DenoiseSettings(**{**given, **overrides})
         self.settings = settings
-        self._dispatcher = Dispatcher()
-        # One that fails must not keep documents from the others.
-        self._dispatcher.cb_registry.ignore_exceptions = True
-        self._subscribers: dict[int, Callable] = {}  # the dispatcher holds them weakly
+        self._subscribers = Subscribers()
         self._changed = threading.Condition()
         self._queue: deque[tuple[str, Mapping[str, Any], bool]] = deque()
         self._waiting = 0  # of those that carry frames
         self._full = False
-        self._open: dict[str, _OpenRun] = {}  # by uid of the raw run
-        self._raw_of: dict[str, str] = {}  # uid of a derived run or descriptor -> raw run
-        self._abandoned: deque[list[tuple[str, Mapping[str, Any]]]] = deque()
+        self._open = OpenRuns(settings.frames_directory is not None)
+        self._abandoned: deque[list[Document]] = deque()
         self._last_event = LastEvent(settings.streams, settings.data_keys)
         self._child_ready = False
         self._closing = self._closed = False
@@ -116,7 +88,7 @@ class DenoiseProcess:
     @property
     def pid(self) -> int:
         """Process id of the child."""
-        return self._process.pid
+        return self._child.pid
 
     @property
     def last_event(self) -> RawEvent | None:
@@ -125,14 +97,11 @@ class DenoiseProcess:
 
     def subscribe(self, func: Callable[[str, Mapping[str, Any]], Any], name: str = "all") -> int:
         """Call `func` with the documents of derived runs, on a thread; returns a token."""
-        token = self._dispatcher.subscribe(func, name)
-        self._subscribers[token] = func
-        return token
+        return self._subscribers.subscribe(func, name)
 
     def unsubscribe(self, token: int) -> None:
         """Undo `subscribe`."""
-        self._dispatcher.unsubscribe(token)
-        self._subscribers.pop(token, None)
+        self._subscribers.unsubscribe(token)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until all runs that have ended are denoised and in Tiled.
@@ -148,12 +117,12 @@ class DenoiseProcess:
             If it takes longer; the runs go on being denoised.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._unfinished(), timeout):
-                runs = ", ".join(uid[:8] for uid in self._unfinished())
+            if not self._changed.wait_for(lambda: not self._open.unfinished(), timeout):
+                runs = ", ".join(uid[:8] for uid in self._open.unfinished())
                 raise DenoiseTimeout(
                     f"Not all is denoised and in Tiled after {timeout} s. Still open: {runs}. "
-                    "Call `wait` again, with more time; if Tiled is down, the results are kept "
-                    f"in {self.settings.backup_path}."
+                    "Call `wait` again, with more time; if Tiled is down or refuses, which the "
+                    f"log tells, the results are kept in {self.settings.backup_path}."
                 )
 
     def close(self, timeout: float = 30.0) -> None:
@@ -171,14 +140,9 @@ class DenoiseProcess:
             self._changed.notify_all()
         deadline = time.monotonic() + timeout
         self._feeder.join(timeout)
-        try:
-            self._process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            logger.error("The denoiser did not finish within %s s and is killed", timeout)
-            self._process.kill()
-            self._process.wait()
+        self._child.end(deadline - time.monotonic())
         self._receiver.join(1.0)
-        self._connection.close()
+        self._child.close()
         if self._backups:
             logger.warning(
                 "%d denoised runs are not in Tiled but in %s; bring them in with "
@@ -212,15 +176,12 @@ class DenoiseProcess:
                 skipped = not self._make_room()
                 self._waiting += not skipped
             elif name == "start" and not is_derived(doc):
-                self._open[doc["uid"]] = _OpenRun(doc)
+                self._open[doc["uid"]] = OpenRun(doc)
             elif name == "stop" and doc["run_start"] in self._open:
                 self._open[doc["run_start"]].stopped = True
             self._queue.append((name, _without_frames(doc) if skipped else doc, skipped))
             if self._child_ready and name not in _FOR_LATER:
                 self._changed.notify_all()
-
-    def _unfinished(self) -> list[str]:
-        return [uid for uid, run in self._open.items() if run.stopped]
 
     def _make_room(self) -> bool:
         """Wait a bounded time for room in the queue; tell whether there is some."""
@@ -255,7 +216,7 @@ class DenoiseProcess:
                 self._child_ready = False
                 self._changed.notify_all()
             try:
-                self._connection.send_bytes(_packed(message))
+                self._child.send(message)
             except OSError:  # the child has died: the receiver sees to it
                 if message[0] == "abandoned":
                     self._abandoned.appendleft(message[1])
@@ -278,56 +239,18 @@ class DenoiseProcess:
     # From the child ------------------------------------------------------------------
 
     def _start_child(self) -> None:
-        authkey = secrets.token_bytes(32)
-        with Listener(None, authkey=authkey) as listener:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bluesky_denoise.worker", str(listener.address)],
-                stdin=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for the RunEngine
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-            try:
-                self._process.stdin.write(authkey.hex().encode() + b"\n")
-                self._process.stdin.close()
-                self._connection = _accept_child(listener, self._process)
-                level = logging.getLogger("bluesky_denoise").getEffectiveLevel()
-                self._connection.send_bytes(pickle.dumps(("settings", (self.settings, level))))
-                self.provenance = self._await_start()
-            except BaseException:
-                self._process.kill()
-                self._process.wait()
-                raise
+        self._child = Child(self.settings, self._handle)
+        self.provenance = self._child.provenance
         self._receiver = threading.Thread(
-            target=self._receive,
-            args=(self._connection, self._process),
-            name="denoise-receive",
-            daemon=True,
+            target=self._receive, args=(self._child,), name="denoise-receive", daemon=True
         )
         self._receiver.start()
 
-    def _await_start(self) -> Mapping[str, Any]:
-        """Wait for the child to have loaded its model; raise what it failed with."""
-        deadline = time.monotonic() + _STARTUP_TIMEOUT_S
-        while self._connection.poll(max(0.0, deadline - time.monotonic())):
-            try:
-                kind, content = pickle.loads(self._connection.recv_bytes())
-            except EOFError:
-                raise DenoiseError(
-                    f"The denoiser process died as it started (exit {self._process.wait()}); "
-                    "what it printed stands above."
-                ) from None
-            if kind == "started":
-                return content
-            if kind == "failed":
-                raise content
-            self._handle(kind, content)
-        raise DenoiseTimeout(f"The denoiser did not start within {_STARTUP_TIMEOUT_S} s.")
-
-    def _receive(self, connection: Connection, process: subprocess.Popen) -> None:
+    def _receive(self, child: Child) -> None:
         """Handle the child's messages until it ends (on a thread)."""
         while True:
             try:
-                kind, content = pickle.loads(connection.recv_bytes())
+                kind, content = child.receive()
             except (EOFError, OSError):
                 break
             try:
@@ -340,7 +263,7 @@ class DenoiseProcess:
                     self._open.clear()
                     self._changed.notify_all()
                 return
-        self._child_died(process.wait())
+        self._child_died(child.wait())
 
     def _handle(self, kind: str, content: Any) -> None:
         if kind == "ready":
@@ -349,48 +272,17 @@ class DenoiseProcess:
                 self._changed.notify_all()
         if kind in ("ready", "documents"):
             for name, doc in content:
-                self._track(name, doc)
-                self._dispatch(name, doc)
+                self._open.follow(name, doc)
+                self._subscribers(name, doc)
         elif kind == "done":
             with self._changed:
-                self._open.pop(content, None)
-                for key in [key for key, raw in self._raw_of.items() if raw == content]:
-                    del self._raw_of[key]
+                self._open.done(content)
                 self._changed.notify_all()
         elif kind == "log":
             name, level, text = content
             logging.getLogger(name).log(level, "%s", text)
         elif kind == "closed":
             self._backups = content
-
-    def _track(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Keep what is needed to end a derived run, should the child die."""
-        if name == "start":
-            raw = doc["original_run_uid"]
-        elif name in ("event", "stream_datum"):
-            raw = self._raw_of.get(doc["descriptor"])
-        else:
-            raw = self._raw_of.get(doc["run_start"])
-        if raw not in self._open:
-            return
-        if "uid" in doc and name in ("start", "descriptor"):
-            self._raw_of[doc["uid"]] = raw
-        run = self._open[raw]
-        if name == "descriptor":
-            run.streams[doc["uid"]] = doc["name"]
-            run.num_events.setdefault(doc["name"], 0)
-        elif name == "event":
-            run.num_events[run.streams[doc["descriptor"]]] += 1
-        run.ended |= name == "stop"
-        # With frames in files the documents are small, and can all be sent again.
-        if name == "start" or self.settings.frames_directory:
-            run.derived.append((name, doc))
-
-    def _dispatch(self, name: str, doc: Mapping[str, Any]) -> None:
-        for error, _ in self._dispatcher.cb_registry.process(DocumentNames[name], name, doc):
-            logger.error(
-                "A subscriber of the denoised documents failed on a %s", name, exc_info=error
-            )
 
     # When the child dies -------------------------------------------------------------
 
@@ -405,9 +297,9 @@ class DenoiseProcess:
             self._restarts.append(now)
         logger.error("%s; runs cut short: %s", reason, ", ".join(u[:8] for u in lost) or "none")
         for uid, run in lost.items():
-            documents, new = self._end_of(run, reason)
+            documents, new = self._open.end_of(run, self.provenance, reason)
             for name, doc in new:
-                self._dispatch(name, doc)
+                self._subscribers(name, doc)
             with self._changed:
                 self._abandoned.append(documents)
                 if give_up:
@@ -425,54 +317,6 @@ class DenoiseProcess:
             self._queue.clear()
             self._open.clear()
             self._changed.notify_all()
-
-    def _end_of(
-        self, run: _OpenRun, reason: str
-    ) -> tuple[list[tuple[str, Mapping[str, Any]]], list[tuple[str, Mapping[str, Any]]]]:
-        """Return all documents of a run cut short, and those of them that are new."""
-        known, new = run.derived, []
-        if run.ended and self.settings.frames_directory:
-            return known, new  # all of it came, and may only not be in Tiled yet
-        if not known:
-            metadata = start_metadata(run.raw_start, self.provenance)
-            new = [("start", compose_run(metadata=metadata).start_doc)]
-        start = (known or new)[0][1]
-        stop = "stop", stop_document(start["uid"], dict(run.num_events), reason)
-        if run.ended:  # what was not in Tiled yet is lost with the child: say so there
-            return [*known, stop], new
-        return [*known, *new, stop], [*new, stop]
-
-
-def _accept_child(listener: Listener, process: subprocess.Popen) -> Connection:
-    """Accept the child's connection, unless it ends before."""
-    accepted: list[Connection] = []
-    thread = threading.Thread(target=lambda: accepted.append(listener.accept()), daemon=True)
-    thread.start()
-    deadline = time.monotonic() + _STARTUP_TIMEOUT_S
-    while thread.is_alive() and process.poll() is None and time.monotonic() < deadline:
-        thread.join(0.05)
-    if not accepted:
-        raise DenoiseError(
-            f"The denoiser process did not start (exit {process.poll()}); "
-            "what it printed stands above."
-        )
-    return accepted[0]
-
-
-def _packed(message: tuple[str, Any]) -> bytes:
-    """Return a message as bytes; documents that cannot be are left out, and logged."""
-    try:
-        return pickle.dumps(message, protocol=5)
-    except Exception:
-        kind, items = message
-        kept = []
-        for item in items:
-            try:
-                pickle.dumps(item, protocol=5)
-                kept.append(item)
-            except Exception as error:
-                logger.error("A %s document cannot be sent to the denoiser: %s", item[0], error)
-        return pickle.dumps((kind, kept), protocol=5)
 
 
 def _without_frames(doc: Mapping[str, Any]) -> Mapping[str, Any]:

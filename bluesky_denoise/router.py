@@ -8,14 +8,13 @@ from typing import Any, Protocol
 
 import event_model
 import numpy as np
-from bluesky.run_engine import Dispatcher
-from event_model import DocumentNames
 
 from .derived import DerivedEvent, is_derived
 from .errors import ModelNotFound, SettingsError
 from .frames import Denoised
 from .run import DenoisedRun
 from .settings import DenoiseSettings
+from .subscribers import Subscribers
 
 __all__ = ["DenoiseRouter", "DenoiserLike"]
 
@@ -81,10 +80,7 @@ class DenoiseRouter:
                 f"Setting `save_sigma`: the denoiser {self.denoiser.name!r} gives no standard "
                 "errors. Leave the setting out, or choose another `model`."
             )
-        self._dispatcher = Dispatcher()
-        # One that fails must not keep documents from the others.
-        self._dispatcher.cb_registry.ignore_exceptions = True
-        self._subscribers: dict[int, Callable] = {}  # the dispatcher holds them weakly
+        self._subscribers = Subscribers()
         self._runs: dict[str, DenoisedRun] = {}
         self._run_of: dict[str, str] = {}  # uid of a descriptor or resource -> of its run
 
@@ -101,14 +97,11 @@ class DenoiseRouter:
 
     def subscribe(self, func: Callable[[str, Mapping[str, Any]], Any], name: str = "all") -> int:
         """Call `func` with the documents of derived runs; returns a token."""
-        token = self._dispatcher.subscribe(func, name)
-        self._subscribers[token] = func
-        return token
+        return self._subscribers.subscribe(func, name)
 
     def unsubscribe(self, token: int) -> None:
         """Undo `subscribe`."""
-        self._dispatcher.unsubscribe(token)
-        self._subscribers.pop(token, None)
+        self._subscribers.unsubscribe(token)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document, and emit what follows from it."""
@@ -170,17 +163,11 @@ class DenoiseRouter:
             run.close("fail", reason)
         self._run_of.clear()
 
-    def _emit(self, name: str, doc: Mapping[str, Any]) -> None:
-        for error, _ in self._dispatcher.cb_registry.process(DocumentNames[name], name, doc):
-            logger.error(
-                "A subscriber of the denoised documents failed on a %s", name, exc_info=error
-            )
-
     def _start(self, doc: Mapping[str, Any]) -> None:
         if is_derived(doc):
             return
         self._runs[doc["uid"]] = DenoisedRun(
-            doc, self.settings, self.denoiser, self.provenance, self._emit
+            doc, self.settings, self.denoiser, self.provenance, self._subscribers
         )
 
     def _route(self, name: str, doc: Mapping[str, Any]) -> DenoisedRun | None:

@@ -83,6 +83,7 @@ def embedded_tiled(
     app = build_app(catalog, authentication=Authentication(single_user_api_key=api_key))
     app.include_router(validator.router, prefix="/custom")  # `run.validate()` asks it
     _serve_what_the_reader_has_seen(app)
+    _keep_own_settings(app)
     config = uvicorn.Config(
         app,
         port=port,
@@ -116,6 +117,17 @@ def _serve_what_the_reader_has_seen(app: Any) -> None:
         return parse_slice_param(slice or (f":{shape[0]}" if shape else ""))
 
     app.dependency_overrides[parse_slice_param] = first_rows
+
+
+def _keep_own_settings(app: Any) -> None:
+    """Give the application settings of its own.
+
+    Tiled keeps one object for all in a process: a second server changes the key of the first.
+    """
+    from tiled.server.settings import get_settings
+
+    own = app.dependency_overrides[get_settings]().model_copy()
+    app.dependency_overrides[get_settings] = lambda: own
 
 
 def _wait_until_ready(url: str, timeout_s: float = 60.0) -> None:

@@ -207,7 +207,7 @@ class TiledSink:
     def _failed(self, run: _Run, error: Exception) -> None:
         run.next_try = time.monotonic() + run.pause_s
         run.pause_s = min(2 * run.pause_s, _LONGEST_PAUSE_S)
-        self._back_up(run, f"{type(error).__name__}: {error}")
+        self._back_up(run, _reason(error, self._settings))
 
     def _back_up(self, run: _Run, reason: str) -> None:
         if run.backup or not run.waiting:
@@ -259,13 +259,34 @@ def connect(settings: DenoiseSettings) -> Any:
     path: list[str] = []
     for part in settings.tiled_container.strip("/").split("/"):
         parent = from_context(client.context, node_path_parts=path)
+        path.append(part)
+        try:  # to look first, for it may lie where nothing may be made
+            from_context(client.context, node_path_parts=path)
+            continue
+        except (KeyError, ClientError) as error:
+            if isinstance(error, ClientError) and error.response.status_code != 404:
+                raise
         try:
             parent.create_container(part, specs=[Spec("CatalogOfBlueskyRuns", version="3.0")])
         except ClientError as error:
-            if error.response.status_code != 409:  # 409: it is there already
+            if error.response.status_code != 409:  # 409: it is there by now
                 raise
-        path.append(part)
     return from_context(client.context, node_path_parts=path, include_data_sources=True)
+
+
+def _reason(error: Exception, settings: DenoiseSettings) -> str:
+    """Say why Tiled was not written to, and what to do where it refuses."""
+    if not isinstance(error, ClientError) or error.response.status_code not in (401, 403):
+        return f"{type(error).__name__}: {error}"
+    if settings.tiled_layout == "stream":
+        where = "the raw catalog"
+        other = ", or use `tiled_layout` 'run' with a `tiled_container` that it may write to"
+    else:
+        where, other = f"the container {settings.tiled_container!r}", ""
+    return (
+        f"Tiled refuses, status {error.response.status_code}: `tiled_api_key` may not write to "
+        f"{where}. Give one that may{other}"
+    )
 
 
 def open_writer(client: Any, settings: DenoiseSettings) -> _Writer:

@@ -12,6 +12,8 @@ from live_path import NO_PROXY
 
 from bluesky_denoise.testing import DocumentCollector
 
+pytest_plugins = ["process_fixtures", "router_fixtures", "tiled_fixtures"]
+
 
 class Tiled(NamedTuple):
     uri: str

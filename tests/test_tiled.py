@@ -1,4 +1,5 @@
-import re
+"""Denoised streams in Tiled, written and read while scans run."""
+
 import warnings
 
 import bluesky.plan_stubs as bps
@@ -6,100 +7,23 @@ import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
-from bluesky_tiled_plugins import TiledWriter, subscribe_to_streams
-from live_path import SHAPE, Camera, poisson, settings, wait_for
+from bluesky_tiled_plugins import subscribe_to_streams
+from live_path import SHAPE, Camera, poisson, wait_for
 from ophyd.sim import SynAxis
-from tiled.client import from_context
+from tiled_fixtures import FRAMES, IN_FILES, INLINE, check_documents, in_tiled
 
-from bluesky_denoise.backup import backup_files
-from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
-from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
-from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
-from bluesky_denoise.tiled_sink import TiledSink, replay_backup
-
-FRAMES = np.random.default_rng(1).poisson(5, (6, *SHAPE)).astype(np.uint16)
-IN_FILES, INLINE = "frames in files", "frames in Tiled"
-
-
-@pytest.fixture
-def det():
-    return ReplayDetector(name="det", frames=ReplayFrames(FRAMES, 0.5), exposure_s=0.5)
-
-
-@pytest.fixture
-def motor():
-    return SynAxis(name="motor")
-
-
-class Live:
-    """A router with a Tiled sink, and what it has written."""
-
-    def __init__(self, **values):
-        self.settings = settings(**values)
-        self.router = DenoiseRouter(self.settings, UnitDenoiser())
-        self.written = []
-        self.sink = TiledSink(self.settings, self.written.append)
-        self.derived = DocumentCollector()
-        self.router.subscribe(self.sink)
-        self.router.subscribe(self.derived)
-
-    def wait(self, uid, times=1):
-        wait_for(lambda: self.written.count(uid) == times, what=f"run {uid:.8} in Tiled")
-
-
-@pytest.fixture
-def live(RE, tiled, tmp_path):
-    """Return a function that denoises what the RunEngine does into Tiled."""
-    opened = []
-
-    def live(frames=IN_FILES, **values):
-        directory = tmp_path / "denoised" if frames == IN_FILES else None
-        values = {"frames_directory": directory, "backup_directory": tmp_path / "backup", **values}
-        opened.append(Live(tiled_uri=tiled.uri, **values))
-        RE.subscribe(opened[-1].router)
-        return opened[-1]
-
-    yield live
-    for one in opened:
-        assert one.sink.close(30) == []
-        if one.derived.documents:
-            one.derived.validate()
-
-
-@pytest.fixture
-def written(RE, tiled):
-    """Write raw runs to Tiled."""
-    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
-
-
-def in_tiled(tiled, uid, *container):
-    """Return a run as it is in Tiled now."""
-    catalog = from_context(tiled.client.context, node_path_parts=list(container))
-    return catalog[uid]
-
-
-def check_documents(run, streams):
-    """Check that Tiled gives valid documents of a run, with so many events in each stream."""
-    run.validate(raise_on_error=True)
-    documents = list(run.documents())
-    names = {d["uid"]: d["name"] for name, d in documents if name == "descriptor"}
-    numbers = dict.fromkeys(names.values(), 0)
-    for name, doc in documents:
-        if name == "event":
-            numbers[names[doc["descriptor"]]] += 1
-        if name == "event_page":
-            numbers[names[doc["descriptor"]]] += len(doc["seq_num"])
-    assert numbers == streams
-
+from bluesky_denoise.testing import validate_documents
 
 # Into the raw run
 
 
 @pytest.mark.parametrize("frames", [IN_FILES, INLINE])
-def test_the_denoised_stream_reads_as_primary_does(RE, tiled, written, live, det, motor, frames):
-    one = live(frames)
+def test_the_denoised_stream_reads_as_primary_does(
+    RE, tiled, written, into_tiled, det, motor, frames
+):
+    one = into_tiled(frames)
     (uid,) = RE(bp.scan([det], motor, -1, 1, 5))
     one.wait(uid)
     run = in_tiled(tiled, uid)
@@ -121,8 +45,8 @@ def test_the_denoised_stream_reads_as_primary_does(RE, tiled, written, live, det
     check_documents(run, {"primary": 5, "denoised": 5})
 
 
-def test_the_scan_stays_the_last_entry_of_the_catalog(RE, tiled, written, live, det):
-    one = live()
+def test_the_scan_stays_the_last_entry_of_the_catalog(RE, tiled, written, into_tiled, det):
+    one = into_tiled()
     before = len(tiled.client)
     (uid,) = RE(bp.count([det]))
     one.wait(uid)
@@ -131,8 +55,8 @@ def test_the_scan_stays_the_last_entry_of_the_catalog(RE, tiled, written, live, 
 
 
 @pytest.mark.parametrize("frames", [IN_FILES, INLINE])
-def test_frames_can_be_read_while_the_scan_runs(RE, tiled, written, live, det, frames):
-    one = live(frames)
+def test_frames_can_be_read_while_the_scan_runs(RE, tiled, written, into_tiled, det, frames):
+    one = into_tiled(frames)
     seen = []
 
     def read(number):
@@ -155,9 +79,9 @@ def test_frames_can_be_read_while_the_scan_runs(RE, tiled, written, live, det, f
 
 @pytest.mark.parametrize("frames", [IN_FILES, INLINE])
 def test_a_reader_gets_the_rows_that_it_has_seen_when_more_have_come(
-    RE, tiled, written, live, det, motor, frames
+    RE, tiled, written, into_tiled, det, motor, frames
 ):
-    one = live(frames)
+    one = into_tiled(frames)
     held = {}
 
     def hold():
@@ -198,8 +122,8 @@ def test_a_reader_gets_the_rows_that_it_has_seen_when_more_have_come(
 
 
 @pytest.mark.parametrize("frames", [IN_FILES, INLINE])
-def test_standard_errors_read_as_the_frames_do(RE, tiled, written, live, det, frames):
-    one = live(frames, save_sigma=True)
+def test_standard_errors_read_as_the_frames_do(RE, tiled, written, into_tiled, det, frames):
+    one = into_tiled(frames, save_sigma=True)
     (uid,) = RE(bp.count([det], 3))
     one.wait(uid)
     run = in_tiled(tiled, uid)
@@ -211,9 +135,9 @@ def test_standard_errors_read_as_the_frames_do(RE, tiled, written, live, det, fr
 
 
 def test_the_metadata_of_the_stream_tell_what_made_it_and_how_it_ended(
-    RE, tiled, written, live, det
+    RE, tiled, written, into_tiled, det
 ):
-    one = live()
+    one = into_tiled()
     (uid,) = RE(bp.count([det], 3))
     one.wait(uid)
     metadata = in_tiled(tiled, uid)["denoised"].metadata
@@ -236,9 +160,9 @@ def test_the_metadata_of_the_stream_tell_what_made_it_and_how_it_ended(
 
 
 def test_the_raw_run_is_the_same_with_and_without_a_denoised_stream(
-    RE, raw, tiled, written, live, det
+    RE, raw, tiled, written, into_tiled, det
 ):
-    one = live()
+    one = into_tiled()
     (uid,) = RE(bp.count([det], 3))
     one.wait(uid)
     run = in_tiled(tiled, uid)
@@ -249,12 +173,12 @@ def test_the_raw_run_is_the_same_with_and_without_a_denoised_stream(
     assert sorted(run) == ["denoised", "primary"]
 
 
-def test_a_second_model_gives_a_second_stream(RE, raw, tiled, written, live, det):
-    first, second = live(), live(INLINE)
+def test_a_second_model_gives_a_second_stream(RE, raw, tiled, written, into_tiled, det):
+    first, second = into_tiled(), into_tiled(INLINE)
     (uid,) = RE(bp.count([det], 2))
     first.wait(uid)
     second.wait(uid)
-    third = live()
+    third = into_tiled()
     third.router.feed(raw.documents)
     third.wait(uid)
     run = in_tiled(tiled, uid)
@@ -268,14 +192,14 @@ def test_a_second_model_gives_a_second_stream(RE, raw, tiled, written, live, det
     check_documents(run, {"primary": 2, "denoised": 2, "denoised_2": 2, "denoised_3": 2})
 
 
-def test_two_frames_per_event_stay_together_in_tiled(RE, tiled, written, live):
+def test_two_frames_per_event_stay_together_in_tiled(RE, tiled, written, into_tiled):
     taken = []
 
     def expose():
         taken.append(np.random.default_rng(len(taken)).poisson(5, (2, *SHAPE)).astype(np.uint32))
         return taken[-1]
 
-    one = live()
+    one = into_tiled()
     (uid,) = RE(bp.count([Camera(name="det", func=expose)], 3))
     one.wait(uid)
     run = in_tiled(tiled, uid)
@@ -283,10 +207,12 @@ def test_two_frames_per_event_stay_together_in_tiled(RE, tiled, written, live):
     check_documents(run, {"primary": 3, "denoised": 3})
 
 
-def test_frames_of_ophyd_async_are_beside_those_of_the_detector(RE, tiled, written, live, tmp_path):
+def test_frames_of_ophyd_async_are_beside_those_of_the_detector(
+    RE, tiled, written, into_tiled, tmp_path
+):
     from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 
-    one = live()
+    one = into_tiled()
     with init_devices():
         pilatus = AsyncReplayDetector(
             StaticPathProvider(UUIDFilenameProvider(), tmp_path), ReplayFrames(FRAMES, 0.5)
@@ -307,8 +233,8 @@ def test_frames_of_ophyd_async_are_beside_those_of_the_detector(RE, tiled, writt
 
 
 @pytest.mark.parametrize("layout", ["stream", "run"])
-def test_two_detectors_and_two_streams_are_written(RE, tiled, written, live, layout):
-    one = live(streams=["primary", "dark"], tiled_layout=layout)
+def test_two_detectors_and_two_streams_are_written(RE, tiled, written, into_tiled, layout):
+    one = into_tiled(streams=["primary", "dark"], tiled_layout=layout)
     a, b = Camera(name="a", func=poisson(1)), Camera(name="b", func=poisson(2, (24, 32)))
     dark = Camera(name="dark", func=poisson(3))
 
@@ -332,8 +258,10 @@ def test_two_detectors_and_two_streams_are_written(RE, tiled, written, live, lay
     check_documents(run, {**raw_streams, "denoised": 2, "denoised_dark": 1})
 
 
-def test_a_run_that_could_not_be_denoised_has_a_stream_that_says_why(RE, tiled, written, live, det):
-    one = live()
+def test_a_run_that_could_not_be_denoised_has_a_stream_that_says_why(
+    RE, tiled, written, into_tiled, det
+):
+    one = into_tiled()
     det.cam.acquire_time.name = "det_cam_time"  # not a name that tells an exposure
     (uid,) = RE(bp.count([det], 2))
     one.wait(uid)
@@ -345,120 +273,14 @@ def test_a_run_that_could_not_be_denoised_has_a_stream_that_says_why(RE, tiled, 
     np.testing.assert_array_equal(run["primary"]["det_image"].read(), FRAMES[:2])
 
 
-# Raw run late, or never
-
-
-def test_a_raw_run_that_is_not_there_yet_is_waited_for(RE, raw, tiled, live, det):
-    one = live()
-    (uid,) = RE(bp.count([det], 2))
-    assert uid not in tiled.client
-    assert one.written == []
-    writer = TiledWriter(tiled.client, batch_size=1)
-    for name, doc in raw.documents:
-        writer(name, doc)
-    one.wait(uid)
-    check_documents(in_tiled(tiled, uid), {"primary": 2, "denoised": 2})
-
-
-def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
-    RE, raw, tiled, det, tmp_path, logged
-):
-    one = Live(
-        tiled_uri=tiled.uri,
-        frames_directory=tmp_path / "denoised",
-        backup_directory=tmp_path / "backup",
-        node_timeout_s=0.3,
-    )
-    RE.subscribe(one.router)
-    (uid,) = RE(bp.count([det], 2))
-    (path,) = wait_for(lambda: backup_files(tmp_path / "backup"), what="the backup")
-    assert one.sink.close(30) == [path]
-    assert one.written == []
-    assert re.search(rf"Run {uid} is not in Tiled at .*; is a TiledWriter subscribed to", logged())
-    writer = TiledWriter(tiled.client, batch_size=1)
-    for name, doc in raw.documents:
-        writer(name, doc)
-    assert replay_backup(one.settings) == [uid]
-    run = in_tiled(tiled, uid)
-    np.testing.assert_array_equal(run["denoised"]["det_image"].read(), FRAMES[:2] * 2)
-    check_documents(run, {"primary": 2, "denoised": 2})
-    assert backup_files(tmp_path / "backup") == []
-    assert replay_backup(one.settings) == []
-
-
-@pytest.mark.parametrize("layout", ["stream", "run"])
-def test_what_was_written_in_part_is_completed_by_a_replay(
-    RE, raw, tiled, written, det, tmp_path, layout
-):
-    from bluesky_denoise.backup import BackupFile
-    from bluesky_denoise.tiled_sink import connect, open_writer
-
-    options = settings(
-        tiled_uri=tiled.uri, tiled_layout=layout, backup_directory=tmp_path / "backup"
-    )
-    router, derived = DenoiseRouter(options, UnitDenoiser()), DocumentCollector()
-    router.subscribe(derived)
-    RE.subscribe(router)
-    (uid,) = RE(bp.count([det], 4))
-    client = connect(options)
-    with client.context:
-        open_writer(client, options).write(derived.documents[:4])
-    BackupFile(tmp_path / "backup", "run").append(derived.documents)
-    assert replay_backup(options) == [uid]
-    run = in_tiled(tiled, uid)
-    if layout == "run":
-        run = in_tiled(tiled, derived.by_name["start"][0]["uid"], "denoised")
-    np.testing.assert_array_equal(run["denoised"]["det_image"].read(), FRAMES[:4] * 2)
-    np.testing.assert_array_equal(run["denoised"]["raw_seq_num"].read(), [1, 2, 3, 4])
-    check_documents(run, {"denoised": 4} | ({"primary": 4} if layout == "stream" else {}))
-
-
-def test_an_empty_backup_does_not_keep_the_others_from_being_replayed(
-    RE, raw, tiled, written, det, tmp_path
-):
-    from bluesky_denoise.backup import BackupFile
-
-    options = settings(tiled_uri=tiled.uri, backup_directory=tmp_path / "backup")
-    (tmp_path / "backup" / "cut.jsonl").write_text('{"name": "sta')
-    router, derived = DenoiseRouter(options, UnitDenoiser()), DocumentCollector()
-    router.subscribe(derived)
-    RE.subscribe(router)
-    (uid,) = RE(bp.count([det], 2))
-    BackupFile(tmp_path / "backup", "run").append(derived.documents)
-    assert replay_backup(options) == [uid]
-    assert in_tiled(tiled, uid)["denoised"]["det_image"].shape == (2, *SHAPE)
-
-
-def test_a_backup_that_cannot_be_written_does_not_stop_what_follows(
-    RE, raw, tiled, det, tmp_path, logged
-):
-    """The disk of the backups fails; a later run is written to Tiled all the same."""
-    (tmp_path / "backup").mkdir()
-    one = Live(
-        tiled_uri=tiled.uri,
-        frames_directory=tmp_path / "denoised",
-        backup_directory=tmp_path / "backup",
-        node_timeout_s=0.1,
-    )
-    (tmp_path / "backup").rmdir()
-    (tmp_path / "backup").write_text("not a directory")
-    RE.subscribe(one.router)
-    RE(bp.count([det], 1))  # has no node
-    wait_for(lambda: "cannot be kept" in logged(), what="the failure")
-    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
-    (uid,) = RE(bp.count([det], 2))
-    one.wait(uid)
-    assert in_tiled(tiled, uid)["denoised"]["det_image"].shape == (2, *SHAPE)
-    one.sink.close(30)
-    assert not one.sink._thread.is_alive()
-
-
 # As runs of their own
 
 
 @pytest.mark.parametrize("frames", [IN_FILES, INLINE])
-def test_a_derived_run_lies_in_a_container_of_its_own(RE, tiled, written, live, det, motor, frames):
-    one = live(frames, tiled_layout="run", tiled_container="derived/by model")
+def test_a_derived_run_lies_in_a_container_of_its_own(
+    RE, tiled, written, into_tiled, det, motor, frames
+):
+    one = into_tiled(frames, tiled_layout="run", tiled_container="derived/by model")
     (uid,) = RE(bp.scan([det], motor, -1, 1, 4))
     one.wait(uid)
     assert list(in_tiled(tiled, uid)) == ["primary"]
@@ -478,9 +300,9 @@ def test_a_derived_run_lies_in_a_container_of_its_own(RE, tiled, written, live, 
 
 @pytest.mark.parametrize("frames", [IN_FILES, INLINE])
 def test_a_live_subscription_gets_the_denoised_frames_and_numbers(
-    RE, tiled, written, live, det, frames
+    RE, tiled, written, into_tiled, det, frames
 ):
-    one = live(frames)
+    one = into_tiled(frames)
     frames_seen, rows_seen = [], []
 
     def collect(update):
@@ -504,8 +326,8 @@ def test_a_live_subscription_gets_the_denoised_frames_and_numbers(
     assert sorted(f.sum() for f in frames_seen) == sorted(2 * f.sum() for f in FRAMES[:3])
 
 
-def test_the_helpers_see_documents_that_are_wrong(RE, raw, tiled, written, live, det):
-    one = live()
+def test_the_helpers_see_documents_that_are_wrong(RE, raw, tiled, written, into_tiled, det):
+    one = into_tiled()
     (uid,) = RE(bp.count([det], 2))
     one.wait(uid)
     with pytest.raises(AssertionError):

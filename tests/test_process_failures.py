@@ -1,0 +1,265 @@
+"""What may fail under a scan: the child, its queue, Tiled."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+import bluesky.preprocessors as bpp
+import numpy as np
+import pytest
+from bluesky_tiled_plugins import TiledWriter
+from live_path import (
+    SHAPE,
+    UnchangedDocuments,
+    rates,
+    settings,
+    values,
+    wait_for,
+)
+from process_fixtures import FRAMES, NOWHERE, finished, replay
+from tiled.client import from_uri
+
+import bluesky_denoise.process as process_module
+from bluesky_denoise.backup import backup_files, read_backup
+from bluesky_denoise.errors import DenoiseTimeout
+from bluesky_denoise.process import DenoiseProcess
+from bluesky_denoise.testing import DocumentCollector, assert_emitted, validate_documents
+
+# The child dies
+
+
+def test_a_child_that_is_killed_in_mid_run(RE, live, logged):
+    det = replay()
+
+    @bpp.run_decorator()
+    def plan():
+        for _ in range(2):
+            yield from bps.trigger_and_read([det])
+        wait_for(lambda: len(live.derived.by_name.get("event", [])) == 2, what="two events")
+        os.kill(live.denoise.pid, signal.SIGKILL)
+        for _ in range(3):
+            yield from bps.trigger_and_read([det])
+
+    before = live.denoise.pid
+    (uid,) = RE(plan())
+    reason = "the denoiser process died (exit -9)"
+    stream = live.check(uid, 2, exit_status="fail", reason=reason)
+    np.testing.assert_array_equal(stream["det_image"].read(), FRAMES[:2] * 2)
+    np.testing.assert_array_equal(stream["raw_seq_num"].read(), [1, 2])
+    stop = live.derived.by_name["stop"][0]
+    assert (stop["exit_status"], stop["reason"]) == ("fail", reason)
+    assert stop["num_events"] == {"denoised": 2}
+    assert f"{reason}; runs cut short: {uid[:8]}" in logged()
+    assert live.denoise.pid != before
+    assert live.raw.by_name["stop"][0]["exit_status"] == "success"
+
+    (after,) = RE(bp.count([det], 2))
+    live.check(after, 2)
+
+
+def test_a_child_that_is_killed_before_all_is_in_tiled(RE, raw, tiled, shared):
+    """The derived run has ended for all who watch; it is written by the next child."""
+    derived = DocumentCollector()
+    token = shared.subscribe(derived)
+    RE.subscribe(shared)
+    (uid,) = RE(bp.count([replay()], 3))
+    finished(derived)
+    os.kill(shared.pid, signal.SIGKILL)
+    writer = TiledWriter(tiled.client, batch_size=1)
+    for name, doc in raw.documents:
+        writer(name, doc)
+    shared.wait(60)
+    shared.unsubscribe(token)
+    derived.validate()
+    assert_emitted(
+        {k: derived.by_name[k] for k in ("start", "event", "stop")}, start=1, event=3, stop=1
+    )
+    stream = tiled.client[uid]["denoised"]
+    assert stream.metadata["denoise"]["exit_status"] == "success"
+    np.testing.assert_array_equal(stream["det_image"].read(), FRAMES[:3] * 2)
+
+
+def test_a_killed_child_with_frames_inside_the_events_is_counted_right(
+    RE, raw, monkeypatch, logged
+):
+    """And a child that dies again and again is not started for ever."""
+    monkeypatch.setattr(process_module, "_MOST_RESTARTS", 1)
+    derived, det = DocumentCollector(), replay()
+
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.trigger_and_read([det])
+        wait_for(lambda: derived.by_name.get("event"), what="an event")
+        os.kill(denoise.pid, signal.SIGKILL)
+        yield from bps.trigger_and_read([det])
+
+    with DenoiseProcess(settings()) as denoise:
+        denoise.subscribe(derived)
+        RE.subscribe(denoise)
+        RE(plan())
+        finished(derived)
+        derived.validate()
+        assert derived.by_name["stop"][0]["num_events"] == {"denoised": 1}
+        denoise.wait(60)
+        wait_for(lambda: denoise._child_ready, what="the next child")
+        os.kill(denoise.pid, signal.SIGKILL)
+        wait_for(lambda: "Runs go on undenoised" in logged(), what="the end")
+        RE(bp.count([det], 2))
+        denoise.wait(1)
+    raw.validate()
+    assert_emitted(raw.by_name, start=2, descriptor=2, event=4, stop=2)
+
+
+# A full queue
+
+
+def test_a_full_queue_holds_the_scan_for_a_bounded_time_and_what_is_skipped_is_told(
+    RE, raw, gate, tmp_path, logged
+):
+    derived, held, unchanged = DocumentCollector(), [], UnchangedDocuments()
+    RE.subscribe(unchanged)
+    options = settings(
+        model="child_denoisers:Gated", frames_directory=tmp_path / "denoised", queue_size=4
+    )
+    with DenoiseProcess(options, queue_wait_s=0.3) as denoise:
+
+        def timed(name, doc):
+            began = time.monotonic()
+            denoise(name, doc)
+            held.append(time.monotonic() - began)
+
+        denoise.subscribe(derived)
+        RE.subscribe(timed)
+        (uid,) = RE(bp.count([replay()], 30))
+        assert_emitted(raw.by_name, start=1, descriptor=1, event=30, stop=1)
+        assert "event" not in derived.by_name
+        assert 0.3 <= max(held) < 2
+        assert sum(held) < 4
+        with pytest.raises(DenoiseTimeout, match=rf"after 0\.1 s\. Still open: {uid[:8]}\."):
+            denoise.wait(0.1)
+        gate.touch()
+        denoise.wait(60)
+    derived.validate()
+    unchanged.check()
+    np.testing.assert_array_equal(
+        [e["data"]["det_image"] for e in raw.by_name["event"]], np.resize(FRAMES, (30, *SHAPE))
+    )
+    ok, reasons = values(derived, "denoise_ok"), values(derived, "denoise_reason")
+    assert values(derived, "raw_seq_num") == list(range(1, 31))
+    assert 4 <= sum(ok) < 30
+    assert [r for r, good in zip(reasons, ok, strict=True) if good] == [""] * sum(ok)
+    skipped = [r for r, good in zip(reasons, ok, strict=True) if not good]
+    assert set(skipped) == {"skipped: the queue of the denoiser was full"}
+    assert f"{len(skipped)} events were skipped" in logged()
+    assert "The denoiser is 4 events behind: frames are skipped" in logged()
+    frames = rates(derived, "det_image")
+    assert [not np.isnan(f).any() for f in frames] == ok
+    assert derived.by_name["stop"][0]["num_events"] == {"denoised": 30}
+
+
+# Tiled stops
+
+
+def all_bytes(*directories):
+    for directory in directories:
+        for path in Path(directory).rglob("*"):
+            if path.is_file():
+                yield path, path.read_bytes()
+
+
+def test_tiled_is_stopped_in_mid_run_and_comes_back_and_its_key_is_nowhere(
+    RE, raw, elsewhere, tmp_path, caplog, capfd, monkeypatch
+):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("TILED_RETRY_ATTEMPTS", "1")
+    derived, det, held = DocumentCollector(), replay(), []
+    options = settings(tiled_uri=elsewhere.uri, frames_directory=tmp_path / "denoised")
+    client = from_uri(elsewhere.uri)
+    writer = TiledWriter(client, batch_size=1)
+
+    def write(name, doc):
+        """Keep raw documents while Tiled is down, as a raw writer with a backup does."""
+        if elsewhere.process.poll() is None:
+            writer(name, doc)
+        else:
+            held.append((name, doc))
+
+    with client.context, DenoiseProcess(options) as denoise:
+        denoise.subscribe(derived)
+        RE.subscribe(write)
+        RE.subscribe(denoise)
+
+        def first_rows():
+            with contextlib.suppress(KeyError):
+                run = client[raw.by_name["start"][0]["uid"]]
+                return len(run["denoised"]["denoise_ok"].read()) == 2
+
+        @bpp.run_decorator()
+        def plan():
+            for _ in range(2):
+                yield from bps.trigger_and_read([det])
+            wait_for(first_rows, what="the first rows in Tiled")
+            elsewhere.stop()
+            for _ in range(3):
+                yield from bps.trigger_and_read([det])
+
+        (uid,) = RE(plan())
+        finished(derived)
+        (path,) = wait_for(lambda: backup_files(options.backup_path), 60, "the backup")
+        with pytest.raises(DenoiseTimeout, match=r"kept in .*backup"):
+            denoise.wait(0.1)
+        wait_for(lambda: [n for n, _ in read_backup(path)][-1] == "stop", what="all documents")
+        kept = path.read_bytes()
+        elsewhere.start()
+        for name, doc in held:
+            writer(name, doc)
+        denoise.wait(90)
+        assert backup_files(options.backup_path) == []
+
+        run = client[uid]
+        np.testing.assert_array_equal(run["primary"]["det_image"].read(), FRAMES[:5])
+        assert run.stop["num_events"] == {"primary": 5}
+        np.testing.assert_array_equal(run["denoised"]["det_image"].read(), FRAMES[:5] * 2)
+        np.testing.assert_array_equal(run["denoised"]["raw_seq_num"].read(), [1, 2, 3, 4, 5])
+        assert run["denoised"].metadata["denoise"]["num_events"] == 5
+        assert run["denoised"].metadata["denoise"]["exit_status"] == "success"
+        run.validate(raise_on_error=True)
+        documents = json.dumps([list(run.documents()), run.metadata], default=str)
+    derived.validate()
+    ours = [record for record in caplog.records if record.name.startswith("bluesky_denoise")]
+    logs = "\n".join(f"{record.getMessage()} {record.exc_text}" for record in ours)
+    assert "cannot be written to Tiled" in logs
+    assert "is in Tiled again" in logs
+    printed = "".join(capfd.readouterr())
+    shown = [logs, printed, documents, repr(derived.documents), kept.decode()]
+    assert [i for i, text in enumerate(shown) if elsewhere.KEY in text] == []
+    found = [p for p, b in all_bytes(tmp_path) if elsewhere.KEY.encode() in b]
+    assert found == []
+
+
+def test_without_tiled_all_is_kept_in_the_backup_when_it_is_closed(
+    RE, tmp_path, monkeypatch, logged
+):
+    monkeypatch.setenv("TILED_RETRY_ATTEMPTS", "1")
+    options = settings(tiled_uri=NOWHERE, backup_directory=tmp_path / "backup")
+    derived = DocumentCollector()
+    with DenoiseProcess(options) as denoise:
+        denoise.subscribe(derived)
+        RE.subscribe(denoise)
+        RE(bp.count([replay()], 2))
+        finished(derived)
+    (path,) = backup_files(tmp_path / "backup")
+    kept = list(read_backup(path))
+    validate_documents(kept)
+    frames = [doc["data"]["det_image"] for name, doc in kept if name == "event"]
+    np.testing.assert_array_equal(frames, FRAMES[:2] * np.float32(2))
+    assert "cannot be reached" in logged()
+    assert "1 denoised runs are not in Tiled but in" in logged()
+    assert b"secret" not in path.read_bytes()
+    assert "secret" not in logged()

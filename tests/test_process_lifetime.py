@@ -1,0 +1,224 @@
+"""A denoiser from its beginning to its end, and over many runs."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import bluesky.plans as bp
+import h5py
+import numpy as np
+import psutil
+import pytest
+from live_path import (
+    NO_PROXY,
+    python_path,
+    settings,
+    wait_for,
+)
+from process_fixtures import FRAMES, NOWHERE, open_node, replay
+
+from bluesky_denoise.backup import backup_files, read_backup
+from bluesky_denoise.errors import ModelNotFound, SettingsError
+from bluesky_denoise.process import DenoiseProcess
+from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+from bluesky_denoise.testing import DocumentCollector, assert_emitted, validate_documents
+
+# Many runs
+
+
+def resources(*pids):
+    """Return the memory, MB, and the number of open files of processes."""
+    processes = [psutil.Process(pid) for pid in pids]
+    return [(p.memory_info().rss / 1e6, p.num_fds()) for p in processes]
+
+
+def test_two_hundred_runs_leave_no_memory_and_no_files_behind(RE, tmp_path):
+    """Each run brings 1 MB of frames: one in ten that stayed would show."""
+    counts = np.ones((2, 256, 256), np.uint16)
+    det = ReplayDetector(name="det", frames=ReplayFrames(counts, 0.5), exposure_s=0.5)
+    ended, taken = [], Counter()
+
+    def raw(name, doc):
+        taken[name] += 1
+        assert name != "event" or np.array_equal(doc["data"]["det_image"], counts[0])
+
+    with DenoiseProcess(settings(frames_directory=tmp_path / "denoised")) as denoise:
+        denoise.subscribe(lambda name, doc: ended.append(doc["num_events"]), "stop")
+        RE.subscribe(denoise)
+        RE.subscribe(raw)
+        measured = []
+        for number in range(1, 201):
+            RE(bp.count([det], 4))
+            denoise.wait(60)  # so that the queue is never what is measured
+            if number in (40, 200):
+                measured.append(resources(os.getpid(), denoise.pid))
+        assert ended == [{"denoised": 4}] * 200
+        assert taken == {"start": 200, "descriptor": 200, "event": 800, "stop": 200}
+        assert not denoise._open
+        assert not denoise._open._raw_of
+    for before, after in zip(*measured, strict=True):
+        assert after[0] - before[0] < 16
+        assert after[1] <= before[1]
+
+
+def test_many_runs_in_tiled_leave_no_files_and_no_state_behind(RE, raw, tiled, shared):
+    derived = DocumentCollector()
+    token = shared.subscribe(derived)
+    RE.subscribe(shared)
+    RE.subscribe(lambda name, doc: open_node(tiled, doc), "start")
+    measured, det = [], replay()
+    for number in range(12):
+        RE(bp.count([det], 1))
+        if number in (4, 11):
+            shared.wait(60)
+            measured.append(resources(shared.pid))
+    shared.unsubscribe(token)
+    assert len(derived.by_name["stop"]) == 12
+    assert not shared._open
+    assert measured[1][0][1] <= measured[0][0][1]
+
+
+# It begins and ends
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nowhere.module:Denoiser", r"Setting `model`, 'nowhere.module:Denoiser': No module named"),
+        ("no-such-model", r"no-such-model"),
+    ],
+)
+def test_a_wrong_model_is_told_when_it_is_built(model, message):
+    with pytest.raises(ModelNotFound, match=message):
+        DenoiseProcess(model=model)
+
+
+def test_a_directory_that_cannot_be_written_is_told_when_it_is_built(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"'frames_directory': .* cannot be written to"):
+        DenoiseProcess(frames_directory=tmp_path / "file" / "denoised")
+
+
+def test_a_wrong_key_is_told_when_it_is_built(tiled):
+    address = tiled.uri.partition("?")[0]
+    with pytest.raises(SettingsError, match=r"refuses to be written to \(401\)\. Check") as caught:
+        DenoiseProcess(settings(tiled_uri=f"{address}?api_key=wr0ng"))
+    assert "wr0ng" not in str(caught.value)
+
+
+def test_a_closed_process_takes_no_more_documents(RE, raw, tmp_path):
+    derived = DocumentCollector()
+    denoise = DenoiseProcess(settings(frames_directory=tmp_path))
+    denoise.subscribe(derived)
+    RE.subscribe(denoise)
+    RE(bp.count([replay()], 3))
+    denoise.close()
+    denoise.close()
+    assert_emitted(
+        derived.by_name,
+        **{"start": 1, "descriptor": 1, "stream_resource": 1},
+        **{"stream_datum": len(derived.by_name["stream_datum"]), "event": 3, "stop": 1},
+    )
+    assert not psutil.pid_exists(denoise.pid)
+    RE(bp.count([replay()], 3))
+    denoise.wait(1)
+    assert len(derived.by_name["stop"]) == 1
+    assert len(raw.by_name["stop"]) == 2
+
+
+SCRIPT = """
+import signal, sys, time
+import bluesky.plans as bp, bluesky.plan_stubs as bps
+from bluesky import RunEngine
+from bluesky_denoise.process import DenoiseProcess
+from bluesky_denoise.testing import DocumentCollector
+from live_path import settings, wait_for
+from process_fixtures import NOWHERE, replay
+
+RE, det, derived = RunEngine(), replay(), DocumentCollector()
+options = settings(frames_directory=sys.argv[1], **eval(sys.argv[2]))
+denoise = DenoiseProcess(options)
+denoise.subscribe(derived)
+RE.subscribe(denoise)
+# A shell starts what it puts into the background with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+
+
+def start_script(tmp_path, code, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT + code, str(tmp_path / "denoised"), repr(options)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **NO_PROXY, "PYTHONPATH": python_path()},
+    )
+
+
+def test_ctrl_c_leaves_the_child_alone_and_the_end_of_the_session_finishes_its_work(tmp_path):
+    code = """
+try:
+    print(denoise.pid, flush=True)
+    sys.stdin.read()
+except KeyboardInterrupt:
+    RE(bp.count([det], 3))
+    print("counted", denoise.pid, flush=True)
+"""
+    script = start_script(tmp_path, code)
+    child = int(script.stdout.readline())
+    os.killpg(script.pid, signal.SIGINT)
+    assert script.stdout.readline() == f"counted {child}\n"
+    assert script.wait(60) == 0
+    script.communicate()
+    assert not psutil.pid_exists(child)
+    (path,) = (tmp_path / "denoised").rglob("*.h5")
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["denoised/det_image"][()], FRAMES[:3] * 2)
+
+
+def test_a_parent_that_is_killed_leaves_no_child_and_no_open_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILED_RETRY_ATTEMPTS", "1")
+    code = """
+def plan():
+    yield from bps.open_run()
+    for _ in range(2):
+        yield from bps.trigger_and_read([det])
+    wait_for(lambda: len(derived.by_name.get("event", [])) == 2)
+    print(denoise.pid, flush=True)
+    sys.stdin.read()
+RE(plan())
+"""
+    script = start_script(
+        tmp_path, code, tiled_uri=NOWHERE, backup_directory=str(tmp_path / "backup")
+    )
+    child = psutil.Process(int(script.stdout.readline()))
+    os.kill(script.pid, signal.SIGKILL)
+    script.communicate()
+    wait_for(lambda: not child.is_running(), 60, "the end of the child")
+    (path,) = (tmp_path / "denoised").rglob("*.h5")
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["denoised/det_image"][()], FRAMES[:2] * 2)
+    (backup,) = backup_files(tmp_path / "backup")
+    kept = list(read_backup(backup))
+    validate_documents(kept)
+    assert kept[-1][1]["exit_status"] == "fail"
+    assert kept[-1][1]["reason"] == "the process that runs the RunEngine ended"
+
+
+def test_importing_the_package_imports_neither_torch_nor_tiled():
+    code = (
+        "import sys, bluesky_denoise;"
+        "print([m for m in ('torch', 'tiled', 'h5py', 'ophyd') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_parent_of_a_denoiser_imports_no_torch(RE):
+    code = "import sys, bluesky_denoise.process;print([m for m in ('torch',) if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,238 @@
+"""What goes wrong with a run, and what its denoised stream says of it."""
+
+import logging
+import re
+
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+import numpy as np
+import pytest
+from bluesky.utils import RunEngineInterrupted
+from live_path import (
+    SHAPE,
+    Camera,
+    PlainImage,
+    by_stream,
+    poisson,
+    rates,
+    settings,
+    values,
+)
+from ophyd.sim import SynSignalWithRegistry
+
+from bluesky_denoise.errors import ModelNotFound
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.testing import (
+    DocumentCollector,
+    UnitDenoiser,
+    assert_emitted,
+    validate_documents,
+)
+
+
+class AnyShape(PlainImage):
+    """A camera whose frames may be of any size."""
+
+    def describe(self):
+        described = super().describe()
+        described[self.name]["shape"] = [None, None]
+        return described
+
+
+@pytest.mark.parametrize("files", [True, False], ids=["in files", "in events"])
+def test_a_frame_whose_shape_changes_is_told_and_the_others_are_denoised(RE, raw, build, files):
+    _, derived = build(exposure_s=1.0, **({} if files else {"frames_directory": None}))
+    det = AnyShape(name="det", func=lambda: np.zeros(SHAPE))
+    shapes = iter([SHAPE, (18, 24), SHAPE, (20, 16)])
+    det.sim_set_func(lambda: np.full(next(shapes), 3, np.uint32))
+    RE(bp.count([det], 4))
+    assert values(derived, "denoise_ok") == [True, False, True, False]
+    assert [values(derived, "denoise_reason")[i] for i in (1, 3)] == [
+        "'det' has shape (1, 18, 24); the first frames of this run had (16, 20)",
+        "'det' has shape (1, 20, 16); the first frames of this run had (16, 20)",
+    ]
+    assert [np.nanmean(f) for f in rates(derived, "det")[::2]] == [3, 3]
+    assert np.isnan(rates(derived, "det")[1::2]).all()
+    assert derived.by_name["stop"][0]["num_events"] == {"denoised": 4}
+
+
+def test_skipped_events_are_recorded_and_counted(RE, raw, build, logged):
+    RE(bp.count([Camera(name="det", func=poisson())], 4))
+    router = DenoiseRouter(settings(), UnitDenoiser())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    for name, doc in raw.documents:
+        router.accept(name, doc, skipped="no time" if doc.get("seq_num") in (2, 3) else "")
+    router.flush()
+    derived.validate()
+    assert values(derived, "denoise_ok") == [True, False, False, True]
+    assert values(derived, "denoise_reason")[1] == "no time"
+    assert np.isnan(rates(derived, "det_image")[1:3]).all()
+    assert "2 events were skipped" in logged()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_events_skipped_before_anything_is_known_of_their_frames(RE, raw, build, first):
+    """The shape is the declared one, so that the frames that follow fit."""
+    RE(bp.count([Camera(name="det", func=poisson())], 3))
+    router = DenoiseRouter(settings(), UnitDenoiser())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    for name, doc in raw.documents:
+        skipped = "no time" if name == "event" and (doc["seq_num"] == 1 or not first) else ""
+        data = {"data": {"det_image": None}} if skipped else {}
+        router.accept(name, {**doc, **data}, skipped=skipped)
+        router.flush()
+    derived.validate()
+    assert values(derived, "denoise_ok") == [False, first, first]
+    assert rates(derived, "det_image").shape == (3, *SHAPE)
+
+
+def test_an_aborted_scan_is_denoised_as_far_as_it_went(RE, raw, build, motor):
+    _, derived = build()
+    det = Camera(name="det", func=poisson())
+
+    def plan():
+        yield from bps.open_run()
+        for _ in range(3):
+            yield from bps.trigger_and_read([det])
+        yield from bps.pause()
+
+    with pytest.raises(RunEngineInterrupted):
+        RE(plan())
+    RE.abort("the beam is gone")
+    assert raw.by_name["stop"][0]["exit_status"] == "abort"
+    stop = derived.by_name["stop"][0]
+    assert (stop["exit_status"], stop["reason"]) == ("abort", "the beam is gone")
+    assert stop["num_events"] == {"denoised": 3}
+    assert values(derived, "denoise_ok") == [True] * 3
+
+
+def test_a_failed_plan_gives_a_failed_derived_run_with_its_reason(RE, raw, build):
+    _, derived = build()
+
+    def plan():
+        yield from bps.open_run()
+        yield from bps.trigger_and_read([Camera(name="det", func=poisson())])
+        raise RuntimeError("no more liquid nitrogen")
+
+    with pytest.raises(RuntimeError, match="nitrogen"):
+        RE(plan())
+    stop = derived.by_name["stop"][0]
+    assert stop["exit_status"] == "fail"
+    assert "no more liquid nitrogen" in stop["reason"]
+
+
+def test_files_that_never_come_are_told_in_each_event(RE, raw, build, tmp_path):
+    _, derived = build(exposure_s=1.0, read_timeout_s=0.2)
+    det = SynSignalWithRegistry(
+        func=poisson(), name="det", save_path=str(tmp_path), save_func=lambda path, array: None
+    )
+    RE(bp.count([det], 3))
+    assert values(derived, "denoise_ok") == [False] * 3
+    reasons = values(derived, "denoise_reason")
+    assert all(
+        re.match(rf"det: frame {i} is not readable: .*_{i}\.npy", r) for i, r in enumerate(reasons)
+    )
+    assert derived.by_name["stop"][0]["num_events"] == {"denoised": 3}
+
+
+def test_an_event_whose_datum_never_came_is_told(RE, raw, build, tmp_path):
+    det = SynSignalWithRegistry(func=poisson(), name="det", save_path=str(tmp_path))
+    RE(bp.count([det], 2))
+    router = DenoiseRouter(settings(exposure_s=1.0), UnitDenoiser())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    missing = raw.by_name["datum"][1]["datum_id"]
+    router.feed([(n, d) for n, d in raw.documents if d.get("datum_id") != missing])
+    derived.validate()
+    assert values(derived, "denoise_ok") == [True, False]
+    assert values(derived, "denoise_reason")[1] == "no frames came for det"
+    assert derived.by_name["stop"][0]["exit_status"] == "fail"
+    assert "Datum document is missing" in derived.by_name["stop"][0]["reason"]
+
+
+def test_a_batch_that_fails_is_tried_frame_by_frame(RE, raw, build):
+    class Picky(UnitDenoiser):
+        def denoise(self, counts, exposure_s, mask=None):
+            if (counts[:, 0, 0] == 99).any():
+                raise ValueError("99 is not for me")
+            return super().denoise(counts, exposure_s, mask)
+
+    frames = iter([np.full(SHAPE, n, np.uint32) for n in (0, 1, 99, 3)])
+    RE(bp.count([Camera(name="det", func=lambda: next(frames))], 4))
+    router = DenoiseRouter(settings(), Picky())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    router.feed(raw.documents)
+    derived.validate()
+    assert values(derived, "denoise_ok") == [True, True, False, True]
+    assert values(derived, "denoise_reason")[2] == "det_image: ValueError: 99 is not for me"
+
+
+def test_the_exception_of_a_subscriber_reaches_neither_the_run_nor_other_subscribers(
+    RE, raw, tmp_path, caplog
+):
+    def broken(name, doc):
+        raise RuntimeError("I am broken")
+
+    router = DenoiseRouter(settings(), UnitDenoiser())
+    derived = DocumentCollector()
+    router.subscribe(broken)
+    router.subscribe(derived)
+    RE.subscribe(router)
+    with caplog.at_level(logging.ERROR, logger="bluesky_denoise"):
+        RE(bp.count([Camera(name="det", func=poisson())], 2))
+    assert_emitted(derived.by_name, start=1, descriptor=1, event=2, stop=1)
+    failures = [r for r in caplog.records if "A subscriber of the denoised docu" in r.message]
+    assert len(failures) == 5
+    assert "I am broken" in str(failures[0].exc_info[1])
+
+
+def test_an_unsubscribed_function_is_called_no_more(RE, raw, build):
+    router, _ = build()
+    other = DocumentCollector()
+    token = router.subscribe(other, "event")
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    assert_emitted(other.by_name, event=2)
+    router.unsubscribe(token)
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    assert_emitted(other.by_name, event=2)
+
+
+def test_documents_that_belong_to_no_run_change_nothing(caplog):
+    router, derived = DenoiseRouter(settings(), UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    router("event", {"descriptor": "unknown", "data": {}, "seq_num": 1, "uid": "u", "time": 0.0})
+    router("stop", {"run_start": "unknown", "uid": "u"})
+    router("bulk_events", {})
+    assert not derived.documents
+    assert not caplog.records
+
+
+def test_a_router_that_is_closed_ends_its_open_runs(RE, raw, build):
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    router = DenoiseRouter(settings(), UnitDenoiser())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    router.feed(raw.documents[:-1])
+    router.close()
+    derived.validate()
+    stop = derived.by_name["stop"][0]
+    assert stop["exit_status"] == "fail"
+    assert stop["reason"] == "the denoiser was closed during the run"
+    assert stop["num_events"] == {"denoised": 2}
+
+
+@pytest.mark.parametrize("model", ["nowhere.module:Denoiser", "bluesky_denoise.testing:Nobody"])
+def test_a_factory_that_is_not_there_is_named(model):
+    with pytest.raises(ModelNotFound, match=rf"Setting `model`, '{model}'"):
+        DenoiseRouter(settings(model=model))
+
+
+def test_validating_helpers_would_see_a_lost_event(RE, raw, build):
+    _, derived = build(frames_directory=None)
+    RE(bp.count([Camera(name="det", func=poisson())], 3))
+    lost = [item for item in derived.documents if item != ("event", by_stream(derived)[1])]
+    with pytest.raises(AssertionError, match="seq_num 3; expected 2"):
+        validate_documents(lost)

@@ -1,0 +1,265 @@
+"""Frames in all the ways in which documents carry them, and standard errors."""
+
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+import bluesky.preprocessors as bpp
+import numpy as np
+import pytest
+import tifffile
+from event_model import pack_event_page
+from live_path import (
+    SHAPE,
+    Camera,
+    PlainImage,
+    poisson,
+    rates,
+    settings,
+    values,
+)
+from ophyd.sim import DirectImage, SynSignal, SynSignalWithRegistry
+from ophyd_async.core import (
+    TriggerInfo,
+    init_devices,
+)
+from ophyd_async.sim import SimBlobDetector
+from router_fixtures import path_provider
+
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+from bluesky_denoise.testing import (
+    DocumentCollector,
+    UnitDenoiser,
+    assert_emitted,
+)
+
+# The three ways of carrying frames
+
+
+@pytest.mark.parametrize("files", [True, False], ids=["in files", "in events"])
+def test_the_three_ways_of_carrying_frames_give_equal_rates(
+    RE, raw, build, motor, counts, tmp_path, files
+):
+    _, derived = build(**({} if files else {"frames_directory": None}))
+    inline = ReplayDetector(name="inline", frames=ReplayFrames(counts, 0.5), exposure_s=0.5)
+    ad = AreaDetectorReplay(
+        name="ad", frames=ReplayFrames(counts, 0.5), exposure_s=0.5, directory=tmp_path
+    )
+    with init_devices():
+        flown = AsyncReplayDetector(
+            path_provider(tmp_path), ReplayFrames(counts, 0.5), exposure_s=0.5
+        )
+    for det, key in ((inline, "inline_image"), (ad, "ad_image"), (flown, "flown")):
+        derived.clear()
+        (uid,) = RE(bp.scan([det], motor, -1, 1, 4))
+        expected = counts[:4] / np.float32(0.5)
+        np.testing.assert_array_equal(rates(derived, key).reshape(4, *SHAPE), expected)
+        assert derived.by_name["start"][0]["original_run_uid"] == uid
+        assert values(derived, "motor") == pytest.approx([-1, -1 / 3, 1 / 3, 1])
+        assert values(derived, f"{key}_raw_total") == [f.sum() for f in counts[:4]]
+        assert values(derived, f"{key}_exposure_s") == [0.5] * 4
+        assert values(derived, "raw_seq_num") == [1, 2, 3, 4]
+        assert values(derived, "denoise_reason") == [""] * 4
+        derived.validate()
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_one_or_two_frames_per_event_stay_together(RE, raw, build, counts, tmp_path, num):
+    _, derived = build()
+    ad = AreaDetectorReplay(
+        name="ad", frames=ReplayFrames(counts, 1.0), directory=tmp_path, num_images=num
+    )
+    RE(bp.count([ad], 3))
+    expected = counts[: 3 * num].reshape(3, num, *SHAPE)
+    np.testing.assert_array_equal(rates(derived, "ad_image"), expected)
+    assert derived.by_name["descriptor"][0]["data_keys"]["ad_image"]["shape"] == [num, *SHAPE]
+
+
+def test_two_frames_per_event_inside_the_events(RE, raw, build):
+    _, derived = build(exposure_s=2.0)
+    func = poisson(shape=(2, *SHAPE))
+    RE(bp.count([PlainImage(func=func, name="det")], 3))
+    np.testing.assert_array_equal(rates(derived, "det"), np.stack(func.taken[-3:]) / 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda func, path: DirectImage(func=func, name="direct"),
+        lambda func, path: PlainImage(func=func, name="direct_img"),
+        lambda func, path: SynSignal(func=func, name="direct_img"),
+        lambda func, path: SynSignalWithRegistry(func=func, name="direct_img", save_path=str(path)),
+    ],
+    ids=["DirectImage", "SynSignal without configuration", "SynSignal", "NPY_SEQ files"],
+)
+def test_detectors_of_ophyd_sim_are_denoised(RE, raw, build, tmp_path, make):
+    _, derived = build(exposure_s=0.5)
+    func = poisson()
+    RE(bp.count([make(func, tmp_path)], 3))
+    np.testing.assert_array_equal(rates(derived, "direct_img"), np.stack(func.taken[-3:]) * 2)
+
+
+def test_a_series_of_tiff_files_is_denoised(RE, raw, build, tmp_path):
+    class TiffSeries(SynSignalWithRegistry):
+        """Files as the TIFF plugin of areaDetector names them."""
+
+        def stage(self):
+            super().stage()
+            self._asset_docs_cache[-1][1].update(
+                resource_path=f"{self._file_stem}",
+                resource_kwargs={"template": "_{:d}.tif", "frame_per_point": 1},
+            )
+
+    _, derived = build(exposure_s=0.5)
+    func = poisson()
+    det = TiffSeries(
+        func=func,
+        name="det",
+        save_path=str(tmp_path),
+        save_func=tifffile.imwrite,
+        save_spec="AD_TIFF",
+        save_ext="tif",
+    )
+    RE(bp.count([det], 3))
+    assert values(derived, "denoise_reason") == [""] * 3
+    np.testing.assert_array_equal(
+        rates(derived, "det").reshape(3, *SHAPE), np.stack(func.taken[-3:]) * 2
+    )
+
+
+def test_a_detector_of_ophyd_async_is_denoised_in_a_step_scan(RE, raw, build, motor, tmp_path):
+    _, derived = build(exposure_s=0.5)
+    with init_devices():
+        det = SimBlobDetector(path_provider(tmp_path))
+    RE(bp.scan([det], motor, -1, 1, 3))
+    assert rates(derived, "det").shape == (3, 1, 240, 320)
+    assert values(derived, "denoise_ok") == [True] * 3
+    assert min(values(derived, "det_raw_total")) > 0
+    assert_emitted(
+        derived.by_name,
+        **{"start": 1, "descriptor": 1, "stream_resource": 1, "stream_datum": 3},
+        **{"event": 3, "stop": 1},
+    )
+
+
+def test_a_fly_scan_without_events_is_denoised_frame_by_frame(RE, raw, build, counts, tmp_path):
+    _, derived = build(streams=["main"])
+    with init_devices():
+        det = AsyncReplayDetector(path_provider(tmp_path), ReplayFrames(counts, 0.5))
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def fly():
+        yield from bps.prepare(det, TriggerInfo(number_of_events=5, livetime=0.5), wait=True)
+        yield from bps.declare_stream(det, name="main")
+        yield from bps.kickoff(det, wait=True)
+        yield from bps.complete(det, group="done", wait=False)
+        done = False
+        while not done:
+            try:
+                yield from bps.wait(group="done", timeout=0.05)
+                done = True
+            except TimeoutError:
+                pass
+            yield from bps.collect(det, return_payload=False, name="main")
+
+    RE(fly())
+    assert "event" not in raw.by_name
+    np.testing.assert_array_equal(
+        rates(derived, "det", "denoised_main"), counts[:5, None] / np.float32(0.5)
+    )
+    assert values(derived, "raw_seq_num", "denoised_main") == [1, 2, 3, 4, 5]
+    assert derived.by_name["stop"][0]["num_events"] == {"denoised_main": 5}
+
+
+def test_event_pages_are_taken_as_events(RE, raw, build):
+    func = poisson()
+    RE(bp.count([Camera(name="det", func=func)], 4))
+    router = DenoiseRouter(settings(), UnitDenoiser())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    start, descriptor = raw.by_name["start"][0], raw.by_name["descriptor"][0]
+    page = pack_event_page(*raw.by_name["event"])
+    for name, doc in (
+        ("start", start),
+        ("descriptor", descriptor),
+        ("event_page", page),
+        ("stop", raw.by_name["stop"][0]),
+    ):
+        router(name, doc)
+    derived.validate()
+    np.testing.assert_array_equal(rates(derived, "det_image"), np.stack(func.taken[-4:]) * 2)
+
+
+def test_events_that_come_at_once_are_denoised_as_batches(RE, raw, build):
+    RE(bp.count([Camera(name="det", func=poisson())], 10))
+    denoiser = UnitDenoiser()
+    router = DenoiseRouter(settings(batch_size=4), denoiser)
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    router.feed(raw.documents)
+    assert denoiser.calls == [4, 4, 2]
+    assert values(derived, "raw_seq_num") == list(range(1, 11))
+    derived.validate()
+
+
+def test_each_of_two_detectors_has_batches_of_its_own(RE, raw, build):
+    RE(bp.count([Camera(name=name, func=poisson()) for name in ("a", "b")], 6))
+    denoiser = UnitDenoiser()
+    router = DenoiseRouter(settings(batch_size=4), denoiser)
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    router.feed(raw.documents)
+    assert denoiser.calls == [4, 4, 2, 2]
+    for name in ("a", "b"):
+        expected = [e["data"][f"{name}_image"] * 2 for e in raw.by_name["event"]]
+        np.testing.assert_array_equal(rates(derived, f"{name}_image"), expected)
+
+
+# Standard errors
+
+
+@pytest.mark.parametrize("files", [True, False], ids=["in files", "in events"])
+def test_standard_errors_lie_beside_the_frames_if_they_are_asked_for(RE, raw, build, files):
+    mask = np.zeros(SHAPE, bool)
+    mask[3:5, 7] = True
+    func = poisson()
+    options = {} if files else {"frames_directory": None}
+    _, derived = build(save_sigma=True, mask=mask, **options)
+    RE(bp.count([Camera(name="det", func=func)], 3))
+    counts = np.where(mask, np.nan, np.stack(func.taken[-3:]))
+    np.testing.assert_allclose(rates(derived, "det_image"), counts * 2, rtol=1e-6)
+    np.testing.assert_allclose(rates(derived, "det_image_sigma"), np.sqrt(counts) * 2, rtol=1e-6)
+    keys = derived.by_name["descriptor"][0]["data_keys"]
+    assert keys["det_image_sigma"] == keys["det_image"]
+    owners = derived.by_name["descriptor"][0]["object_keys"]
+    assert "det_image_sigma" in owners["denoiser"]
+    if files:
+        resources = derived.by_name["stream_resource"]
+        assert len({r["uri"] for r in resources}) == 1
+        assert [r["data_key"] for r in resources] == ["det_image", "det_image_sigma"]
+
+
+def test_without_being_asked_for_no_standard_errors_are_saved(RE, raw, build):
+    _, derived = build()
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    assert "det_image_sigma" not in derived.by_name["descriptor"][0]["data_keys"]
+
+
+def test_standard_errors_of_a_frame_that_was_not_denoised_are_not_a_number(RE, raw, build):
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    router, derived = build(save_sigma=True)
+    for name, doc in raw.documents:
+        router.accept(name, doc, skipped="late" if doc.get("seq_num") == 1 else "")
+    frames = rates(derived, "det_image_sigma")
+    assert np.isnan(frames[0]).all()
+    assert np.isfinite(frames[1]).all()
+
+
+def test_a_denoiser_that_gives_no_standard_errors_is_refused_if_they_are_asked_for():
+    denoiser = UnitDenoiser(has_sigma=False)
+    DenoiseRouter(settings(), denoiser)
+    with pytest.raises(SettingsError, match="`save_sigma`: the denoiser 'unit' gives no standard"):
+        DenoiseRouter(settings(save_sigma=True), denoiser)

@@ -1,0 +1,120 @@
+"""A raw run that is late or never comes, and what is kept for a replay."""
+
+import re
+
+import bluesky.plans as bp
+import numpy as np
+import pytest
+from bluesky_tiled_plugins import TiledWriter
+from live_path import SHAPE, settings, wait_for
+from tiled_fixtures import FRAMES, Live, check_documents, in_tiled
+
+from bluesky_denoise.backup import backup_files
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
+from bluesky_denoise.tiled_sink import replay_backup
+
+
+def test_a_raw_run_that_is_not_there_yet_is_waited_for(RE, raw, tiled, into_tiled, det):
+    one = into_tiled()
+    (uid,) = RE(bp.count([det], 2))
+    assert uid not in tiled.client
+    assert one.written == []
+    writer = TiledWriter(tiled.client, batch_size=1)
+    for name, doc in raw.documents:
+        writer(name, doc)
+    one.wait(uid)
+    check_documents(in_tiled(tiled, uid), {"primary": 2, "denoised": 2})
+
+
+def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
+    RE, raw, tiled, det, tmp_path, logged
+):
+    one = Live(
+        tiled_uri=tiled.uri,
+        frames_directory=tmp_path / "denoised",
+        backup_directory=tmp_path / "backup",
+        node_timeout_s=0.3,
+    )
+    RE.subscribe(one.router)
+    (uid,) = RE(bp.count([det], 2))
+    (path,) = wait_for(lambda: backup_files(tmp_path / "backup"), what="the backup")
+    assert one.sink.close(30) == [path]
+    assert one.written == []
+    assert re.search(rf"Run {uid} is not in Tiled at .*; is a TiledWriter subscribed to", logged())
+    writer = TiledWriter(tiled.client, batch_size=1)
+    for name, doc in raw.documents:
+        writer(name, doc)
+    assert replay_backup(one.settings) == [uid]
+    run = in_tiled(tiled, uid)
+    np.testing.assert_array_equal(run["denoised"]["det_image"].read(), FRAMES[:2] * 2)
+    check_documents(run, {"primary": 2, "denoised": 2})
+    assert backup_files(tmp_path / "backup") == []
+    assert replay_backup(one.settings) == []
+
+
+@pytest.mark.parametrize("layout", ["stream", "run"])
+def test_what_was_written_in_part_is_completed_by_a_replay(
+    RE, raw, tiled, written, det, tmp_path, layout
+):
+    from bluesky_denoise.backup import BackupFile
+    from bluesky_denoise.tiled_sink import connect, open_writer
+
+    options = settings(
+        tiled_uri=tiled.uri, tiled_layout=layout, backup_directory=tmp_path / "backup"
+    )
+    router, derived = DenoiseRouter(options, UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    RE.subscribe(router)
+    (uid,) = RE(bp.count([det], 4))
+    client = connect(options)
+    with client.context:
+        open_writer(client, options).write(derived.documents[:4])
+    BackupFile(tmp_path / "backup", "run").append(derived.documents)
+    assert replay_backup(options) == [uid]
+    run = in_tiled(tiled, uid)
+    if layout == "run":
+        run = in_tiled(tiled, derived.by_name["start"][0]["uid"], "denoised")
+    np.testing.assert_array_equal(run["denoised"]["det_image"].read(), FRAMES[:4] * 2)
+    np.testing.assert_array_equal(run["denoised"]["raw_seq_num"].read(), [1, 2, 3, 4])
+    check_documents(run, {"denoised": 4} | ({"primary": 4} if layout == "stream" else {}))
+
+
+def test_an_empty_backup_does_not_keep_the_others_from_being_replayed(
+    RE, raw, tiled, written, det, tmp_path
+):
+    from bluesky_denoise.backup import BackupFile
+
+    options = settings(tiled_uri=tiled.uri, backup_directory=tmp_path / "backup")
+    (tmp_path / "backup" / "cut.jsonl").write_text('{"name": "sta')
+    router, derived = DenoiseRouter(options, UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    RE.subscribe(router)
+    (uid,) = RE(bp.count([det], 2))
+    BackupFile(tmp_path / "backup", "run").append(derived.documents)
+    assert replay_backup(options) == [uid]
+    assert in_tiled(tiled, uid)["denoised"]["det_image"].shape == (2, *SHAPE)
+
+
+def test_a_backup_that_cannot_be_written_does_not_stop_what_follows(
+    RE, raw, tiled, det, tmp_path, logged
+):
+    """The disk of the backups fails; a later run is written to Tiled all the same."""
+    (tmp_path / "backup").mkdir()
+    one = Live(
+        tiled_uri=tiled.uri,
+        frames_directory=tmp_path / "denoised",
+        backup_directory=tmp_path / "backup",
+        node_timeout_s=0.1,
+    )
+    (tmp_path / "backup").rmdir()
+    (tmp_path / "backup").write_text("not a directory")
+    RE.subscribe(one.router)
+    RE(bp.count([det], 1))  # has no node
+    wait_for(lambda: "cannot be kept" in logged(), what="the failure")
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = RE(bp.count([det], 2))
+    one.wait(uid)
+    assert in_tiled(tiled, uid)["denoised"]["det_image"].shape == (2, *SHAPE)
+    one.sink.close(30)
+    assert not one.sink._thread.is_alive()
