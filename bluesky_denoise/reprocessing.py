@@ -8,7 +8,7 @@ import numpy as np
 
 from .archive import archived_documents
 from .catalog import as_tiled_run, denoised_streams, none_is_missing
-from .derived import DerivedEvent
+from .derived_stream import DerivedEvent
 from .errors import DenoiseError, TiledUnavailable
 from .router import DenoiserLike, DenoiseRouter
 from .settings import DenoiseSettings

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import event_model
 import numpy as np
 
-from .derived import DerivedEvent, is_derived
+from .derived import is_derived
+from .derived_stream import DerivedEvent
 from .errors import ModelNotFound, SettingsError
 from .frames import Denoised
 from .run import DenoisedRun
