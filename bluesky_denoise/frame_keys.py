@@ -34,8 +34,8 @@ def check_frame_shape(spec: Mapping[str, Any], data_key: str) -> None:
     shape = [size for size in spec.get("shape") or () if size != 0]
     if len(shape) < 2 and "external" not in spec:
         raise FrameShapeError(
-            f"Data key {data_key!r} has shape {shape}; expected frames (H, W). Take it out of "
-            "`data_keys`, or name the key that holds the images."
+            f"Data key {data_key!r} has shape {shape}; expected frames (H, W). Name in "
+            "`data_keys` what holds images."
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .derived_stream import DerivedEvent
-from .errors import DenoiseError, MaskError
+from .errors import DenoiseError, FrameShapeError, MaskError
 from .exposure import Exposure, find_exposure
 from .frame_keys import check_frame_shape, frame_keys, is_frame_key, under_names
 from .roi import ROI
@@ -109,6 +109,8 @@ def open_stream(
                 default_s=settings.exposure_of(name),
             )
             _check_fit(name, spec["shape"], settings, regions[name])
+        except FrameShapeError as error:
+            problem(f"{error}{_where_frames_are(descriptor)}")
         except DenoiseError as error:
             problem(str(error))
         else:
@@ -141,11 +143,14 @@ def _check_fit(
 
 
 def _warn_of_nothing(descriptor: Mapping[str, Any], wanted: Sequence[str]) -> None:
-    specs = descriptor["data_keys"]
-    frames = [key for key, spec in specs.items() if is_frame_key(spec, 2)]
     logger.warning(
-        "Run %.8s, stream %s has none of the data keys or detectors %s, which the settings "
-        "name; it has %s%s",
-        *(descriptor["run_start"], descriptor["name"], ", ".join(wanted), ", ".join(specs)),
-        f". Frames are in {', '.join(frames)}" if frames else "",
+        "Run %.8s, stream %s goes on undenoised: it has none of the data keys or detectors %s "
+        "that `data_keys` names; it has %s.%s",
+        *(descriptor["run_start"], descriptor["name"], ", ".join(wanted)),
+        *(", ".join(descriptor["data_keys"]), _where_frames_are(descriptor)),
     )
+
+
+def _where_frames_are(descriptor: Mapping[str, Any]) -> str:
+    frames = [key for key, spec in descriptor["data_keys"].items() if is_frame_key(spec, 2)]
+    return f" Frames are in {', '.join(frames)}." if frames else ""

@@ -94,8 +94,8 @@ def test_a_key_that_is_not_in_the_run_is_warned_of_with_those_there_are(RE, raw,
     RE(bp.scan([Camera(name="det", func=poisson())], SynAxis(name="motor"), 0, 1, 2))
     assert not derived.documents
     assert re.search(
-        r"stream primary has none of the data keys or detectors nothing, which the settings name; "
-        r"it has .*motor.*\. Frames are in det_image$",
+        r"stream primary goes on undenoised: it has none of the data keys or detectors nothing that "
+        r"`data_keys` names; it has .*motor.*\. Frames are in det_image\.$",
         logged(),
         re.MULTILINE,
     )
@@ -105,8 +105,8 @@ def test_a_key_without_frames_that_is_asked_for_is_told(RE, raw, build, motor):
     _, derived = build(data_keys=["motor"])
     RE(bp.scan([Camera(name="det", func=poisson())], motor, 0, 1, 2))
     assert (
-        "Data key 'motor' has shape []; expected frames (H, W)."
-        in (derived.by_name["stop"][0]["reason"])
+        "Data key 'motor' has shape []; expected frames (H, W). Name in `data_keys` what holds "
+        "images. Frames are in det_image." in (derived.by_name["stop"][0]["reason"])
     )
 
 
