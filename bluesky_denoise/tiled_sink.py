@@ -25,6 +25,8 @@ Document = tuple[str, Mapping[str, Any]]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _NODE_PAUSE_S = 0.2
+_REST = 3.0
+"""How long to rest after each writing, in units of the time that it took."""
 
 
 class _Writer(Protocol):
@@ -191,9 +193,10 @@ class TiledSink:
         else:
             run.written += [item for item in run.waiting if self._is_needed_again(item[0])]
             run.waiting = []
-            # Rest as long as this has taken: raw data has the server to itself for half of
-            # the time at least, and what comes meanwhile goes in one request.
-            run.next_try = 2 * time.monotonic() - began
+            # Raw data has the server to itself for most of the time, and what comes
+            # meanwhile goes in one request.
+            now = time.monotonic()
+            run.next_try = now + _REST * (now - began)
             run.pause_s = _FIRST_PAUSE_S
             if run.backup:
                 run.backup.done()
