@@ -38,9 +38,9 @@ from bluesky_denoise.training.fit import FitSettings, fit
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "quality_cost"
 DESIGNS: dict[str, Callable[[], nn.Module]] = {
-    "photon_exchange, half": partial(PhotonExchange, (12, 16, 24, 24)),
+    "photon_exchange, half": partial(PhotonExchange, (8, 16, 32, 32)),
     "photon_exchange": PhotonExchange,
-    "photon_exchange, double": partial(PhotonExchange, (48, 64, 96, 96)),
+    "photon_exchange, double": partial(PhotonExchange, (32, 64, 128, 128)),
     "blur_bank, width 16": partial(BlurBank, 16),
     "unet, width 16": partial(UNet, 16),
     "unet, width 32": partial(UNet, 32),

@@ -4,11 +4,28 @@ Every kernel is symmetric *as a matrix* up to the border, with zeros outside, an
 four times the transpose of `down`: what flows from a pixel to another flows back alike.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["blur", "dashed", "down", "line", "long", "shuffle", "up", "wide", "wider"]
+__all__ = ["Kernel", "blur", "down", "line", "long", "shuffle", "up", "wide", "wider"]
+
+
+class Kernel(NamedTuple):
+    """A symmetric kernel: ``scale * apply(x)`` has the mean of ``x``, up to the border."""
+
+    apply: Callable[[Tensor], Tensor]
+    """(B, C, h, w) -> (B, C, h, w)."""
+    scale: float
+    """Left to the caller, who multiplies anyway."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Spread an image: (B, C, h, w) -> (B, C, h, w)."""
+        return self.apply(x) * self.scale
 
 
 def _halve(x: Tensor, axis: int) -> Tensor:
@@ -51,7 +68,7 @@ def up(x: Tensor) -> Tensor:
 
 
 def _spread(x: Tensor, *steps: tuple[int, int]) -> Tensor:
-    """Average over [1, 2, 1] / 4 once for each step (rows, columns), zeros outside.
+    """Sum over [1, 2, 1] once for each step (rows, columns), zeros outside.
 
     Padded once for all steps: cut in between, the matrix would not stay symmetric.
     """
@@ -65,39 +82,42 @@ def _spread(x: Tensor, *steps: tuple[int, int]) -> Tensor:
             top, left = abs(rows) + sign * rows, abs(cols) + sign * cols
             parts.append(x[..., top : top + height, left : left + width])
         x = (parts[0] + parts[2]).add(parts[1], alpha=2)
-    return x * 0.25 ** len(steps)
+    return x
 
 
-def line(x: Tensor, rows: int, cols: int) -> Tensor:
-    """Average over [1, 2, 3, 4, 3, 2, 1] / 16 along a direction."""
+def _line(x: Tensor, rows: int, cols: int) -> Tensor:
     return _spread(x, (rows, cols), (2 * rows, 2 * cols))
 
 
-def dashed(x: Tensor, rows: int, cols: int) -> Tensor:
-    """Average over [1, 2, 1] / 4 in steps of a direction."""
-    return _spread(x, (rows, cols))
+def line(rows: int, cols: int) -> Kernel:
+    """Average over [1, 2, 3, 4, 3, 2, 1] / 16 in steps of a direction."""
+    return Kernel(partial(_line, rows=rows, cols=cols), 1 / 16)
 
 
-def long(x: Tensor, rows: int, cols: int) -> Tensor:
-    """Blur along one axis, sigma 7 pixels, width 1 pixel: (B, C, h, w), symmetric."""
+def _long(x: Tensor, rows: int, cols: int) -> Tensor:
     axis = 2 if rows else 3
-    x = line(_halve(_halve(x, axis), axis), rows, cols)
+    x = _line(_halve(_halve(x, axis), axis), rows, cols)
     return _double(_double(x, axis), axis)
 
 
-def blur(x: Tensor) -> Tensor:
-    """Average over 3 x 3 binomial taps."""
-    return _spread(x, (1, 0), (0, 1))
+def long(rows: int, cols: int) -> Kernel:
+    """Blur along one axis, sigma 7 pixels, width 1 pixel."""
+    return Kernel(partial(_long, rows=rows, cols=cols), 1 / 16)
 
 
-def wide(x: Tensor) -> Tensor:
-    """Average over 7 x 7 pixels, triangular along both axes."""
-    return _spread(x, (1, 0), (2, 0), (0, 1), (0, 2))
+def _boxed(*steps: tuple[int, int]) -> Kernel:
+    def apply(x: Tensor) -> Tensor:
+        return _spread(x, *steps)
+
+    return Kernel(apply, 0.25 ** len(steps))
 
 
-def wider(x: Tensor) -> Tensor:
-    """Average over 15 x 15 pixels, triangular along both axes."""
-    return _spread(x, (1, 0), (2, 0), (4, 0), (0, 1), (0, 2), (0, 4))
+blur = _boxed((1, 0), (0, 1))
+"""Average over 3 x 3 binomial taps."""
+wide = _boxed((1, 0), (2, 0), (0, 1), (0, 2))
+"""Average over 7 x 7 pixels, triangular along both axes."""
+wider = _boxed((1, 0), (2, 0), (4, 0), (0, 1), (0, 2), (0, 4))
+"""Average over 15 x 15 pixels, triangular along both axes."""
 
 
 def shuffle(x: Tensor) -> Tensor:

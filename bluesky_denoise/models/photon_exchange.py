@@ -9,12 +9,13 @@ far as *both* ask for it:
     M = sum_k diag(u_k) A_k diag(u_k),        M symmetric, >= 0
 
 After a symmetric rescaling ``s`` (one Sinkhorn step, bounded so that no row of
-``s M s`` exceeds 1) the estimate is
+``s M s`` exceeds 1) an exchange is
 
-    out = s M[s n] + (1 - s M[s]) n
+    P[n] = s M[s n] + (1 - s M[s]) n
 
-whose matrix is symmetric with rows, and hence columns, that sum to 1. So, whatever
-the weights: ``out >= 0``, the counts of the valid pixels keep their sum exactly, a
+whose matrix is symmetric with rows, and hence columns, that sum to 1. The estimate is
+``P[P[n]]``: in two steps photons follow a ring or a bent edge that no kernel follows. So,
+whatever the weights: ``out >= 0``, the counts of the valid pixels keep their sum exactly, a
 flat frame stays flat up to masks and borders, and a hot pixel that asks for nothing
 gives nothing. ``docs/decisions/0001-photons-are-exchanged.md`` has the evidence.
 
@@ -22,7 +23,6 @@ A second, small head tells the variance of each pixel of the estimate.
 """
 
 import itertools
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bluesky_denoise.models import kernels, spots
+from bluesky_denoise.models.error_head import ErrorHead
+from bluesky_denoise.models.layers import Block, point
 
 __all__ = ["Estimate", "PhotonExchange"]
 
@@ -40,7 +42,7 @@ LEVELS = 5
 DIRECTIONS = ((1, 0), (0, 1), (1, 1), (1, -1))
 """Steps (rows, columns) of the lines that photons can be shared along."""
 BETWEEN = ((1, 2), (2, 1), (1, -2), (2, -1))
-"""Steps of the lines in between, at the finest level."""
+"""Steps of the lines in between, at the two finest levels."""
 
 
 class Estimate(NamedTuple):
@@ -55,18 +57,14 @@ class Estimate(NamedTuple):
 
 
 class _Shares(NamedTuple):
-    """Square roots of the shares at one level: (B, 1, h, w) each, 0 where masked."""
+    """Square roots of the shares at one level, 0 where masked."""
 
+    own: Tensor
+    """(B, 1, h, w)"""
     kernels: list[Tensor]
+    """(B, 1, h, w) for each kernel"""
     coarser: Tensor | None
-
-
-def _point(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a 1 x 1 convolution to a channels-last image, and return plane by plane."""
-    batch, _, height, width = x.shape
-    weight = conv.weight.flatten(1).expand(batch, -1, -1)
-    out = torch.baddbmm(conv.bias[None, :, None], weight, x.flatten(2))
-    return out.unflatten(2, (height, width))
+    """(B, 1, h, w)"""
 
 
 def _soft(z: Tensor) -> Tensor:
@@ -83,25 +81,12 @@ def _line_significance(both: Tensor, rows: int, cols: int, area: float) -> Tenso
     rows, cols : direction of the line
     area : pixels of the frame in one pixel of this level
     """
-    along = kernels.long(both, rows, cols)
-    sides = kernels.line(along, cols, rows)
+    along = kernels.long(rows, cols)(both)
+    sides = kernels.line(cols, rows)(along)
     line, around = (x[:, :1] / x[:, 1:].clamp_min(1e-3) for x in (along, sides))
     # A Gaussian of sigma 7 averages over 2 sqrt(pi) 7 = 25 pixels.
     area = 25 * area
     return (line - around) * torch.rsqrt((around + 0.3 / area) / area)
-
-
-class _Block(nn.Module):
-    """Two 3 x 3 convolutions with a residual connection."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # In place: a fifth of the time goes into new memory.
-        return self.second(F.relu(self.first(F.relu(x)), inplace=True)).add_(x)
 
 
 class PhotonExchange(nn.Module):
@@ -128,7 +113,7 @@ class PhotonExchange(nn.Module):
 
     def __init__(
         self,
-        channels: tuple[int, ...] = (24, 40, 56, 64),
+        channels: tuple[int, ...] = (16, 32, 64, 64),
         full_counts: float = 4000.0,
         pixel_sigmas: float = 4.7,
         spot_sigmas: float = 4.3,
@@ -139,12 +124,12 @@ class PhotonExchange(nn.Module):
         self.pixel_sigmas = pixel_sigmas
         self.spot_sigmas = spot_sigmas
         self.floor = floor
-        fine = (kernels.blur, *(partial(kernels.line, rows=r, cols=c) for r, c in DIRECTIONS))
-        long = tuple(partial(kernels.long, rows=r, cols=c) for r, c in DIRECTIONS[:2])
-        between = tuple(partial(kernels.dashed, rows=r, cols=c) for r, c in BETWEEN)
+        fine = (kernels.blur, *(kernels.line(*step) for step in DIRECTIONS))
+        between = tuple(kernels.line(*step) for step in BETWEEN)
+        long = tuple(kernels.long(*step) for step in DIRECTIONS[:2])
         self.banks = (
             fine + between + long,
-            fine + long,
+            fine + between + long,
             fine + long,
             fine,
             (*fine, kernels.wide, kernels.wider),
@@ -156,19 +141,17 @@ class PhotonExchange(nn.Module):
             nn.Conv2d(i, c, 3, padding=1) for i, c in zip(ins, channels, strict=True)
         )
         # None at 2 pixels: half of the time would be spent there.
-        self.encoders = nn.ModuleList([nn.ReLU(), *(_Block(c) for c in channels[1:])])
+        self.encoders = nn.ModuleList([nn.ReLU(), *(Block(c) for c in channels[1:])])
         self.downs = nn.ModuleList(
             nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(channels)
         )
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in itertools.pairwise(channels))
-        self.decoders = nn.ModuleList(_Block(c) for c in channels[:-1])
+        self.decoders = nn.ModuleList(Block(c) for c in channels[:-1])
         self.outs = nn.ModuleList(
             nn.Conv2d(c, h, 1) for c, h in zip(channels, self.heads[1:], strict=True)
         )
         self.out_full = nn.Conv2d(channels[0], 4 * self.heads[0], 1)
-        self.variance_in = nn.Conv2d(channels[0] + 8, 32, 1)
-        self.variance_out = nn.Conv2d(32, 4, 1)
-        self.variance_levels = nn.Parameter(torch.zeros(6))
+        self.error = ErrorHead(channels)
         for head in (*self.outs, self.out_full):
             nn.init.constant_(head.bias, 0.5)  # all shares alike at first
 
@@ -207,8 +190,8 @@ class PhotonExchange(nn.Module):
             out.append(torch.cat(found, 1))
         return out
 
-    def shares(self, counts: Tensor, valid: Tensor) -> tuple[list[_Shares], Tensor]:
-        """Run the U-Net: shares of every kernel at every level, and its last features."""
+    def shares(self, counts: Tensor, valid: Tensor) -> tuple[list[_Shares], list[Tensor]]:
+        """Run the U-Net: shares of every kernel at every level; its features, finest first."""
         # Counts need all their digits: only the convolutions may run at half precision.
         with torch.autocast(counts.device.type, enabled=False):
             feats = self.features(counts, valid)
@@ -223,16 +206,17 @@ class PhotonExchange(nn.Module):
             x = y if x is None else y.add_(self.downs[i - 1](x))
             x = encoder(x)
             skips.append(x)
-        logits = [_point(self.outs[-1], x)]
+        logits, found = [point(self.outs[-1], x)], [x]
         for i in reversed(range(len(skips) - 1)):
             x = F.interpolate(self.ups[i](x), scale_factor=2.0).add_(skips[i])
             x = self.decoders[i](x)
-            logits.insert(0, _point(self.outs[i], x))
+            logits.insert(0, point(self.outs[i], x))
+            found.insert(0, x)
         # The frame's own shares stay apart by the parity of row and column until they are
         # normalised: (B, 4 K, H/2, W/2) -> (B, K, 2, 2, H/2, W/2).
-        logits.insert(0, _point(self.out_full, x).unflatten(1, (-1, 2, 2)))
+        logits.insert(0, point(self.out_full, x).unflatten(1, (-1, 2, 2)))
         # Plane by plane from here on: shares multiply single-channel frames.
-        return self._bound([z.float() for z in logits], counts, valid), x
+        return self._bound([z.float() for z in logits], counts, valid), found
 
     def _bound(self, logits: list[Tensor], counts: Tensor, valid: Tensor) -> list[_Shares]:
         full, *others = logits
@@ -241,10 +225,11 @@ class PhotonExchange(nn.Module):
         # Bright pixels, and spots that stand out, are known well: they stay as counted.
         own, *roots = self._roots(full, free)
         planes = [torch.sqrt(torch.addcmul(1 - free * free, own, own)) * some, *roots]
+        levels = [[kernels.shuffle(plane) for plane in planes], *map(self._roots, others)]
         shares = []
-        for z in ([kernels.shuffle(plane) for plane in planes], *(self._roots(z) for z in others)):
-            gated = len(shares) < LEVELS - 1
-            shares.append(_Shares(z[:-1], z[-1]) if gated else _Shares(z, None))
+        for z, bank in zip(levels, self.banks, strict=True):
+            own, rest, coarser = z[0], z[1 : len(bank) + 1], z[len(bank) + 1 :]
+            shares.append(_Shares(own, rest, *(coarser or [None])))
         return shares
 
     def _free(self, counts: Tensor) -> Tensor:
@@ -263,10 +248,10 @@ class PhotonExchange(nn.Module):
 
     def exchange(self, shares: list[_Shares], x: Tensor, level: int = 0) -> Tensor:
         """Apply M: (B, C, h, w) -> (B, C, h, w)."""
-        (own, *others), coarser = shares[level]
+        own, others, coarser = shares[level]
         out = own * own * x
         for share, spread in zip(others, self.banks[level], strict=True):
-            out = torch.addcmul(out, share, spread(share * x))
+            out = torch.addcmul(out, share, spread.apply(share * x), value=spread.scale)
         if coarser is not None:
             beyond = self.exchange(shares, kernels.down(coarser * x), level + 1)
             out = torch.addcmul(out, coarser, kernels.up(beyond))
@@ -303,41 +288,21 @@ class PhotonExchange(nn.Module):
         with torch.autocast(counts.device.type, enabled=False):
             images = [counts] if other is None else [counts, other]
             out, own = self._moved(shares, valid, *images)
-            variance = self._variance(found, out[0], own) * valid
+            variance = self.error(found, out[0], own) * valid
         return Estimate(out[0], variance, None if other is None else out[1])
 
     def _moved(
         self, shares: list[_Shares], valid: Tensor, *images: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """Exchange the photons of images; also the share of its own that a pixel keeps."""
+        """Exchange the photons of images twice; also about what share of its own a pixel keeps."""
         scale = torch.rsqrt(self.exchange(shares, valid).clamp_min(1e-6)) * valid
         # No row of s M s may exceed 1, else a pixel would give more than it has.
         reached = self.exchange(shares, scale)
         scale = torch.minimum(scale, 1 / reached.clamp_min(1e-6)) * valid
-        all_images = torch.cat([scale, *(scale * image for image in images)], 1)
-        share, *moved = (scale * self.exchange(shares, all_images)).split(1, 1)
+        first = torch.cat([scale, *(scale * image for image in images)], 1)
+        share, *moved = (scale * self.exchange(shares, first)).split(1, 1)
         left = (1 - share).clamp_min(0)
-        out = [(m + left * image) * valid for m, image in zip(moved, images, strict=True)]
-        return out, left + (scale * shares[0].kernels[0]) ** 2
-
-    def _variance(self, found: Tensor, out: Tensor, own: Tensor) -> Tensor:
-        """Tell the variance from the last features, the estimate and what a pixel kept.
-
-        The estimate itself is not trained by its variance: features are detached. A pixel
-        that stays as counted has the variance of its counts, by construction.
-        """
-        own, out = own.detach(), out.detach()
-        told = [torch.log(own + 1e-3), torch.log(out + 1e-3)]
-        told = [F.pixel_unshuffle(0.3 * x, 2) for x in told]
-        x = torch.cat([found.detach().float(), *told], 1)  # (B, C + 8, H/2, W/2)
-        x = F.relu(self.variance_in(x.contiguous(memory_format=torch.channels_last)))
-        x = F.pixel_shuffle(self.variance_out(x), 2)  # -> (B, 1, H, W)
-        # A polynomial of the level: -1 at 1e-3 counts, 1 at 1e5.
-        level = ((torch.log10(out + 1e-3) - 1) / 4).clamp(-1, 1)
-        correction = self.variance_levels[-1]
-        for factor in reversed(self.variance_levels[:-1]):
-            correction = correction * level + factor
-        x = x + correction
-        # Relative to a Poisson variance; bounded, so that a strange frame does not overflow.
-        ratio = torch.lerp(torch.exp(12 * torch.tanh(x / 12)), torch.ones_like(own), own * own)
-        return ratio * (out + 1e-5)
+        once = torch.cat([(m + left * i) * valid for m, i in zip(moved, images, strict=True)], 1)
+        twice = (scale * self.exchange(shares, scale * once) + left * once) * valid
+        own = left + (scale * shares[0].own) ** 2
+        return list(twice.split(1, 1)), own * own

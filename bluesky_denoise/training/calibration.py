@@ -6,11 +6,12 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
+from bluesky_denoise.models.error_head import level as place_of
 from bluesky_denoise.training.recipes import TensorBatch
 
 __all__ = ["CONFIDENCES", "STEPS", "TOLD", "calibrate"]
 
-STEPS = 1500
+STEPS = 2500
 """Steps in which the head for the variance is fitted."""
 LEARNING_RATE = 5e-3
 TOLD = 150
@@ -26,6 +27,7 @@ def calibrate(
     draw: Callable[[int], TensorBatch],
     steps: int = STEPS,
     told: int = TOLD,
+    report: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
     """Fit the error bars of a network that is trained, and leave its estimates alone.
 
@@ -36,10 +38,11 @@ def calibrate(
 
     Parameters
     ----------
-    model : network with ``estimate``, ``variance_in``, ``variance_out``, ``variance_levels``
+    model : network with ``estimate``, and an `ErrorHead` as ``error``
     draw : number of a batch -> batch; frames that the training has not seen
     steps : steps of the fit
     told : batches that levels and wider intervals are told from
+    report : called after each step with the share that is done, 0 to 1
 
     Returns
     -------
@@ -51,7 +54,7 @@ def calibrate(
     ----------
     Koenker & Bassett (1978), doi:10.2307/1913643 (quantile regression)
     """
-    head = [*model.variance_in.parameters(), *model.variance_out.parameters()]
+    head = model.error.learnt()
     needed = [(p, p.requires_grad) for p in model.parameters()]
     model.requires_grad_(False)
     for parameter in head:
@@ -65,12 +68,14 @@ def calibrate(
         torch.nn.utils.clip_grad_norm_(head, 1.0)
         optimiser.step()
         falling.step()
+        if report is not None:
+            report((step + 1) / steps)
     for parameter, was_needed in needed:
         parameter.requires_grad_(was_needed)
     level, z = _deviates(model, draw, range(steps, steps + told))
     if not len(z):
         return {}
-    return _stretch(_correct(model.variance_levels, level, z))
+    return _stretch(_correct(model.error.levels, level, z))
 
 
 def _errors(model: nn.Module, batch: TensorBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +148,7 @@ def _correct(levels_of: nn.Parameter, level: Tensor, z: Tensor) -> Tensor:
         places.append(level[steps == step].mean())
         factors.append(torch.log(torch.quantile(found, ONE_SIGMA).clamp_min(1e-3)))
         weights.append(min(len(found), 3000) ** 0.5)
-    place, weight = _place(torch.stack(places)), torch.tensor(weights)
+    place, weight = place_of(torch.stack(places)), torch.tensor(weights)
     powers = torch.stack([place**k for k in range(len(levels_of))], 1) * weight[:, None]
     # A little ridge: levels without frames must not run away.
     square = powers.T @ powers + 0.1 * torch.eye(len(levels_of))
@@ -152,12 +157,7 @@ def _correct(levels_of: nn.Parameter, level: Tensor, z: Tensor) -> Tensor:
     )
     fitted = (1000 * fitted).round() / 1000  # the last bits of a solution are not reproducible
     levels_of += (2 * fitted).to(levels_of)  # of variances
-    return z / torch.exp(sum(float(f) * _place(level) ** k for k, f in enumerate(fitted)))
-
-
-def _place(level: Tensor) -> Tensor:
-    """Return the variable of the network's polynomial, -1 to 1, from log10 of the counts."""
-    return ((level - 1) / 4).clamp(-1, 1)
+    return z / torch.exp(sum(float(f) * place_of(level) ** k for k, f in enumerate(fitted)))
 
 
 def _stretch(z: Tensor) -> dict[str, float]:

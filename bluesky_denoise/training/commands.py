@@ -17,6 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeRemainingColu
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.frame_files import find_files
 from bluesky_denoise.masks import load_mask
+from bluesky_denoise.memory import keep_freed_memory
 from bluesky_denoise.training import fit as fitting
 from bluesky_denoise.training.files import read_file
 from bluesky_denoise.training.finetune import ADAPTING, with_held_out
@@ -100,6 +101,7 @@ def train(
             gap_frames=gap,
             seed=seed,
         )
+        keep_freed_memory()
         with _progress_bar("Training", settings.steps) as report:
             fit(
                 output,
@@ -151,6 +153,7 @@ def finetune(
         )
         sources, kept = with_held_out(sources, kept, settings)
         _print_split(split(sources, kept, share=held_out_share, gap_frames=gap))
+        keep_freed_memory()
         with _progress_bar("Adapting", steps) as report:
             result = adapt(
                 output,
@@ -252,13 +255,18 @@ def _refusals() -> Iterator[None]:
 def _progress_bar(what: str, steps: int) -> Iterator[Callable[[fitting.Progress], None]]:
     """Show a bar with a running mean of the loss and the latest validation."""
     columns = (SpinnerColumn(), *Progress.get_default_columns()[:3], TimeRemainingColumn())
-    told = TextColumn("loss {task.fields[loss]:.3f}  held out {task.fields[held_out]}")
+    told = TextColumn("{task.fields[told]}")
     with Progress(*columns, told, disable=not _writes()) as bar:
-        task = bar.add_task(what, total=steps, loss=float("nan"), held_out="")
+        task = bar.add_task(what, total=steps, told="")
+        fitted = bar.add_task("Error bars", total=1.0, told="", visible=False, start=False)
         mean, seen, shown = 0.0, 0, ""
 
         def report(now: fitting.Progress) -> None:
             nonlocal mean, seen, shown
+            if now.error_bars:
+                bar.start_task(fitted)
+                bar.update(fitted, completed=now.error_bars, visible=True)
+                return
             weight = min(0.98, seen / (seen + 1))
             mean, seen = weight * mean + (1 - weight) * now.loss, seen + 1
             score = f"{now.validation:+.2f} %" if np.isfinite(now.validation) else ""
@@ -267,6 +275,7 @@ def _progress_bar(what: str, steps: int) -> Iterator[Callable[[fitting.Progress]
                     f"step {now.step + 1}: loss {mean:.3f}, held out {score}", highlight=False
                 )
             shown = score
-            bar.update(task, completed=now.step + 1, loss=mean, held_out=score)
+            told = f"loss {mean:.3f}  held out {score}"
+            bar.update(task, completed=now.step + 1, told=told)
 
         yield report

@@ -80,7 +80,7 @@ def fit(
     device : ``"cpu"`` or ``"cuda"``; None: CUDA where there is one
     mixed_precision : compute in bfloat16, with weights and loss in float32; None: on a GPU
     workers : processes that draw batches ahead; 0: in this one. The weights do not depend on it
-    report : called after each step, in the process that writes
+    report : called after each step, and while error bars are fitted, in the process that writes
 
     Returns
     -------
@@ -171,13 +171,14 @@ class _Job:
                 seen.validation.append((done, held_out.score(average, ranks.device)))
                 if not last:
                     self._keep(done, seen, model, average, optimiser)
-                    self._write(average, held_out, seen, done, calibrated=False)
+                    self._write(average, held_out, seen, done)
             if report is not None and writes:
-                report(Progress(step, loss, seen.validation[-1][1] if seen.validation else np.nan))
+                report(Progress(step, loss, seen.latest))
         if not ranks.agree(average):
             raise DenoiseError("The processes ended with different weights; they are not usable.")
         if held_out is not None:
-            self._write(average, held_out, seen, settings.steps, calibrated=True)
+            stretch = self._calibrate(average, seen, report)
+            self._write(average, held_out, seen, settings.steps, stretch)
             self._resume.unlink(missing_ok=True)
 
     def _batches(self, first: int) -> Iterator[tuple[int, Batch]]:
@@ -228,24 +229,33 @@ class _Job:
         logger.info("Going on from step %d of %d.", state["step"], self.settings.steps)
         return int(state["step"]), Seen(**state["seen"])
 
-    def _calibrate(self, average: nn.Module) -> dict[str, float]:
-        """Fit the error bars to frames that no step has seen."""
+    def _calibrate(
+        self, average: nn.Module, seen: Seen, report: Callable[[Progress], None] | None
+    ) -> dict[str, float]:
+        """Fit the error bars to frames that no step has seen, if there are any."""
+        if not getattr(average, "tells_variance", False):
+            return {}
+        steps = self.settings.steps
 
         def draw(number: int) -> TensorBatch:
-            step = self.settings.steps + number
-            return TensorBatch.of(
-                self.recipe.batch(step, self.data.training, 0, 1), self.ranks.device
-            )
+            batch = self.recipe.batch(steps + number, self.data.training, 0, 1)
+            return TensorBatch.of(batch, self.ranks.device)
+
+        def tell(share: float) -> None:
+            if report is not None:
+                report(Progress(steps - 1, np.nan, seen.latest, error_bars=share))
 
         # A short fit is not worth a long calibration.
-        steps = self.settings.steps
-        return calibrate(average, draw, min(STEPS, steps), min(TOLD, steps))
+        return calibrate(average, draw, min(STEPS, steps), min(TOLD, steps), tell)
 
     def _write(
-        self, average: nn.Module, held_out: HeldOut, seen: Seen, steps: int, *, calibrated: bool
+        self,
+        average: nn.Module,
+        held_out: HeldOut,
+        seen: Seen,
+        steps: int,
+        stretch: dict[str, float] | None = None,
     ) -> None:
-        tells_variance = getattr(average, "tells_variance", False)
-        stretch = self._calibrate(average) if calibrated and tells_variance else {}
         entries: dict[str, object] = {
             "model": self.settings.model,
             "training": {

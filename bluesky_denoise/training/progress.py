@@ -20,6 +20,8 @@ class Progress:
     """Its loss."""
     validation: float
     """Latest score on held-out counts: see ``LEGEND``. NaN before the first."""
+    error_bars: float = 0.0
+    """Share of the fit of error bars that is done, 0 to 1; it follows the last step."""
 
 
 @dataclass
@@ -32,6 +34,11 @@ class Seen:
     """Least and largest mean of a training frame, counts per pixel; of lit frames."""
     largest_counts: float = 0.0
     """Brightest pixel."""
+
+    @property
+    def latest(self) -> float:
+        """Latest score; NaN before the first."""
+        return self.validation[-1][1] if self.validation else np.nan
 
     def add(self, batch: Batch) -> None:
         """Widen the range of counts to a batch."""
