@@ -62,7 +62,7 @@ class ErrorHead(nn.Module):
             around = F.relu(conv(x if around is None else _beside(x, around)))
         log_out = torch.log(out + 1e-3)
         told = torch.cat([torch.log(own + 1e-3), log_out], 1) * 0.3
-        x = self._near(nearest, around, F.pixel_unshuffle(told, 2))
+        x = self._near(nearest, around, kernels.unshuffle(told))
         x = point(self.out, x)  # (B, 4, H/2, W/2)
         x = kernels.shuffle(x.unflatten(1, (1, 2, 2)))  # -> (B, 1, H, W)
         place, correction = level(log_out / math.log(10)), self.levels[-1]

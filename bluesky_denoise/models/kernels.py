@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Kernel", "blur", "down", "line", "long", "shuffle", "up", "wide", "wider"]
+__all__ = ["Kernel", "blur", "down", "line", "long", "shuffle", "unshuffle", "up", "wide", "wider"]
 
 
 class Kernel(NamedTuple):
@@ -124,3 +124,12 @@ def shuffle(x: Tensor) -> Tensor:
     """Put pixels of four parities together: (B, 1, 2, 2, h, w) -> (B, 1, 2 h, 2 w)."""
     even, odd = (_interleave(x[:, :, i, 0], x[:, :, i, 1], 3) for i in (0, 1))
     return _interleave(even, odd, 2)
+
+
+def unshuffle(x: Tensor) -> Tensor:
+    """Part pixels by the parity of row and column: (B, C, h, w) -> (B, 4 C, h / 2, w / 2).
+
+    More than twice as fast as `F.pixel_unshuffle`.
+    """
+    parts = [x[..., row::2, col::2] for row in (0, 1) for col in (0, 1)]
+    return torch.stack(parts, 2).flatten(1, 2)

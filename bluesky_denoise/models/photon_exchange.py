@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from bluesky_denoise.models import kernels, spots
 from bluesky_denoise.models.error_head import ErrorHead
+from bluesky_denoise.models.features import describe
 from bluesky_denoise.models.layers import Block, point
 
 __all__ = ["Estimate", "PhotonExchange"]
@@ -65,28 +66,6 @@ class _Shares(NamedTuple):
     """(B, 1, h, w) for each kernel"""
     coarser: Tensor | None
     """(B, 1, h, w)"""
-
-
-def _soft(z: Tensor) -> Tensor:
-    """Bound a significance by 8."""
-    return 8 * z / (8 + z.abs())
-
-
-def _line_significance(both: Tensor, rows: int, cols: int, area: float) -> Tensor:
-    """Tell how far a long line stands out from its sides, in standard deviations.
-
-    Parameters
-    ----------
-    both : (B, 2, h, w), means of counts and of validity
-    rows, cols : direction of the line
-    area : pixels of the frame in one pixel of this level
-    """
-    along = kernels.long(rows, cols)(both)
-    sides = kernels.line(cols, rows)(along)
-    line, around = (x[:, :1] / x[:, 1:].clamp_min(1e-3) for x in (along, sides))
-    # A Gaussian of sigma 7 averages over 2 sqrt(pi) 7 = 25 pixels.
-    area = 25 * area
-    return (line - around) * torch.rsqrt((around + 0.3 / area) / area)
 
 
 class PhotonExchange(nn.Module):
@@ -155,47 +134,12 @@ class PhotonExchange(nn.Module):
         for head in (*self.outs, self.out_full):
             nn.init.constant_(head.bias, 0.5)  # all shares alike at first
 
-    def features(self, counts: Tensor, valid: Tensor) -> list[Tensor]:
-        """Describe every level by levels and significances: 4 or 6 channels, |x| below 20.
-
-        At 2 and 4 pixels that includes how far a long line stands out from its two sides.
-
-        Parameters
-        ----------
-        counts : (B, 1, H, W), counts, 0 where masked
-        valid : (B, 1, H, W), 1 or 0
-        """
-        sums, masses = [counts], [valid]
-        for _ in range(LEVELS - 1):
-            sums.append(kernels.down(sums[-1]))
-            masses.append(kernels.down(masses[-1]))
-        means = [a / b.clamp_min(1e-3) for a, b in zip(sums, masses, strict=True)]
-        last = F.avg_pool2d(torch.cat([sums[-1], masses[-1]], 1), 3, 1, 1)  # (B, 2, h, w)
-        beyond = last[:, :1] / last[:, 1:].clamp_min(1e-3)
-        out = []
-        for level in range(LEVELS):
-            area = 4.0**level
-            # What the two next coarser levels would expect here, and their own noise.
-            here = means[level]
-            around = kernels.up(means[level + 1]) if level + 1 < LEVELS else beyond
-            wide = kernels.up(kernels.up(means[level + 2])) if level + 2 < LEVELS else beyond
-            if level + 2 == LEVELS:
-                wide = kernels.up(wide)
-            near = (here - around) * torch.rsqrt((around + 0.3 / area) / area)
-            broad = (here - wide) * torch.rsqrt((wide + 0.3 / area) / area)
-            found = [torch.log1p(here * area) * 0.5, _soft(near), _soft(broad), masses[level]]
-            if level in (1, 2):
-                both = torch.cat([sums[level], masses[level]], 1)
-                found += [_soft(_line_significance(both, r, c, area)) for r, c in DIRECTIONS[:2]]
-            out.append(torch.cat(found, 1))
-        return out
-
     def shares(self, counts: Tensor, valid: Tensor) -> tuple[list[_Shares], list[Tensor]]:
         """Run the U-Net: shares of every kernel at every level; its features, finest first."""
         # Counts need all their digits: only the convolutions may run at half precision.
         with torch.autocast(counts.device.type, enabled=False):
-            feats = self.features(counts, valid)
-        first = torch.cat([F.pixel_unshuffle(feats[0], 2), feats[1]], 1)  # (B, 20, H/2, W/2)
+            feats = describe(counts, valid, LEVELS, DIRECTIONS[:2])
+        first = torch.cat([kernels.unshuffle(feats[0]), feats[1]], 1)  # (B, 20, H/2, W/2)
         inputs = [first, *feats[2:]]
         skips: list[Tensor] = []
         x: Tensor | None = None
@@ -221,7 +165,7 @@ class PhotonExchange(nn.Module):
     def _bound(self, logits: list[Tensor], counts: Tensor, valid: Tensor) -> list[_Shares]:
         full, *others = logits
         both = torch.cat([self._free(counts) * valid, valid], 1)
-        free, some = F.pixel_unshuffle(both, 2).unflatten(1, (2, 2, 2)).split(1, 1)
+        free, some = kernels.unshuffle(both).unflatten(1, (2, 2, 2)).split(1, 1)
         # Bright pixels, and spots that stand out, are known well: they stay as counted.
         own, *roots = self._roots(full, free)
         planes = [torch.sqrt(torch.addcmul(1 - free * free, own, own)) * some, *roots]
