@@ -9,13 +9,12 @@ far as *both* ask for it:
     M = sum_k diag(u_k) A_k diag(u_k),        M symmetric, >= 0
 
 After a symmetric rescaling ``s`` (one Sinkhorn step, bounded so that no row of
-``s M s`` exceeds 1) an exchange is
+``s M s`` exceeds 1) the estimate is
 
-    P[n] = s M[s n] + (1 - s M[s]) n
+    out = s M[s n] + (1 - s M[s]) n
 
-whose matrix is symmetric with rows, and hence columns, that sum to 1. The estimate is
-``P[P[n]]``: in two steps photons follow a ring or a bent edge that no kernel follows. So,
-whatever the weights: ``out >= 0``, the counts of the valid pixels keep their sum exactly, a
+whose matrix is symmetric with rows, and hence columns, that sum to 1. So, whatever
+the weights: ``out >= 0``, the counts of the valid pixels keep their sum exactly, a
 flat frame stays flat up to masks and borders, and a hot pixel that asks for nothing
 gives nothing. ``docs/decisions/0001-photons-are-exchanged.md`` has the evidence.
 
@@ -238,7 +237,7 @@ class PhotonExchange(nn.Module):
     def _moved(
         self, shares: list[_Shares], valid: Tensor, *images: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """Exchange the photons of images twice; also about what share of its own a pixel keeps."""
+        """Exchange the photons of images; also the share of its own that a pixel keeps."""
         scale = torch.rsqrt(self.exchange(shares, valid).clamp_min(1e-6)) * valid
         # No row of s M s may exceed 1, else a pixel would give more than it has.
         reached = self.exchange(shares, scale)
@@ -246,7 +245,5 @@ class PhotonExchange(nn.Module):
         first = torch.cat([scale, *(scale * image for image in images)], 1)
         share, *moved = (scale * self.exchange(shares, first)).split(1, 1)
         left = (1 - share).clamp_min(0)
-        once = torch.cat([(m + left * i) * valid for m, i in zip(moved, images, strict=True)], 1)
-        twice = (scale * self.exchange(shares, scale * once) + left * once) * valid
-        own = left + (scale * shares[0].own) ** 2
-        return list(twice.split(1, 1)), own * own
+        out = [(m + left * image) * valid for m, image in zip(moved, images, strict=True)]
+        return out, left + (scale * shares[0].own) ** 2
