@@ -242,8 +242,8 @@ class PhotonExchange(nn.Module):
         # No row of s M s may exceed 1, else a pixel would give more than it has.
         reached = self.exchange(shares, scale)
         scale = torch.minimum(scale, 1 / reached.clamp_min(1e-6)) * valid
-        first = torch.cat([scale, *(scale * image for image in images)], 1)
-        share, *moved = (scale * self.exchange(shares, first)).split(1, 1)
+        all_images = torch.cat([scale, *(scale * image for image in images)], 1)
+        share, *moved = (scale * self.exchange(shares, all_images)).split(1, 1)
         left = (1 - share).clamp_min(0)
         out = [(m + left * image) * valid for m, image in zip(moved, images, strict=True)]
         return out, left + (scale * shares[0].own) ** 2
