@@ -14,7 +14,6 @@ from bluesky.utils import FailedStatus, RunEngineInterrupted
 from ophyd.sim import SynAxis
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 
-from bluesky_denoise.denoised_detector import DenoisedDetector
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import (
     adaptive_denoised_scan,
@@ -28,7 +27,6 @@ from bluesky_denoise.plans import (
     short_exposure_decorator,
     short_exposure_wrapper,
 )
-from bluesky_denoise.roi import ROI
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
@@ -481,38 +479,3 @@ def test_a_denoiser_that_does_not_answer_ends_the_plan_and_restores_the_exposure
     with pytest.raises(FailedStatus):
         RE(short_exposure_wrapper(denoised_count([det], denoised=denoised), [det], 20))
     assert det.cam.acquire_time.get() == 0.5
-
-
-# Detector
-
-
-def test_plans_that_cannot_be_changed_see_denoised_numbers_of_the_same_point(RE, raw, motor):
-    det = detector(motor, exposure_s=20.0, centre=0.3)
-    roi = {"satellite": ROI(rows=(15, 32), cols=(16, 34))}
-    smart = DenoisedDetector(det, UnitDenoiser(), rois=roi)
-    RE(bp.tune_centroid([smart], "det_satellite_intensity", motor, -3, 3, 0.2, 9))
-    assert motor.position == pytest.approx(0.3, abs=0.15)  # 0.02 counting noise, 0.2 the step
-    events = events_of(raw, "primary")
-    for event in events:
-        assert event["det_frame_raw_total"] == event["det_image"].sum()
-    raw.validate()
-
-
-def test_a_detector_that_fails_to_denoise_fails_the_plan_with_its_reason(RE, det):
-    class Broken(UnitDenoiser):
-        def denoise(self, *args, **kwargs):
-            raise RuntimeError("CUDA is gone")
-
-    with pytest.raises(FailedStatus) as caught:
-        RE(bp.count([DenoisedDetector(det, Broken())]))
-    assert "CUDA is gone" in str(caught.value.__cause__)
-
-
-def test_the_exposure_of_a_denoised_detector_is_shortened_too(RE, raw, det):
-    RE(
-        short_exposure_wrapper(
-            bp.count([smart := DenoisedDetector(det, UnitDenoiser())]), [smart], 5
-        )
-    )
-    assert events_of(raw, "primary")[0]["det_frame_exposure_s"] == 0.1
-    assert smart.hints["fields"] == ["det_stats1_total", "det_frame_denoised_total"]

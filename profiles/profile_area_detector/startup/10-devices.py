@@ -61,7 +61,7 @@ _NO_EPICS = "Install what speaks EPICS: `pip install pyepics` for ophyd, `aioca`
 _WHY = {
     ModuleNotFoundError: _NO_EPICS,
     ImportError: _NO_EPICS,
-    NotImplementedError: _NO_EPICS,
+    NotImplementedError: _NO_EPICS,  # what ophyd-async raises where aioca is missing
     KeyError: "beamline.yaml says something that is not known, or lacks a line.",
     TypeError: "beamline.yaml lacks a line, or has one too many.",
 }

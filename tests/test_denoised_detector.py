@@ -1,0 +1,54 @@
+"""A detector whose numbers are denoised, in plans that cannot be changed."""
+
+import bluesky.plans as bp
+import pytest
+from beamline import detector, events_of
+from bluesky.utils import FailedStatus
+from ophyd.sim import SynAxis
+
+from bluesky_denoise.denoised_detector import DenoisedDetector
+from bluesky_denoise.plans import short_exposure_wrapper
+from bluesky_denoise.roi import ROI
+from bluesky_denoise.testing import UnitDenoiser
+
+
+@pytest.fixture
+def motor():
+    return SynAxis(name="motor")
+
+
+@pytest.fixture
+def det(motor):
+    return detector(motor, exposure_s=0.5)
+
+
+def test_plans_that_cannot_be_changed_see_denoised_numbers_of_the_same_point(RE, raw, motor):
+    det = detector(motor, exposure_s=20.0, centre=0.3)
+    roi = {"satellite": ROI(rows=(15, 32), cols=(16, 34))}
+    smart = DenoisedDetector(det, UnitDenoiser(), rois=roi)
+    RE(bp.tune_centroid([smart], "det_satellite_intensity", motor, -3, 3, 0.2, 9))
+    assert motor.position == pytest.approx(0.3, abs=0.15)  # 0.02 counting noise, 0.2 the step
+    events = events_of(raw, "primary")
+    for event in events:
+        assert event["det_frame_raw_total"] == event["det_image"].sum()
+    raw.validate()
+
+
+def test_a_detector_that_fails_to_denoise_fails_the_plan_with_its_reason(RE, det):
+    class Broken(UnitDenoiser):
+        def denoise(self, *args, **kwargs):
+            raise RuntimeError("CUDA is gone")
+
+    with pytest.raises(FailedStatus) as caught:
+        RE(bp.count([DenoisedDetector(det, Broken())]))
+    assert "CUDA is gone" in str(caught.value.__cause__)
+
+
+def test_the_exposure_of_a_denoised_detector_is_shortened_too(RE, raw, det):
+    RE(
+        short_exposure_wrapper(
+            bp.count([smart := DenoisedDetector(det, UnitDenoiser())]), [smart], 5
+        )
+    )
+    assert events_of(raw, "primary")[0]["det_frame_exposure_s"] == 0.1
+    assert smart.hints["fields"] == ["det_stats1_total", "det_frame_denoised_total"]
