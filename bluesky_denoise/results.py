@@ -23,9 +23,13 @@ ROI_NUMBERS = {
     "raw_sum_error": "counts / s",
     "denoised_sum": "counts / s",
     "center_row": "pixel",
+    "center_row_error": "pixel",
     "center_col": "pixel",
+    "center_col_error": "pixel",
     "width_row": "pixel",
+    "width_row_error": "pixel",
     "width_col": "pixel",
+    "width_col_error": "pixel",
     "significance": "",
 }
 """Fields of `ROIValues` that go into events, as ``<name of the ROI>_<field>``; units."""

@@ -1,11 +1,12 @@
 """Unbiased numbers of a region: raw photons are summed, the denoised frame says where."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from bluesky_denoise.extraction import Ellipse, find_ellipse
+from bluesky_denoise.peak_shape import PeakShape, fit_shape
 from bluesky_denoise.region import ROI, Crop, cut, deal, photons
 from bluesky_denoise.summation import (
     FOLDS,
@@ -18,7 +19,7 @@ from bluesky_denoise.summation import (
 
 __all__ = ["ROI", "ROIValues", "Weighing", "measure_roi", "values", "weigh"]
 
-FWHM = 2 * np.sqrt(2 * np.log(2))
+SHAPE_ERRORS = ("row_error", "col_error", "width_row_error", "width_col_error")
 
 
 class SupportsDenoise(Protocol):
@@ -47,15 +48,23 @@ class ROIValues:
     """Sum of the denoised frame over the same pixels, counts / s. Biased: a denoiser moves
     photons over the border of the region."""
     center_row: float
-    """Centre of the peak in the denoised frame, pixels of the full frame; NaN where no peak
+    """Centre of the peak, fitted to the raw counts, pixels of the full frame; NaN where no peak
     is significant."""
+    center_row_error: float
+    """Its standard error from counting photons, pixels."""
     center_col: float
     """As ``center_row``, along columns."""
+    center_col_error: float
+    """Its standard error."""
     width_row: float
-    """Full width at half maximum of the Gaussian that matches the denoised peak, pixels; at
-    least as wide as the true peak. NaN where no peak is significant."""
+    """Full width at half maximum along rows of the Gaussian that fits the raw counts best,
+    pixels. NaN where no peak is significant, or the error is above half of the width."""
+    width_row_error: float
+    """Its standard error, for a peak that is a Gaussian."""
     width_col: float
     """As ``width_row``, along columns."""
+    width_col_error: float
+    """Its standard error."""
     covered: float
     """Share of the peak that valid pixels see, 0 to 1; the intensity is corrected for it.
     1 where nothing is masked, or no peak is significant."""
@@ -109,8 +118,9 @@ def measure_roi(
 
     Photons are dealt at random into `FOLDS` parts, which makes them independent if the
     counts are Poisson. Each part is summed where the denoised image of the *other* parts
-    shows the peak, so that no photon has a say in its own weight. ``docs/intensities.md``
-    tells how well this does.
+    shows the peak, so that no photon has a say in its own weight. Centre and widths are those
+    of the Gaussian that fits all raw counts best (`fit_shape`), looked for where the denoised
+    frame shows the peak. ``docs/intensities.md`` tells how well this does.
 
     Parameters
     ----------
@@ -199,7 +209,11 @@ def values(weighing: Weighing) -> ROIValues:
         error = _error(crop, chosen, intensity)
         covered = float(np.mean([one.covered for one in chosen]))
     ellipse, z, background = _peak(crop, whole * seconds)
-    width = np.sqrt(np.diag(ellipse.covariance)) * FWHM if ellipse else (np.nan, np.nan)
+    shape = PeakShape()
+    if ellipse is not None:
+        shape = fit_shape(crop.counts, inside | crop.around, ellipse, background)
+        if photons(crop.counts) is None:
+            shape = replace(shape, **dict.fromkeys(SHAPE_ERRORS, np.nan))
     return ROIValues(
         intensity=intensity / seconds,
         intensity_error=error / seconds,
@@ -207,10 +221,14 @@ def values(weighing: Weighing) -> ROIValues:
         raw_sum=total / seconds if inside.any() else np.nan,
         raw_sum_error=np.sqrt(max(total, 1.0)) / seconds if inside.any() else np.nan,
         denoised_sum=float(np.nansum(whole[inside])) if inside.any() else np.nan,
-        center_row=ellipse.row + crop.origin[0] if ellipse else np.nan,
-        center_col=ellipse.col + crop.origin[1] if ellipse else np.nan,
-        width_row=float(width[0]),
-        width_col=float(width[1]),
+        center_row=shape.row + crop.origin[0],
+        center_row_error=shape.row_error,
+        center_col=shape.col + crop.origin[1],
+        center_col_error=shape.col_error,
+        width_row=shape.width_row,
+        width_row_error=shape.width_row_error,
+        width_col=shape.width_col,
+        width_col_error=shape.width_col_error,
         covered=covered,
         significance=z,
         method="profile" if any(one.profile is not None for one in chosen) else "sum",

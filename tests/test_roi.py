@@ -121,13 +121,25 @@ def test_position_and_width_come_out_in_pixels_of_the_frame():
     counts = rng.poisson(gaussian_peak((96, 64), peak) + 0.5)
     box = ROI((55, 85), (15, 48))
     found = measure_roi(counts, 1.0, box, Smoother(), rng=rng)
-    # Standard error 2 / sqrt(4000) = 0.03 and 0.05 pixels.
-    assert found.center_row == pytest.approx(70.3, abs=0.12)
-    assert found.center_col == pytest.approx(31.6, abs=0.2)
-    # The smoother adds 1 pixel in quadrature.
-    assert found.width_row == pytest.approx(2.355 * np.hypot(2, 1), rel=0.06)
-    assert found.width_col == pytest.approx(2.355 * np.hypot(3, 1), rel=0.06)
+    # The smoother makes the peak wider; the counts tell how wide it is. Errors are those of
+    # sigma / sqrt(N) and sigma / sqrt(2 N), and what the background adds.
+    for name, truth, expected in (
+        ("center_row", 70.3, 2 / 4000**0.5),
+        ("center_col", 31.6, 3 / 4000**0.5),
+        ("width_row", 2.355 * 2, 2.355 * 2 / 8000**0.5),
+        ("width_col", 2.355 * 3, 2.355 * 3 / 8000**0.5),
+    ):
+        value, error = getattr(found, name), getattr(found, f"{name}_error")
+        assert value == pytest.approx(truth, abs=3.5 * error), name
+        assert expected < error < 1.6 * expected, name
     assert found.significance > 50
+
+
+def test_a_peak_that_is_not_counted_in_photons_has_a_shape_without_errors():
+    counts = 1.7 * (gaussian_peak((96, 64), Peak(70.3, 31.6, 4000.0, 2.0, 3.0)) + 0.5)
+    found = measure_roi(counts, 1.0, ROI((55, 85), (15, 48)), Smoother())
+    assert found.width_row == pytest.approx(2.355 * 2, rel=1e-3)
+    assert np.isnan([found.center_row_error, found.width_row_error, found.width_col_error]).all()
 
 
 def test_masked_pixels_in_a_peak_are_made_up_for():

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bluesky_denoise.poisson_fit import fit_poisson
+
 __all__ = ["PeakShapes", "fit_intensity", "fit_peaks"]
 
-STEPS = 25
 FAR_PX = 4.0
 """A fitted centre is kept within this distance of where it started."""
 SIGMA_PX = (0.4, 10.0)
@@ -40,22 +41,6 @@ def _unit(shape: tuple[int, int], peaks: PeakShapes) -> tuple[np.ndarray, np.nda
     return g, r[:, :, None], c[:, None, :]
 
 
-def _likelihood(n: np.ndarray, mu: np.ndarray) -> np.ndarray:
-    return (n * np.log(mu) - mu).sum((1, 2))
-
-
-def _solve(jacobian: list[np.ndarray], n: np.ndarray, mu: np.ndarray, damp: np.ndarray):
-    stack = np.stack(jacobian, 1).reshape(len(n), len(jacobian), -1)  # (N, P, h w)
-    weighted = stack / mu.reshape(len(n), 1, -1)
-    fisher = weighted @ stack.transpose(0, 2, 1)
-    slope = (weighted @ (n - mu).reshape(len(n), -1, 1))[:, :, 0]
-    diagonal = np.einsum("npp->np", fisher)
-    scale = np.sqrt(np.maximum(diagonal, 1e-12))
-    scaled = fisher / (scale[:, :, None] * scale[:, None, :])
-    scaled += (damp[:, None, None] + 1e-9) * np.eye(len(jacobian))
-    return np.linalg.solve(scaled, (slope / scale)[:, :, None])[:, :, 0] / scale
-
-
 def fit_peaks(images: np.ndarray, start: PeakShapes) -> PeakShapes:
     """Fit intensity, position, widths and background.
 
@@ -72,17 +57,8 @@ def fit_peaks(images: np.ndarray, start: PeakShapes) -> PeakShapes:
     -------
     PeakShapes
     """
-    n = np.asarray(images, np.float64)
-    low, high = np.log(SIGMA_PX[0]), np.log(SIGMA_PX[1])
-
-    def shapes(p: np.ndarray) -> PeakShapes:
-        return PeakShapes(p[:, 0], p[:, 1], p[:, 2], np.exp(p[:, 3]), np.exp(p[:, 4]), p[:, 5])
-
-    def expected(p: np.ndarray) -> tuple[np.ndarray, ...]:
-        g, r, c = _unit(n.shape[1:], shapes(p))
-        return np.maximum(p[:, 0, None, None] * g + p[:, 5, None, None], 1e-6), g, r, c
-
-    p = np.stack(
+    images = np.asarray(images)
+    start_at = np.stack(
         [
             np.maximum(start.intensity, 1e-3),
             start.row,
@@ -93,30 +69,28 @@ def fit_peaks(images: np.ndarray, start: PeakShapes) -> PeakShapes:
         ],
         1,
     ).astype(np.float64)
-    first = p.copy()
-    damp = np.full(len(n), 0.1)
-    mu, g, r, c = expected(p)
-    best = _likelihood(n, mu)
-    for _ in range(STEPS):
-        s = (p[:, 0, None, None] * g) if len(p) else g
-        wide = (np.exp(p[:, 3])[:, None, None], np.exp(p[:, 4])[:, None, None])
-        jacobian = [g, s * r / wide[0], s * c / wide[1], s * (r**2 - 1), s * (c**2 - 1)]
-        jacobian.append(np.ones_like(g))
-        tried = p + np.clip(_solve(jacobian, n, mu, damp), -1e9, 1e9)
-        tried[:, 0] = np.maximum(tried[:, 0], 1e-3)
-        tried[:, 1:3] = np.clip(tried[:, 1:3], first[:, 1:3] - FAR_PX, first[:, 1:3] + FAR_PX)
-        tried[:, 3:5] = np.clip(tried[:, 3:5], p[:, 3:5] - 0.5, p[:, 3:5] + 0.5).clip(low, high)
-        tried[:, 5] = np.maximum(tried[:, 5], 1e-4)
-        new = expected(tried)
-        likelihood = _likelihood(n, new[0])
-        better = likelihood >= best
-        best = np.where(better, likelihood, best)
-        damp = np.clip(np.where(better, damp * 0.3, damp * 10), 1e-6, 1e6)
-        p = np.where(better[:, None], tried, p)
-        keep = better[:, None, None]
-        mu, g = np.where(keep, new[0], mu), np.where(keep, new[1], g)
-        r, c = np.where(keep, new[2], r), np.where(keep, new[3], c)
-    return shapes(p)
+    low, high = np.log(SIGMA_PX[0]), np.log(SIGMA_PX[1])
+
+    def shapes(p: np.ndarray) -> PeakShapes:
+        return PeakShapes(p[:, 0], p[:, 1], p[:, 2], np.exp(p[:, 3]), np.exp(p[:, 4]), p[:, 5])
+
+    def model(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        g, r, c = _unit(images.shape[1:], shapes(p))
+        s = p[:, 0, None, None] * g
+        wide = np.exp(p[:, 3:5])[:, :, None, None]
+        slopes = [g, s * r / wide[:, 0], s * c / wide[:, 1], s * (r**2 - 1), s * (c**2 - 1)]
+        slopes.append(np.ones_like(g))
+        expected = s + p[:, 5, None, None]
+        return expected.reshape(len(p), -1), np.stack(slopes, 1).reshape(len(p), 6, -1)
+
+    def bound(p: np.ndarray, before: np.ndarray) -> np.ndarray:
+        p[:, 0] = np.maximum(p[:, 0], 1e-3)
+        p[:, 1:3] = np.clip(p[:, 1:3], start_at[:, 1:3] - FAR_PX, start_at[:, 1:3] + FAR_PX)
+        p[:, 3:5] = np.clip(p[:, 3:5], before[:, 3:5] - 0.5, before[:, 3:5] + 0.5).clip(low, high)
+        p[:, 5] = np.maximum(p[:, 5], 1e-4)
+        return p
+
+    return shapes(fit_poisson(images.reshape(len(images), -1), model, start_at, bound)[0])
 
 
 def fit_intensity(images: np.ndarray, known: PeakShapes) -> np.ndarray:

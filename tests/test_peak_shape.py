@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from bluesky_denoise.extraction import Ellipse
+from bluesky_denoise.peak_shape import FWHM, fit_shape
+
+SHAPE = (40, 44)
+EVERYWHERE = np.ones(SHAPE, bool)
+TILTED = np.array([[5.0, 1.5], [1.5, 3.0]])
+WIDTHS = FWHM * np.sqrt(np.diag(TILTED))
+
+
+def expected(centre: tuple[float, float], counts: float, background: float = 0.5) -> np.ndarray:
+    slope = 1 + 0.01 * (np.arange(SHAPE[1]) - 20)
+    peak = Ellipse(*centre, TILTED).profile(EVERYWHERE)
+    return counts * peak + background * slope
+
+
+def start_near(centre: tuple[float, float], rng: np.random.Generator) -> Ellipse:
+    row, col = centre + rng.normal(0, 0.6, 2)
+    return Ellipse(row, col, TILTED * rng.uniform(0.5, 1.3))
+
+
+@pytest.mark.parametrize("counts", [100, 400])
+def test_centres_and_widths_are_unbiased_with_errors_that_hold(counts):
+    rng = np.random.default_rng(counts)
+    found = []
+    for _ in range(200):
+        centre = tuple(20 + rng.uniform(-0.5, 0.5, 2))
+        n = rng.poisson(expected(centre, counts))
+        shape = fit_shape(n, EVERYWHERE, start_near(centre, rng), 0.5)
+        found.append(
+            (
+                (shape.row - centre[0], shape.row_error),
+                (shape.col - centre[1], shape.col_error),
+                (shape.width_row - WIDTHS[0], shape.width_row_error),
+                (shape.width_col - WIDTHS[1], shape.width_col_error),
+            )
+        )
+    off, error = np.moveaxis(np.array(found), 2, 0)
+    assert np.abs(off.mean(0) / error.mean(0)).max() < 0.3  # standard error of a mean: 0.07
+    assert np.abs(off[:, 2:].mean(0) / WIDTHS).max() < 0.03
+    within = (np.abs(off) < error).mean(0)
+    np.testing.assert_allclose(within, 0.683, atol=0.1)  # standard error 0.033
+    assert (np.abs(off) < 1.96 * error).mean(0).min() > 0.88
+
+
+def test_masked_pixels_say_nothing():
+    centre = (20.2, 21.1)
+    pixels = EVERYWHERE.copy()
+    pixels[:, 22:24] = False
+    counts = np.where(pixels, expected(centre, 5000), 1e6)
+    shape = fit_shape(counts, pixels, Ellipse(20, 21, TILTED), 0.5)
+    assert (shape.row, shape.col) == pytest.approx(centre, abs=1e-3)
+    assert (shape.width_row, shape.width_col) == pytest.approx(WIDTHS, rel=1e-3)
+    seen = fit_shape(expected(centre, 5000), EVERYWHERE, Ellipse(20, 21, TILTED), 0.5)
+    assert shape.col_error > 1.1 * seen.col_error
+
+
+def test_a_peak_at_the_border_is_fitted_to_what_is_there():
+    centre = (1.0, 42.5)
+    shape = fit_shape(expected(centre, 5000), EVERYWHERE, Ellipse(1.3, 42, TILTED), 0.5)
+    assert (shape.row, shape.col) == pytest.approx(centre, abs=0.01)
+    assert shape.width_row == pytest.approx(WIDTHS[0], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        np.zeros(SHAPE),
+        np.random.default_rng(1).poisson(0.05, SHAPE),
+        expected((20, 20), 5000).max() - expected((20, 20), 5000),
+    ],
+    ids=["nothing", "background alone", "a hollow"],
+)
+def test_where_there_is_no_peak_nothing_is_told(counts):
+    shape = fit_shape(counts, EVERYWHERE, Ellipse(20, 20, TILTED), 0.05)
+    assert np.isnan([shape.row, shape.col_error, shape.width_row, shape.width_col_error]).all()
