@@ -31,12 +31,24 @@ class BackupFile:
         self._redact = redact
 
     def append(self, documents: list[tuple[str, Mapping[str, Any]]]) -> None:
-        """Write documents, and see them safe on disk."""
+        """Write documents: all, or none where the disk fails.
+
+        Raises
+        ------
+        OSError
+            If they cannot be written.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"name": n, "doc": d}, default=_encode) for n, d in documents]
-        with self.path.open("a") as file:
-            file.writelines(self._redact(line) + "\n" for line in lines)
-            file.flush()
+        text = "".join(self._redact(line) + "\n" for line in lines).encode()
+        with self.path.open("ab", buffering=0) as file:
+            before, written = file.tell(), 0
+            try:
+                while written < len(text):  # a full disk takes a part
+                    written += file.write(text[written:])
+            except OSError:
+                file.truncate(before)
+                raise
 
     def done(self) -> None:
         """Remove the file: what it held is in Tiled."""

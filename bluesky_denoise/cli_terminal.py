@@ -58,7 +58,7 @@ def each_run(runs: list, work: Callable[[Any, Report], str]) -> None:
 def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
     """Open the catalog of raw runs, and close it again."""
     from .settings import DenoiseSettings
-    from .tiled_sink import connect
+    from .tiled_layouts import connect
 
     settings = settings or DenoiseSettings(tiled_uri=uri)
     if settings.tiled_uri is None:

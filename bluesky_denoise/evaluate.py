@@ -191,7 +191,7 @@ def _from_tiled(uid: str, key: str | None, uri: str) -> FrameSet:
     if not UID.fullmatch(uid):
         raise SettingsError(f"{uid!r} is no file or folder here, and no uid of a run.")
     from .settings import DenoiseSettings
-    from .tiled_sink import connect
+    from .tiled_layouts import connect
 
     try:
         client = connect(DenoiseSettings(tiled_uri=uri, tiled_layout="stream"))

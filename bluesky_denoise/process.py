@@ -8,11 +8,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-import numpy as np
-
+from .backlog import Backlog
 from .child import Child
 from .derived import is_derived
-from .errors import DenoiseTimeout
+from .errors import DenoiseTimeout, TiledUnavailable
 from .last_event import LastEvent, RawEvent
 from .open_runs import Document, OpenRun, OpenRuns
 from .settings import DenoiseSettings
@@ -22,7 +21,6 @@ __all__ = ["DenoiseProcess"]
 
 logger = logging.getLogger(__name__)
 
-_CARRY_FRAMES = frozenset({"event", "event_page", "stream_datum"})
 _FOR_LATER = frozenset({"start", "resource", "datum", "stream_resource"})
 """Documents that nothing follows from until the next one comes: not worth a message."""
 _MOST_PER_MESSAGE = 64
@@ -68,15 +66,14 @@ class DenoiseProcess:
         self.settings = settings
         self._subscribers = Subscribers()
         self._changed = threading.Condition()
-        self._queue: deque[tuple[str, Mapping[str, Any], bool]] = deque()
-        self._waiting = 0  # of those that carry frames
-        self._full = False
+        self._backlog = Backlog(self._changed, settings.queue_size, settings.queue_wait_s)
         self._open = OpenRuns(settings.frames_directory is not None)
         self._abandoned: deque[list[Document]] = deque()
         self._last_event = LastEvent(settings.streams, settings.data_keys)
         self._child_ready = False
         self._closing = self._closed = False
         self._restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
+        self._refused: dict[str, str] = {}  # raw runs since the last `wait`, and why
         self._backups: list[str] = []
         self._start_child()
         self._feeder = threading.Thread(target=self._feed, name="denoise-feed", daemon=True)
@@ -115,15 +112,24 @@ class DenoiseProcess:
         ------
         DenoiseTimeout
             If it takes longer; the runs go on being denoised.
+        TiledUnavailable
+            If Tiled refuses some of them; their documents are kept. It is told once.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: not self._open.unfinished(), timeout):
                 runs = ", ".join(uid[:8] for uid in self._open.unfinished())
                 raise DenoiseTimeout(
                     f"Not all is denoised and in Tiled after {timeout} s. Still open: {runs}. "
-                    "Call `wait` again, with more time; if Tiled is down or refuses, which the "
-                    f"log tells, the results are kept in {self.settings.backup_path}."
+                    "Call `wait` again, with more time; if Tiled is down, which the log tells, "
+                    f"the results are kept in {self.settings.backup_path}."
                 )
+            refused, self._refused = self._refused, {}
+        if refused:
+            runs, reason = ", ".join(uid[:8] for uid in refused), next(iter(refused.values()))
+            raise TiledUnavailable(
+                f"Denoised, but not in Tiled: {runs}. {reason}. The results are kept in "
+                f"{self.settings.backup_path}; `bluesky-denoise replay-backup` brings them in."
+            )
 
     def close(self, timeout: float = 30.0) -> None:
         """Finish what has been handed over, and end the child process.
@@ -171,35 +177,13 @@ class DenoiseProcess:
         with self._changed:
             if self._closing:
                 return
-            skipped = False
-            if name in _CARRY_FRAMES:
-                skipped = not self._make_room()
-                self._waiting += not skipped
-            elif name == "start" and not is_derived(doc):
+            if name == "start" and not is_derived(doc):
                 self._open[doc["uid"]] = OpenRun(doc)
             elif name == "stop" and doc["run_start"] in self._open:
                 self._open[doc["run_start"]].stopped = True
-            self._queue.append((name, _without_frames(doc) if skipped else doc, skipped))
+            self._backlog.put(name, doc)
             if self._child_ready and name not in _FOR_LATER:
                 self._changed.notify_all()
-
-    def _make_room(self) -> bool:
-        """Wait a bounded time for room in the queue; tell whether there is some."""
-        if self._waiting < self.settings.queue_size and not self._full:
-            return True
-        if not self._full:
-            room = self._changed.wait_for(
-                lambda: self._waiting < self.settings.queue_size, self.settings.queue_wait_s
-            )
-            if room:
-                return True
-            logger.warning(
-                "The denoiser is %d events behind: frames are skipped until it has caught up",
-                self._waiting,
-            )
-        # Once full, wait no more for each event, until half the queue is done.
-        self._full = self._waiting > self.settings.queue_size // 2
-        return not self._full
 
     # To the child --------------------------------------------------------------------
 
@@ -208,13 +192,14 @@ class DenoiseProcess:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._child_ready and (self._queue or self._abandoned or self._closing)
+                    lambda: (
+                        self._child_ready and (self._backlog or self._abandoned or self._closing)
+                    )
                 )
                 if self._closed:
                     return
                 message = self._next_message()
                 self._child_ready = False
-                self._changed.notify_all()
             try:
                 self._child.send(message)
             except OSError:  # the child has died: the receiver sees to it
@@ -227,11 +212,10 @@ class DenoiseProcess:
     def _next_message(self) -> tuple[str, Any]:
         if self._abandoned:
             return "abandoned", self._abandoned.popleft()
-        if not self._queue:
+        if not self._backlog:
             return "close", None
-        batch = [self._queue.popleft() for _ in range(min(len(self._queue), _MOST_PER_MESSAGE))]
-        for name, doc, skipped in batch:
-            self._waiting -= name in _CARRY_FRAMES and not skipped
+        batch = self._backlog.take(_MOST_PER_MESSAGE)
+        for name, doc, _ in batch:
             if name == "start" and doc["uid"] in self._open:
                 self._open[doc["uid"]].sent = True
         return "documents", batch
@@ -275,8 +259,11 @@ class DenoiseProcess:
                 self._open.follow(name, doc)
                 self._subscribers(name, doc)
         elif kind == "done":
+            raw_run_uid, refusal = content
             with self._changed:
-                self._open.done(content)
+                self._open.done(raw_run_uid)
+                if refusal:
+                    self._refused[raw_run_uid] = refusal
                 self._changed.notify_all()
         elif kind == "log":
             name, level, text = content
@@ -314,17 +301,6 @@ class DenoiseProcess:
             if not self._closing:
                 logger.error("Runs go on undenoised; build a new DenoiseProcess to go on")
             self._closing = self._closed = self._child_ready = True
-            self._queue.clear()
+            self._backlog.clear()
             self._open.clear()
             self._changed.notify_all()
-
-
-def _without_frames(doc: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an event without its arrays, which are what fills the memory."""
-    if "data" not in doc:
-        return doc
-    data = {
-        key: None if isinstance(value, np.ndarray) and value.ndim >= 2 else value
-        for key, value in doc["data"].items()
-    }
-    return {**doc, "data": data}

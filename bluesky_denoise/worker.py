@@ -5,7 +5,8 @@ Messages from the parent are ``("documents", [(name, doc, skipped), ...])``,
 and ``("close", None)``. Messages to the parent are ``("started", provenance)`` or
 ``("failed", exception)``, ``("documents", [(name, doc), ...])`` of derived runs,
 ``("ready", documents)`` with the last of what came of a message, when it can take more,
-``("done", raw_run_uid)``, ``("log", record)`` and ``("closed", backup_files)``.
+``("done", (raw_run_uid, why Tiled refuses it or ""))``, ``("log", record)`` and
+``("closed", backup_files)``.
 """
 
 import contextlib
@@ -30,6 +31,8 @@ Document = tuple[str, Mapping[str, Any]]
 
 _SKIPPED = "skipped: the queue of the denoiser was full"
 _MOST_AT_ONCE = 256
+_NICENESS = 10
+"""On a core that both want, the RunEngine comes first: ten times as much time is its own."""
 
 
 class _Pipe:
@@ -67,6 +70,8 @@ class _LogToParent(logging.Handler):
 def main() -> None:
     """Serve a parent until it closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the RunEngine
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
     keep_freed_memory()
     authkey = bytes.fromhex(sys.stdin.readline().strip())
     pipe = _Pipe(Client(sys.argv[1], authkey=authkey))
@@ -97,11 +102,11 @@ class _Worker:
         from .router import DenoiseRouter
 
         if settings.threads is None:
-            settings = settings.model_copy(update={"threads": max(1, (os.cpu_count() or 2) - 1)})
+            settings = settings.model_copy(update={"threads": max(1, _cores() - 1)})
         self._pipe = pipe
         self._router = DenoiseRouter(settings)
         self._router.subscribe(self._take)
-        self._sink = _open_sink(settings, self._written) if settings.tiled_uri else None
+        self._sink = _open_sink(settings, self._done)
         self._derived: set[str] = set()
         self._documents: list[Document] = []  # of derived runs, to be handed on
         self._ended: list[str] = []  # raw runs of which nothing goes to Tiled
@@ -163,10 +168,10 @@ class _Worker:
                 for name, doc in documents:
                     self._sink(name, doc)
         for uid in ended:
-            self._written(uid)
+            self._done(uid)
 
-    def _written(self, raw_run_uid: str) -> None:
-        self._pipe.tell("done", raw_run_uid)
+    def _done(self, raw_run_uid: str, refusal: str = "") -> None:
+        self._pipe.tell("done", (raw_run_uid, refusal))
 
     def close(self, reason: str) -> list[str]:
         self._router.close(reason)
@@ -175,15 +180,33 @@ class _Worker:
         return [str(path) for path in self._sink.close()] if self._sink else []
 
 
-def _open_sink(settings: DenoiseSettings, on_written: Callable[[str], None]) -> Any:
-    import httpx
+def _cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 2
+
+
+def _open_sink(settings: DenoiseSettings, on_done: Callable[..., None]) -> Any:
+    """Return what writes to Tiled, or None; say where results go."""
+    frames = settings.frames_directory
+    if settings.tiled_uri is None:
+        logger.warning(
+            "Nothing is written to Tiled, for `tiled_uri` is not set: denoised frames are %s, and "
+            "all other results go only to callbacks that `subscribe` to the denoiser.",
+            f"saved in {frames}" if frames else "not saved (`frames_directory` is not set either)",
+        )
+        return None
+
+    from tiled.client.utils import ClientError
 
     from .errors import SettingsError
-    from .tiled_sink import TiledSink, connect
+    from .tiled_layouts import connect
+    from .tiled_sink import TiledSink
 
     try:
         connect(settings)
-    except httpx.HTTPStatusError as error:
+    except ClientError as error:
         raise SettingsError(
             f"Tiled at {settings.tiled_uri} refuses to be written to "
             f"({error.response.status_code}). Check `tiled_uri` and `tiled_api_key`."
@@ -193,7 +216,14 @@ def _open_sink(settings: DenoiseSettings, on_written: Callable[[str], None]) -> 
             "Tiled at %s cannot be reached (%s); what is denoised is kept in %s until it is back",
             *(settings.tiled_uri, type(error).__name__, settings.backup_path),
         )
-    return TiledSink(settings, on_written)
+    else:
+        logger.info(
+            "Results go to Tiled at %s, into %s; frames %s",
+            settings.tiled_uri,
+            "the raw runs" if settings.tiled_layout == "stream" else settings.tiled_container,
+            f"are saved in {frames}" if frames else "go with them",
+        )
+    return TiledSink(settings, on_written=on_done, on_refused=on_done)
 
 
 def _portable(error: Exception, redact: Callable[[str], str]) -> Exception:

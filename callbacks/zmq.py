@@ -21,7 +21,7 @@ import signal  # noqa: E402
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher  # noqa: E402
 
 from bluesky_denoise import DenoiseRouter, DenoiseSettings, GapFiller, TiledSink  # noqa: E402
-from bluesky_denoise.tiled_sink import connect  # noqa: E402
+from bluesky_denoise.tiled_layouts import connect  # noqa: E402
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 import json
+import resource
 
 import bluesky.plans as bp
 import numpy as np
@@ -83,6 +84,20 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, documents):
         file.path.write_bytes(whole[:-cut])
         names = [name for name, _ in read_backup(file.path)]
         assert names == [name for name, _ in documents[:-1]]
+
+
+def test_a_disk_that_is_full_leaves_whole_lines_and_what_failed_can_be_written_later(tmp_path):
+    file = BackupFile(tmp_path, "run")
+    file.append([("start", {"uid": "a"})])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.path.stat().st_size + 10, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            file.append([("event", {"uid": "b"})])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    file.append([("event", {"uid": "b"}), ("stop", {"uid": "c"})])
+    assert [doc["uid"] for _, doc in read_backup(file.path)] == ["a", "b", "c"]
 
 
 def test_an_empty_file_holds_no_documents(tmp_path):

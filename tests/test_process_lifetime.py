@@ -109,6 +109,40 @@ def test_a_wrong_key_is_told_when_it_is_built(tiled):
     assert "wr0ng" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("layout", "where"), [("stream", "the raw runs"), ("run", "denoised elsewhere")]
+)
+def test_it_says_where_in_tiled_results_go(tiled, tmp_path, logged, layout, where):
+    options = {"tiled_uri": tiled.uri, "tiled_layout": layout}
+    options |= {"tiled_container": "denoised elsewhere", "frames_directory": tmp_path}
+    with DenoiseProcess(settings(**options)):
+        address = tiled.uri.partition("?")[0]
+        assert f"Tiled at {address}, into {where}; frames are saved in {tmp_path}" in logged()
+    assert "Nothing is written" not in logged()
+
+
+@pytest.mark.parametrize(
+    ("with_directory", "frames"),
+    [(True, "saved in {}"), (False, "not saved (`frames_directory` is not set either)")],
+)
+def test_it_warns_once_where_nothing_goes_to_tiled(tmp_path, caplog, with_directory, frames):
+    options = {"frames_directory": tmp_path} if with_directory else {}
+    with DenoiseProcess(settings(**options)):
+        pass
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warned == [
+        "Nothing is written to Tiled, for `tiled_uri` is not set: denoised frames are "
+        f"{frames.format(tmp_path)}, and all other results go only to callbacks that `subscribe` "
+        "to the denoiser."
+    ]
+
+
+def test_the_child_yields_to_the_run_engine(shared):
+    """On a core that both want, by its niceness; and one core it leaves alone."""
+    child = psutil.Process(shared.pid)
+    assert child.nice() == min(psutil.Process().nice() + 10, 19)
+
+
 def test_a_closed_process_takes_no_more_documents(RE, raw, tmp_path):
     derived = DocumentCollector()
     denoise = DenoiseProcess(settings(frames_directory=tmp_path))

@@ -9,7 +9,8 @@ from bluesky_tiled_plugins import TiledWriter
 from live_path import SHAPE, settings, wait_for
 from tiled_fixtures import FRAMES, Live, check_documents, in_tiled
 
-from bluesky_denoise.backup import backup_files
+from bluesky_denoise.backup import BackupFile, backup_files, read_backup
+from bluesky_denoise.errors import TiledUnavailable
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
 from bluesky_denoise.tiled_sink import replay_backup
@@ -39,6 +40,8 @@ def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
     RE.subscribe(one.router)
     (uid,) = RE(bp.count([det], 2))
     (path,) = wait_for(lambda: backup_files(tmp_path / "backup"), what="the backup")
+    wait_for(lambda: [n for n, _ in read_backup(path)][-1] == "stop", what="all documents")
+    assert [run.waiting for run in one.sink._runs.values()] == [[]]  # in the file, not in memory
     assert one.sink.close(30) == [path]
     assert one.written == []
     assert re.search(rf"Run {uid} is not in Tiled at .*; is a TiledWriter subscribed to", logged())
@@ -57,8 +60,7 @@ def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
 def test_what_was_written_in_part_is_completed_by_a_replay(
     RE, raw, tiled, written, det, tmp_path, layout
 ):
-    from bluesky_denoise.backup import BackupFile
-    from bluesky_denoise.tiled_sink import connect, open_writer
+    from bluesky_denoise.tiled_layouts import connect, open_writer
 
     options = settings(
         tiled_uri=tiled.uri, tiled_layout=layout, backup_directory=tmp_path / "backup"
@@ -83,7 +85,6 @@ def test_what_was_written_in_part_is_completed_by_a_replay(
 def test_an_empty_backup_does_not_keep_the_others_from_being_replayed(
     RE, raw, tiled, written, det, tmp_path
 ):
-    from bluesky_denoise.backup import BackupFile
 
     options = settings(tiled_uri=tiled.uri, backup_directory=tmp_path / "backup")
     (tmp_path / "backup" / "cut.jsonl").write_text('{"name": "sta')
@@ -93,6 +94,28 @@ def test_an_empty_backup_does_not_keep_the_others_from_being_replayed(
     (uid,) = RE(bp.count([det], 2))
     BackupFile(tmp_path / "backup", "run").append(derived.documents)
     assert replay_backup(options) == [uid]
+    assert in_tiled(tiled, uid)["denoised"]["det_image"].shape == (2, *SHAPE)
+
+
+def test_a_replay_goes_on_past_a_run_that_is_not_in_tiled(RE, tiled, det, tmp_path, logged):
+    options = settings(tiled_uri=tiled.uri, backup_directory=tmp_path / "backup")
+    router, derived = DenoiseRouter(options, UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    RE.subscribe(router)
+    (nowhere,) = RE(bp.count([det], 2))
+    lacks = BackupFile(tmp_path / "backup", "lacks")
+    lacks.append(derived.documents)
+    number = len(derived.documents)
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = RE(bp.count([det], 2))
+    BackupFile(tmp_path / "backup", "later").append(derived.documents[number:])
+    with pytest.raises(TiledUnavailable) as told:
+        replay_backup(options)
+    assert str(told.value).startswith(
+        f"1 runs were written, 1 are still in {tmp_path / 'backup'}: "
+        f"lacks.jsonl: NodeMissing: Run {nowhere} is not in Tiled at "
+    )
+    assert backup_files(tmp_path / "backup") == [lacks.path]
     assert in_tiled(tiled, uid)["denoised"]["det_image"].shape == (2, *SHAPE)
 
 

@@ -4,21 +4,24 @@ from contextlib import ExitStack
 from functools import partial
 
 import bluesky.plans as bp
+import httpx
 import numpy as np
 import pytest
 import tiled.server.app
 from bluesky_tiled_plugins import TiledWriter
-from live_path import settings, wait_for
+from live_path import settings
 from ophyd.sim import SynAxis
 from process_fixtures import FRAMES, replay
 from tiled.access_control.access_policies import DummyAccessPolicy
 from tiled.access_control.scopes import ALL_SCOPES, PUBLIC_SCOPES
 from tiled.client import from_context, from_uri
+from tiled.client.utils import handle_error
 
 from bluesky_denoise import DenoiseProcess, denoised_streams, embedded_tiled, replay_backup
 from bluesky_denoise.backup import backup_files, read_backup
-from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.errors import SettingsError, TiledUnavailable
 from bluesky_denoise.testing import validate_documents
+from bluesky_denoise.tiled_layouts import is_refusal
 
 
 class OnlyDerivedIsWritable(DummyAccessPolicy):
@@ -63,20 +66,32 @@ def test_what_the_raw_catalog_refuses_is_kept_and_can_go_elsewhere(
         frames_directory=tmp_path / "denoised",
         backup_directory=tmp_path / "backup",
     )
+    why = (
+        "Tiled refuses, status 403: `tiled_api_key` may not write to the raw catalog. Give one "
+        "that may, or use `tiled_layout` 'run' with a `tiled_container` that it may write to"
+    )
     with DenoiseProcess(options) as denoise:
         uid = scan(RE, own, denoise)
-        (path,) = wait_for(lambda: backup_files(tmp_path / "backup"), what="the backup")
-        wait_for(lambda: [n for n, _ in read_backup(path)][-1] == "stop", what="all documents")
+        with pytest.raises(TiledUnavailable) as told:
+            denoise.wait(60)
+        (path,) = backup_files(tmp_path / "backup")
+        assert str(told.value) == (
+            f"Denoised, but not in Tiled: {uid:.8}. {why}. The results are kept in "
+            f"{path.parent}; `bluesky-denoise replay-backup` brings them in."
+        )
+        denoise.wait(1)
     raw.validate()
     check_raw(own, uid)
     validate_documents(list(read_backup(path)))
     assert (
-        f"of run {uid:.8} cannot be written to Tiled (Tiled refuses, status 403: `tiled_api_key` "
-        "may not write to the raw catalog. Give one that may, or use `tiled_layout` 'run' with a "
-        "`tiled_container` that it may write to). Its documents are kept in "
+        f"of run {uid:.8} cannot be written to Tiled ({why}). Its documents are kept in {path}, "
+        "and it is not tried again; `bluesky-denoise replay-backup` brings it in."
     ) in logged()
+    assert logged().count("cannot be written to Tiled") == 1
     assert "1 denoised runs are not in Tiled but in" in logged()
 
+    with pytest.raises(TiledUnavailable, match=f"1 are still in .*{path.name}: Tiled refuses"):
+        replay_backup(options)
     own.create_container("derived")
     elsewhere = options.model_copy(update={"tiled_layout": "run", "tiled_container": "derived"})
     assert replay_backup(elsewhere) == [uid]
@@ -109,6 +124,18 @@ def test_a_container_that_cannot_be_made_is_told_when_it_is_built(served):
     _, uri = served
     with pytest.raises(SettingsError, match=r"refuses to be written to \(403\)"):
         DenoiseProcess(settings(tiled_uri=uri, tiled_layout="run"))
+
+
+@pytest.mark.parametrize(
+    ("status", "refused"),
+    [(400, True), (401, True), (403, True), (413, True), (422, True)]
+    + [(status, False) for status in (404, 408, 409, 410, 423, 429, 500, 502, 503)],
+)
+def test_what_a_server_says_for_good_is_told_from_what_may_pass(status, refused):
+    response = httpx.Response(status, request=httpx.Request("POST", "http://tiled/api/v1"))
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (whatever the client makes of it)
+        handle_error(response)
+    assert is_refusal(caught.value) is refused
 
 
 def check_derived(own, uid):

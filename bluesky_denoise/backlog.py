@@ -1,0 +1,85 @@
+"""Documents of raw runs on their way to the denoiser: a queue that never stalls the RunEngine."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Backlog"]
+
+logger = logging.getLogger(__name__)
+
+_CARRY_FRAMES = frozenset({"event", "event_page", "stream_datum"})
+
+
+class Backlog:
+    """Keep documents in order; where too many with frames wait, the frames are skipped.
+
+    Parameters
+    ----------
+    changed :
+        The caller holds it in every call; it is notified when documents are taken out.
+    most :
+        Most documents with frames that may wait.
+    wait_s :
+        How long the first that finds no room waits for some, seconds.
+    """
+
+    def __init__(self, changed: threading.Condition, most: int, wait_s: float) -> None:
+        self._changed, self._most, self._wait_s = changed, most, wait_s
+        self._documents: deque[tuple[str, Mapping[str, Any], bool]] = deque()
+        self._with_frames = 0
+        self._full = False
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def put(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Append a document; where there is no room, without its frames."""
+        skipped = False
+        if name in _CARRY_FRAMES:
+            skipped = not self._make_room()
+            self._with_frames += not skipped
+        self._documents.append((name, _without_frames(doc) if skipped else doc, skipped))
+
+    def take(self, most: int) -> list[tuple[str, Mapping[str, Any], bool]]:
+        """Take the oldest out: name, document, and whether its frames are skipped."""
+        batch = [self._documents.popleft() for _ in range(min(len(self._documents), most))]
+        self._with_frames -= sum(
+            name in _CARRY_FRAMES and not skipped for name, _, skipped in batch
+        )
+        self._changed.notify_all()
+        return batch
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._documents.clear()
+        self._with_frames = 0
+        self._changed.notify_all()
+
+    def _make_room(self) -> bool:
+        """Wait a bounded time for room; tell whether there is some."""
+        if not self._full:
+            if self._changed.wait_for(lambda: self._with_frames < self._most, self._wait_s):
+                return True
+            logger.warning(
+                "The denoiser is %d events behind: frames are skipped until it has caught up",
+                self._with_frames,
+            )
+        # Once full, wait no more for each event, until half of it is done.
+        self._full = self._with_frames > self._most // 2
+        return not self._full
+
+
+def _without_frames(doc: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an event without its arrays, which are what fills the memory."""
+    if "data" not in doc:
+        return doc
+    data = {
+        key: None if isinstance(value, np.ndarray) and value.ndim >= 2 else value
+        for key, value in doc["data"].items()
+    }
+    return {**doc, "data": data}

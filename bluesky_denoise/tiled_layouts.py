@@ -1,0 +1,117 @@
+"""Where in Tiled a derived run goes, and what writes it there: in the raw run, or as its own."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from bluesky_tiled_plugins import TiledWriter
+from tiled.client import from_context, from_uri
+from tiled.client.utils import ClientError
+from tiled.structures.core import Spec
+
+from .settings import DenoiseSettings
+from .tiled_streams import StreamWriter
+
+__all__ = ["DerivedRunWriter", "Writer", "connect", "explain", "is_refusal", "open_writer"]
+
+Document = tuple[str, Mapping[str, Any]]
+
+_MAY_PASS = frozenset({404, 408, 409, 423, 425, 429})
+"""Client errors that also come of proxies whose Tiled is away, of haste, and of others' writing."""
+
+
+class Writer(Protocol):
+    """What writes one derived run."""
+
+    def write(self, documents: list[Document]) -> None:
+        """Write some of its documents; those that are in Tiled already are recognised."""
+
+
+class DerivedRunWriter:
+    """Write one derived run as a run of its own, with bluesky's own `TiledWriter`.
+
+    Parameters
+    ----------
+    container :
+        The Tiled container of derived runs.
+    """
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self._writer = TiledWriter(container, batch_size=1)
+
+    def write(self, documents: list[Document]) -> None:
+        """Write documents; a start begins the run anew."""
+        if [name for name, _ in documents] == ["start", "stop"]:
+            uid = documents[0][1]["uid"]
+            if uid in self._container:  # its own writer died: keep what it has written
+                self._container[uid].update_metadata({"stop": dict(documents[1][1])})
+                return
+        for name, doc in documents:
+            if name == "start" and doc["uid"] in self._container:
+                # What an earlier, failed attempt has left of this derived run.
+                self._container.delete_contents(doc["uid"], recursive=True, external_only=False)
+            self._writer(name, doc)
+
+
+def connect(settings: DenoiseSettings) -> Any:
+    """Return a Tiled client for the container that the settings write into.
+
+    For the layout ``"stream"`` this is the raw catalog; for ``"run"`` the container of
+    derived runs, which is made if missing.
+    """
+    key = settings.tiled_api_key
+    client = from_uri(
+        settings.tiled_uri,
+        api_key=key.get_secret_value() if key else None,
+        include_data_sources=True,
+    )
+    if settings.tiled_layout == "stream":
+        return client
+    # By path, since a catalog of runs takes any key for a partial uid.
+    path: list[str] = []
+    for part in settings.tiled_container.strip("/").split("/"):
+        parent = from_context(client.context, node_path_parts=path)
+        path.append(part)
+        try:  # to look first, for it may lie where nothing may be made
+            from_context(client.context, node_path_parts=path)
+            continue
+        except (KeyError, ClientError) as error:
+            if isinstance(error, ClientError) and error.response.status_code != 404:
+                raise
+        try:
+            parent.create_container(part, specs=[Spec("CatalogOfBlueskyRuns", version="3.0")])
+        except ClientError as error:
+            if error.response.status_code != 409:  # 409: it is there by now
+                raise
+    return from_context(client.context, node_path_parts=path, include_data_sources=True)
+
+
+def open_writer(client: Any, settings: DenoiseSettings) -> Writer:
+    """Return a writer for one derived run, in the layout of the settings."""
+    return StreamWriter(client) if settings.tiled_layout == "stream" else DerivedRunWriter(client)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Tell whether Tiled refuses what it was sent, and will do so again."""
+    if not isinstance(error, ClientError):
+        return False
+    status = error.response.status_code
+    return 400 <= status < 500 and status not in _MAY_PASS
+
+
+def explain(error: Exception, settings: DenoiseSettings) -> str:
+    """Say why Tiled was not written to, and what to do where it refuses."""
+    if not is_refusal(error):
+        return f"{type(error).__name__}: {error}"
+    status = error.response.status_code
+    if status not in (401, 403):
+        return f"Tiled refuses, status {status}: {error}"
+    if settings.tiled_layout == "stream":
+        where = "the raw catalog"
+        other = ", or use `tiled_layout` 'run' with a `tiled_container` that it may write to"
+    else:
+        where, other = f"the container {settings.tiled_container!r}", ""
+    return (
+        f"Tiled refuses, status {status}: `tiled_api_key` may not write to {where}. "
+        f"Give one that may{other}"
+    )
