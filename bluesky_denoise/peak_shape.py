@@ -17,10 +17,10 @@ REACH_PX = 6.0
 """so many pixels more, which tell the background."""
 MOST_ERROR = 0.5
 """A width with a larger relative error is not known."""
-CURVED = 3.0
+CURVED = 6.0
 """Errors of few photons are larger than the curvature of the likelihood says: by a factor of
 1 + CURVED e^2, with e the relative error of the widths. Found on simulated peaks of 5 to 25
-standard deviations."""
+standard deviations that were seen in denoised frames."""
 STEPS = 20
 
 

@@ -227,7 +227,7 @@ def test_a_gate_without_figures_is_not_answered():
 
 def test_the_worst_strength_decides_the_gate_of_biases():
     def score(strength, bias):
-        some = dict.fromkeys(("intensity_error", "sum_bias", "position_bias"), 0.0)
+        some = dict.fromkeys(("intensity_error", "sum_bias", "shift_row", "shift_col"), 0.0)
         rest = dict.fromkeys(("position_error", "width_row", "width_col"), 1.0)
         return PeakScore(
             "measure_roi",

@@ -1,13 +1,17 @@
 import numpy as np
 import pytest
 
+from bluesky_denoise.evaluation.baselines import gaussian
 from bluesky_denoise.evaluation.detection import FILTER, detection_limits, recovery, template
 from bluesky_denoise.evaluation.exposure_ratio import REFERENCES, exposure_needed, exposure_ratios
 from bluesky_denoise.evaluation.false_peaks import false_peaks
+from bluesky_denoise.evaluation.gates import judge
 from bluesky_denoise.evaluation.matched_filter import filtered_z, find_peaks
 from bluesky_denoise.evaluation.methods import Method, baselines
 from bluesky_denoise.evaluation.peak_fit import PeakShapes, fit_intensity, fit_peaks
-from bluesky_denoise.evaluation.peaks import OPTIMAL, peak_scores, study_peaks
+from bluesky_denoise.evaluation.peaks import OPTIMAL, PeakStudy, peak_scores, study_peaks
+from bluesky_denoise.evaluation.results import Evaluation
+from bluesky_denoise.frames import Denoised
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 
 RAW, GAUSSIAN = baselines(bm3d=False)[:2]
@@ -105,7 +109,8 @@ def test_scores_of_known_peaks_tell_bias_and_width(study):
     scores = {(s.method, s.shape, round(s.strength)): s for s in peak_scores(study)}
     assert scores["better", "round", 20].width_row == pytest.approx(1, abs=0.05)
     assert scores["best Gaussian", "sharp", 20].width_row > 1.5
-    assert scores["better", "round", 20].position_bias < 0.05
+    best = scores["better", "round", 20]
+    assert np.hypot(best.shift_row, best.shift_col) < 0.05
     # A third of the noise is left: the bias against the raw sums is noise with mean 0.
     assert abs(scores["better", "round", 20].sum_bias) < 0.05
     assert scores["raw, fitted", "long", 20].sum_bias == 0
@@ -140,3 +145,46 @@ def test_false_peaks_of_noise_follow_the_threshold_and_a_flat_image_has_none():
     assert found["raw", 50.0, 3.5] > found["raw", 50.0, 4.5]
     assert found["raw", 0.05, 3.5] > 100
     assert max(value for key, value in found.items() if key[0] == "flat") == 0
+
+
+class Smoother:
+    """A Gaussian of 1.5 pixels with the API of a denoiser: its images are too wide."""
+
+    def denoise(self, counts, exposure_s, mask=None):
+        seconds = np.broadcast_to(exposure_s, (len(counts),))
+        rate = [gaussian(c, 1.5, mask) / s for c, s in zip(counts, seconds, strict=True)]
+        return Denoised(np.stack(rate).astype(np.float32))
+
+
+def test_shapes_of_measure_roi_are_judged_apart_from_those_of_the_denoised_frame():
+    smooth = Method("smooth", lambda n, mask, judge: gaussian(n, 1.5))
+    found = study_peaks([RAW, smooth], Smoother(), quiet, frames=4)
+    scores = {(s.method, s.shape, round(s.strength)): s for s in peak_scores(found)}
+    assert scores["measure_roi", "sharp", 14].width_row == pytest.approx(1, abs=0.12)
+    assert scores["smooth", "sharp", 14].width_row > 1.3
+    # Some 80 centres and widths; one that errs by 3 of its standard errors is within no interval.
+    assert scores["measure_roi", "round", 14].covered == pytest.approx((0.68, 0.9, 0.95), abs=0.2)
+    gates = {g.metric: g for g in judge(Evaluation("smooth", peaks=peak_scores(found)))}
+    # Twelve peaks of each class: the mean of their centres has an error of 0.1 pixels.
+    (ours,) = (g for name, g in gates.items() if name.startswith("bias of the centre of measure"))
+    assert float(ours.figure.removesuffix(" px")) < 0.3
+    (denoised,) = (g for name, g in gates.items() if name.startswith("FWHM in the denoised frame"))
+    assert not denoised.met
+
+
+def test_true_shapes_outside_of_their_intervals_fail_the_gate():
+    known = peaks(40)
+    study = PeakStudy({("round", 1.0): known})
+    for name in ("intensity", "error", "shapes"):
+        getattr(study, name)["measure_roi", "round", 1.0] = known.intensity
+    study.shapes["measure_roi", "round", 1.0] = known
+    study.expected["round", 1.0] = known.intensity
+    rng = np.random.default_rng(0)
+    for width, met in ((1.0, True), (1.3, False)):
+        study.pulls["round", 1.0] = rng.normal(0, width, (2000, 4))
+        (gate,) = (
+            g
+            for g in judge(Evaluation("ours", peaks=peak_scores(study)))
+            if g.metric.endswith("centres and widths of measure_roi, S/√B from 10")
+        )
+        assert gate.met is met

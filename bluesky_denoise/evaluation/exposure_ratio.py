@@ -142,7 +142,7 @@ def _width_bias(study: PeakStudy, method: str, target: float) -> float:
         needed = exposure_needed(np.array(EXPOSURES), errors, target)
         for axis, name in enumerate(("sigma_row", "sigma_col")):
             ratios = [
-                float(np.median(getattr(study.shapes[method, shape, t], name))) / sigmas[axis]
+                float(np.nanmedian(getattr(study.shapes[method, shape, t], name))) / sigmas[axis]
                 for t in EXPOSURES
             ]
             at = np.log(min(needed, EXPOSURES[-1]))

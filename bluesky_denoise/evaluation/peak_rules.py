@@ -19,6 +19,7 @@ __all__ = [
     "region_pulls",
     "region_slope",
     "seen_by_eye",
+    "shape_coverage",
     "sum_bias",
     "width_bias",
 ]
@@ -58,9 +59,9 @@ def sum_bias(strong: bool) -> Rule:
     return rule
 
 
-def _of_strong_peaks(r: Evaluation, *names: str) -> list[float]:
+def _of_strong_peaks(r: Evaluation, method: str, *names: str) -> list[float]:
     """Average over strengths from 10 on, for each class and each quantity."""
-    rows = [p for p in r.peaks if p.method == r.subject and p.strength > 9.9]
+    rows = [p for p in r.peaks if p.method == method and p.strength > 9.9]
     shapes = sorted({p.shape for p in rows})
     return [
         float(np.mean([getattr(p, name) for p in rows if p.shape == shape]))
@@ -69,18 +70,40 @@ def _of_strong_peaks(r: Evaluation, *names: str) -> list[float]:
     ]
 
 
-def position_bias(r: Evaluation) -> Answer | None:
-    """Judge centres."""
-    shifts = _of_strong_peaks(r, "position_bias")
-    return (f"{max(shifts):.2f} px", max(shifts) <= 0.1) if shifts else None
+def position_bias(measured: bool) -> Rule:
+    """Judge centres: of `measure_roi`, or fitted in the denoised frame."""
+
+    def rule(r: Evaluation) -> Answer | None:
+        shifts = _of_strong_peaks(r, MEASURED if measured else r.subject, "shift_row", "shift_col")
+        if not shifts:
+            return None
+        lengths = np.hypot(shifts[::2], shifts[1::2])
+        return f"{lengths.max():.2f} px", bool((lengths <= 0.1).all())
+
+    return rule
 
 
-def width_bias(r: Evaluation) -> Answer | None:
-    """Judge widths."""
-    widths = _of_strong_peaks(r, "width_row", "width_col")
-    if not widths:
+def width_bias(measured: bool) -> Rule:
+    """Judge widths: of `measure_roi`, or fitted in the denoised frame."""
+
+    def rule(r: Evaluation) -> Answer | None:
+        widths = _of_strong_peaks(r, MEASURED if measured else r.subject, "width_row", "width_col")
+        if not widths:
+            return None
+        text = f"{min(widths):.2f} to {max(widths):.2f}"
+        return text, all(abs(w - 1) <= 0.05 for w in widths)
+
+    return rule
+
+
+def shape_coverage(r: Evaluation) -> Answer | None:
+    """Judge the intervals of centres and widths of `measure_roi`."""
+    rows = [p for p in r.peaks if p.method == MEASURED and p.covered and p.strength > 9.9]
+    if not rows:
         return None
-    return f"{min(widths):.2f} to {max(widths):.2f}", all(abs(w - 1) <= 0.05 for w in widths)
+    covered = np.average([p.covered for p in rows], axis=0, weights=[p.peaks for p in rows])
+    off = np.abs(covered - (0.68, 0.90, 0.95))
+    return " / ".join(f"{100 * c:.0f}" for c in covered) + " %", bool((off <= 0.03).all())
 
 
 def false_peaks(r: Evaluation) -> Answer | None:

@@ -10,6 +10,7 @@ from bluesky_denoise.evaluation.methods import Method, SupportsDenoise
 from bluesky_denoise.evaluation.metrics import poisson_deviance
 from bluesky_denoise.evaluation.peak_fit import PeakShapes, fit_intensity, fit_peaks
 from bluesky_denoise.evaluation.regions import measure_expected
+from bluesky_denoise.peak_shape import FWHM
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 
@@ -31,6 +32,8 @@ STRENGTH = 10.0
 under it, ``S / sqrt(4 pi sigma_row sigma_col B)``; it grows with the root of the exposure."""
 SIDE, SPACING, HALF = 192, 64, 14
 """Pixels of a frame, between two peaks, and from the middle to the edge of what is fitted."""
+HALF_WIDTHS = (0.9945, 1.6449, 1.9600)
+"""Of 68, 90 and 95 % intervals, standard errors."""
 MEASURED = "measure_roi"
 OPTIMAL, FITTED, SUMMED = "raw, shape known", "raw, fitted", "raw, box sum"
 
@@ -46,7 +49,10 @@ class PeakStudy:
     error: dict[tuple[str, str, float], np.ndarray] = field(default_factory=dict)
     """The same -> (m,) standard errors, where some are stated."""
     shapes: dict[tuple[str, str, float], PeakShapes] = field(default_factory=dict)
-    """The same -> fitted shapes, of methods that yield an image."""
+    """The same -> fitted shapes, of methods that yield an image; those that `measure_roi` tells,
+    NaN where it does not."""
+    pulls: dict[tuple[str, float], np.ndarray] = field(default_factory=dict)
+    """Class, exposure -> (m, 4) centres and widths of `measure_roi`: errors over stated errors."""
     expected: dict[tuple[str, float], np.ndarray] = field(default_factory=dict)
     """Class, exposure -> (m,) counts that `measure_roi` finds on average with the weights that it
     chose: its bias, without the noise of the photons that are summed."""
@@ -71,14 +77,18 @@ class PeakScore:
     """Standard error of that mean."""
     sum_bias: float
     """Sum of the image over the peak, less that of the raw frame, over the true counts."""
-    position_bias: float
-    """Length of the mean shift of the centre, pixels."""
+    shift_row: float
+    """Median shift of the centre along rows, pixels."""
+    shift_col: float
+    """The same along columns."""
     position_error: float
     """Root mean square distance of the centre from the truth, pixels."""
     width_row: float
-    """Median of the fitted full width at half maximum over the true one, along rows."""
+    """Median of the full width at half maximum over the true one, along rows."""
     width_col: float
     """The same along columns."""
+    covered: tuple[float, ...] = ()
+    """Share of true centres and widths within 68, 90 and 95 % intervals, where some are stated."""
 
 
 def study_peaks(
@@ -134,10 +144,7 @@ def study_peaks(
                 stack = np.stack(images[method.name, shape])
                 _measure_images(study, method.name, shape, exposure, stack)
             if denoiser is not None:
-                found, error, expected = np.array(regions[shape]).T
-                study.expected[shape, exposure] = expected
-                study.intensity[MEASURED, shape, exposure] = found
-                study.error[MEASURED, shape, exposure] = error
+                _keep_regions(study, shape, exposure, np.array(regions[shape]))
     return study
 
 
@@ -165,11 +172,26 @@ def _measure(
     col: int,
     peak: tuple[float, ...],
     denoiser: SupportsDenoise,
-) -> tuple[float, float, float]:
+) -> tuple[float, ...]:
+    """Return intensity, error, what is expected, and the shape with its errors."""
     half_row, half_col = (int(np.ceil(3.5 * sigma)) + 2 for sigma in peak[3:5])
     roi = ROI((row - half_row, row + half_row + 1), (col - half_col, col + half_col + 1), 4)
-    found, expected = measure_expected(counts, rate, roi, denoiser)
-    return found.intensity, found.intensity_error, expected
+    v, expected = measure_expected(counts, rate, roi, denoiser)
+    centre = v.center_row - row + HALF, v.center_col - col + HALF  # in the image that is fitted
+    widths = v.width_row / FWHM, v.width_col / FWHM
+    errors = v.center_row_error, v.center_col_error
+    width_errors = v.width_row_error / FWHM, v.width_col_error / FWHM
+    return v.intensity, v.intensity_error, expected, *centre, *widths, *errors, *width_errors
+
+
+def _keep_regions(study: PeakStudy, shape: str, exposure: float, regions: np.ndarray) -> None:
+    """Keep what `_measure` returned, (m, 11)."""
+    known, place = study.truth[shape, exposure], (MEASURED, shape, exposure)
+    study.intensity[place], study.error[place], study.expected[shape, exposure] = regions.T[:3]
+    found, errors = regions[:, 3:7], regions[:, 7:]
+    study.shapes[place] = PeakShapes(regions[:, 0], *found.T, known.background)
+    truth = np.stack([known.row, known.col, known.sigma_row, known.sigma_col], 1)
+    study.pulls[shape, exposure] = (found - truth) / errors
 
 
 def _first(known: PeakShapes, m: int) -> PeakShapes:
@@ -221,13 +243,18 @@ def peak_scores(study: PeakStudy) -> list[PeakScore]:
         biases = error
         if who == MEASURED:
             biases = study.expected[shape, exposure] / known.intensity - 1
-        shift, spread, widths = np.nan, np.nan, (np.nan, np.nan)
-        if fitted is not None:
+        shift, spread, widths = (np.nan, np.nan), np.nan, (np.nan, np.nan)
+        if fitted is not None and np.isfinite(fitted.row).any():
             away = np.stack([fitted.row - known.row, fitted.col - known.col])
-            shift = float(np.hypot(*np.median(away, axis=1)))
-            spread = float(np.sqrt((away**2).sum(0).mean()))
+            shift = tuple(float(x) for x in np.nanmedian(away, axis=1))
+            spread = float(np.sqrt(np.nanmean((away**2).sum(0))))
             ratios = (fitted.sigma_row / known.sigma_row, fitted.sigma_col / known.sigma_col)
-            widths = tuple(float(np.median(r)) for r in ratios)
+            widths = tuple(float(np.nanmedian(r)) for r in ratios)
+        covered: tuple[float, ...] = ()
+        if who == MEASURED:
+            pulls = study.pulls[shape, exposure]
+            pulls = np.abs(pulls[np.isfinite(pulls)])
+            covered = tuple(float((pulls < z).mean()) for z in HALF_WIDTHS if len(pulls))
         scores.append(
             PeakScore(
                 _NAMES.get(who, who),
@@ -238,9 +265,10 @@ def peak_scores(study: PeakStudy) -> list[PeakScore]:
                 float(biases.mean()),
                 float(biases.std(ddof=1) / np.sqrt(len(biases))),
                 bias,
-                shift,
+                *shift,
                 spread,
                 *widths,
+                covered,
             )
         )
     return scores
