@@ -88,21 +88,28 @@ def archived_events(
     """
     node = run[stream].base
     descriptor = descriptor_of(run, stream)
-    table = node["internal"].read().set_index("seq_num") if "internal" in node else None
+    table = node["internal"].read() if "internal" in node else None
     arrays = {key: node[key] for key in node if key != "internal"}
     lengths = [array.shape[0] for array in arrays.values()]
     if table is not None:
         lengths.append(len(table))
-    stop = min(lengths, default=0)
-    stop = stop if last is None else min(stop, last)
-    for begin in range(first, stop + 1, _ROWS_AT_ONCE):
-        end = min(begin + _ROWS_AT_ONCE - 1, stop)
-        wanted = any(seq_num not in without_frames for seq_num in range(begin, end + 1))
-        frames = {key: array[begin - 1 : end] for key, array in arrays.items() if wanted}
-        for seq_num in range(begin, end + 1):
-            row = table.loc[seq_num] if table is not None else {}
-            own = {} if seq_num in without_frames else frames
-            yield _event(descriptor, seq_num, row, own, seq_num - begin)
+    length = min(lengths, default=0)
+    # A point that was taken again after a pause has its number again: rows are not numbers.
+    seq_nums = range(1, length + 1) if table is None else table["seq_num"].tolist()[:length]
+    rows = [
+        index
+        for index, seq_num in enumerate(seq_nums)
+        if first <= seq_num and (last is None or seq_num <= last)
+    ]
+    for begin in range(0, len(rows), _ROWS_AT_ONCE):
+        some = rows[begin : begin + _ROWS_AT_ONCE]
+        wanted = any(seq_nums[index] not in without_frames for index in some)
+        span = slice(some[0], some[-1] + 1)
+        frames = {key: array[span] for key, array in arrays.items() if wanted}
+        for index in some:
+            row = table.iloc[index] if table is not None else {}
+            own = {} if seq_nums[index] in without_frames else frames
+            yield _event(descriptor, seq_nums[index], row, own, index - some[0])
 
 
 def _event(

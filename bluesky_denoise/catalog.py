@@ -136,7 +136,8 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
     """Tell whether a run needs no (more) denoising.
 
     It needs none if it holds no frames, is not finished, or has a denoised stream with
-    an event for each raw one, none of which was skipped or lost.
+    an event for each raw one, none of which was skipped or lost. There are more events than
+    the run says where points were taken again after a pause.
     """
     raw = as_tiled_run(run)
     stop = raw.metadata.get("stop")
@@ -148,7 +149,7 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
             continue
         wanted = stop.get("num_events", {}).get(name, 0)
         if not any(
-            found.num_events == wanted and none_is_missing(found.stream)
+            found.num_events >= wanted and none_is_missing(found.stream)
             for found in denoised_streams(raw)
             if found.exit_status in ("success", "abort") and found.raw_stream == name
         ):

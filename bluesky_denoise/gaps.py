@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,12 +96,13 @@ class GapFiller:
 
     def _fill(self, uid: str, stream: str, descriptor: str, first: int, last: int) -> None:
         """Send the events of a gap to the router: from Tiled, or as lost."""
-        found = {event["seq_num"]: event for event in self._fetch(uid, stream, first, last)}
+        found = defaultdict(list)  # more than one where a point was taken again
+        for event in self._fetch(uid, stream, first, last):
+            found[event["seq_num"]].append(event)
         for seq_num in range(first, last + 1):
-            event = found.get(seq_num)
-            if event:
+            for event in found.get(seq_num, ()):
                 self._router.accept("event", {**event, "descriptor": descriptor})
-            else:
+            if seq_num not in found:
                 self._router.accept("event", _lost(descriptor, seq_num), skipped=_LOST)
         logger.warning(
             "Run %.8s, stream %s: events %d to %d were lost on the bus; %d of them came from Tiled",
@@ -117,7 +119,10 @@ class GapFiller:
                 events = list(archived_events(self._client[uid], stream, first, last))
             except Exception as error:
                 logger.debug("Run %.8s cannot be read from Tiled yet: %s", uid, error)
-            if len(events) == last - first + 1 or time.monotonic() >= deadline:
+            if (
+                len({event["seq_num"] for event in events}) == last - first + 1
+                or time.monotonic() >= deadline
+            ):
                 return events
             time.sleep(_POLL_S)
 

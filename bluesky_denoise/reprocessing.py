@@ -62,6 +62,7 @@ class StoredResults:
         length = min([len(table), *(array.shape[0] for array in arrays.values())])
         # What failed the audit would fail it again; what was skipped or lost is denoised.
         good = table["denoise_ok"] | (table["denoise_audit"] == "failed")
+        good &= ~table["raw_seq_num"].duplicated(keep=False)  # taken again: which is which?
         for index, row in enumerate(table[:length].to_dict("records")):
             if arrays and good.iloc[index]:
                 self._rows.setdefault((stream, int(row["raw_seq_num"])), (arrays, row, index))
@@ -146,7 +147,7 @@ def has_result(
                 for found in denoised_streams(raw)
                 if found.exit_status in ("success", "abort")
                 and found.raw_stream == stream
-                and found.num_events == wanted[stream]
+                and found.num_events >= wanted[stream]
                 and none_is_missing(found.stream)
                 and _what_matters(found.provenance) == _what_matters(provenance)
             ),

@@ -126,6 +126,9 @@ class DenoisedRun:
         stream = self._streams.get(doc["descriptor"])
         if stream is None:
             return
+        known = stream.rows.get(doc["seq_num"])
+        if known and known.event:
+            self.flush()  # the point is taken again after a pause: both are denoised
         row = self._row(stream, doc["seq_num"])
         row.event = doc
         for name, key in stream.raw_keys.items():
@@ -147,6 +150,9 @@ class DenoisedRun:
         first = self._datums.pop(doc["uid"], seq_nums["start"])
         for offset in range(indices["stop"] - indices["start"]):
             index = indices["start"] + offset
+            known = stream.rows.get(first + offset)
+            if known and known.event and (name in known.waiting or name in known.done):
+                self.flush()  # as for an event
             row = self._row(stream, first + offset)
             row.waiting[name] = lambda index=index: self._read(resource, stream, index)
 

@@ -5,8 +5,12 @@ import os
 import time
 from pathlib import Path
 
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
 import h5py
 import numpy as np
+import pytest
+from bluesky.utils import RunEngineInterrupted
 from ophyd import Component, Device
 from ophyd.sim import SynSignal
 from tiled.utils import path_from_uri
@@ -88,6 +92,23 @@ class UnchangedDocuments:
     def check(self):
         for name, doc, before in self.kept:
             np.testing.assert_equal(doc, before, err_msg=f"a {name} was changed")
+
+
+def paused_scan(RE, detectors):
+    """Take three points; the second again after a pause, as after a loss of beam."""
+
+    @bpp.stage_decorator(detectors)
+    @bpp.run_decorator()
+    def plan():
+        for number in (1, 2, 3):
+            yield from bps.checkpoint()
+            yield from bps.trigger_and_read(detectors)
+            if number == 2:
+                yield from bps.pause()
+
+    with pytest.raises(RunEngineInterrupted):
+        RE(plan())
+    return RE.resume()
 
 
 def by_stream(collector, stream="denoised"):

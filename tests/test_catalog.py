@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import UNIT, Camera, poisson
+from live_path import UNIT, Camera, paused_scan, poisson
 from ophyd.sim import det as point_detector
 from ophyd.sim import motor
 
@@ -11,7 +11,7 @@ from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.archive import archived_documents
 from bluesky_denoise.catalog import is_complete
 from bluesky_denoise.errors import DenoiseError, TiledUnavailable
-from bluesky_denoise.reprocessing import StoredResults
+from bluesky_denoise.reprocessing import StoredResults, has_result
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
@@ -76,6 +76,22 @@ def test_an_archived_run_gives_the_same_frames_however_they_were_carried(
     np.testing.assert_allclose(stream["det_image"].read().reshape(counts.shape), counts)
     np.testing.assert_allclose(stream.read()["motor"], [-1, -1 / 3, 1 / 3, 1])
     np.testing.assert_allclose(stream.read()["time"], run["primary"].read()["time"])
+
+
+def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, settings):
+    func = poisson()
+    camera = Camera(name="det", func=func, exposure_s=0.5)
+    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = paused_scan(RE, [camera])
+    RE.unsubscribe(token)
+    run = tiled.client[uid]
+    reprocess(run, settings)
+    (found,) = denoised_streams(run)
+    np.testing.assert_array_equal(found.stream["raw_seq_num"].read(), [1, 2, 2, 3])
+    np.testing.assert_array_equal(found.stream["det_image"].read(), np.stack(func.taken[-4:]) * 2)
+    assert is_complete(run)
+    assert has_result(run, found.provenance) == "denoised"
+    assert StoredResults(run, found.provenance).seq_nums("primary") == {1, 3}
 
 
 def test_a_run_that_failed_the_audit_needs_no_more_denoising_and_one_with_gaps_does(

@@ -2,7 +2,7 @@ import bluesky.plans as bp
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import Camera, poisson, rates, settings, values
+from live_path import Camera, paused_scan, poisson, rates, settings, values
 from ophyd.sim import motor
 
 from bluesky_denoise import DenoiseRouter, GapFiller
@@ -41,6 +41,14 @@ def test_lost_events_come_from_tiled(saved, tiled, gone):
     np.testing.assert_allclose(rates(derived, "det_image"), expected(saved))
     assert values(derived, "denoise_ok") == [True] * 10
     np.testing.assert_allclose(values(derived, "motor"), np.linspace(-1, 1, 10))
+
+
+def test_a_point_that_was_taken_again_and_lost_comes_from_tiled_twice(RE, raw, tiled):
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    paused_scan(RE, [Camera(name="det", func=poisson(), exposure_s=0.5)])
+    derived = filled(raw.documents, tiled.client, lambda name, doc: doc.get("seq_num") == 2)
+    assert values(derived, "raw_seq_num") == [1, 2, 2, 3]
+    np.testing.assert_allclose(rates(derived, "det_image"), expected(raw.documents))
 
 
 @pytest.mark.parametrize("gone", ["start", "descriptor"])

@@ -11,6 +11,7 @@ from live_path import (
     SHAPE,
     Camera,
     PlainImage,
+    paused_scan,
     poisson,
     rates,
     settings,
@@ -22,7 +23,7 @@ from ophyd_async.core import (
     init_devices,
 )
 from ophyd_async.sim import SimBlobDetector
-from router_fixtures import path_provider
+from router_fixtures import EXPOSURE_S, path_provider
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.router import DenoiseRouter
@@ -172,6 +173,37 @@ def test_a_fly_scan_without_events_is_denoised_frame_by_frame(RE, raw, build, co
     )
     assert values(derived, "raw_seq_num", "denoised_main") == [1, 2, 3, 4, 5]
     assert derived.by_name["stop"][0]["num_events"] == {"denoised_main": 5}
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "at once"])
+@pytest.mark.parametrize("kind", ["inline", "files", "ophyd-async"])
+def test_points_that_are_taken_again_after_a_pause_are_all_denoised(
+    RE, raw, build, counts, tmp_path, kind, at_once
+):
+    frames = ReplayFrames(counts, EXPOSURE_S)
+    if kind == "inline":
+        det = ReplayDetector(name="det", frames=frames, exposure_s=EXPOSURE_S)
+    elif kind == "files":
+        det = AreaDetectorReplay(
+            name="det", frames=frames, exposure_s=EXPOSURE_S, directory=tmp_path
+        )
+    else:
+        with init_devices():
+            det = AsyncReplayDetector(
+                path_provider(tmp_path), frames, name="det", exposure_s=EXPOSURE_S
+            )
+    if at_once:
+        paused_scan(RE, [det])
+        router, derived = build(data_keys="det", exposure_s=EXPOSURE_S)
+        router.feed(raw.documents)
+    else:
+        _, derived = build(data_keys="det", exposure_s=EXPOSURE_S)
+        paused_scan(RE, [det])
+    assert values(derived, "raw_seq_num") == [1, 2, 2, 3]
+    assert values(derived, "denoise_reason") == [""] * 4
+    expected = counts[:4] / np.float32(EXPOSURE_S)
+    np.testing.assert_array_equal(rates(derived, "det").reshape(expected.shape), expected)
+    assert derived.by_name["stop"][0]["num_events"] == {"denoised": 4}
 
 
 def test_event_pages_are_taken_as_events(RE, raw, build):

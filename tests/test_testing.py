@@ -135,6 +135,21 @@ def test_overlapping_stream_datums_are_found():
         validate_documents(streamed_run((0, 2), (1, 3)))
 
 
+def test_stream_datums_that_go_back_without_their_events_are_found():
+    docs = altered(streamed_run((0, 2), (2, 4)), 4, seq_nums={"start": 2, "stop": 5})
+    with pytest.raises(AssertionError, match=r"'primary' go back to the seq_nums \[2\], its"):
+        validate_documents(docs)
+
+
+def test_a_point_that_is_taken_again_has_its_number_again():
+    docs = run_of(3)
+    again = altered(docs, 4, seq_num=2)
+    again[-1][1]["num_events"] = {"primary": 2}
+    validate_documents(again)
+    with pytest.raises(AssertionError, match=r"has seq_num 0; expected 3"):
+        validate_documents(altered(docs, 4, seq_num=0))
+
+
 def test_a_stream_datum_without_its_resource_is_found():
     docs = streamed_run((0, 2))
     del docs[2]

@@ -73,8 +73,9 @@ def validate_documents(docs: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     descriptor and, at the stop, to datums that came, a datum to a resource, a stream
     datum to a stream resource and a descriptor; events carry the data keys of their
     descriptor, arrays in the shape described; the ``seq_num`` of a stream counts from 1
-    without a gap, ranges of stream datums do not overlap; and the stop's ``num_events``
-    is the number of points of each stream, of stream datums too.
+    without a gap, and goes back only where points are taken again after a pause; the indices
+    of stream datums do not overlap; and the stop's ``num_events`` is the number of points of
+    each stream, of stream datums too.
 
     Parameters
     ----------
@@ -98,6 +99,8 @@ class _Stream:
         self.events = 0
         self.data_keys: set[str] = set()
         self.streamed: dict[str, int] = {}
+        self.events_again: set[int] = set()  # seq_nums at which events went back
+        self.datums_again: set[int] = set()  # the same of stream datums
 
     @property
     def points(self) -> int:
@@ -163,11 +166,13 @@ class _Check:
         run, descriptor = self._described(label, doc["descriptor"])
         stream = run.streams[descriptor["name"]]
         _require(
-            doc["seq_num"] == stream.events + 1,
+            1 <= doc["seq_num"] <= stream.events + 1,
             f"{label} of stream {descriptor['name']!r} has seq_num {doc['seq_num']}; "
             f"expected {stream.events + 1}.",
         )
-        stream.events += 1
+        if doc["seq_num"] <= stream.events:
+            stream.events_again.add(doc["seq_num"])
+        stream.events = doc["seq_num"]
         described = descriptor["data_keys"]
         expected = {k for k, v in described.items() if v.get("external") != "STREAM:"}
         for part in ("data", "timestamps"):
@@ -220,25 +225,31 @@ class _Check:
             key in descriptor["data_keys"],
             f"{label} has frames of {key!r}; its descriptor has {sorted(descriptor['data_keys'])}.",
         )
-        streamed = run.streams[descriptor["name"]].streamed
-        for part, last in (
-            ("indices", self._indices.get(uid, 0)),
-            ("seq_nums", streamed.get(key, 0) + 1),
-        ):
-            first, stop = doc[part]["start"], doc[part]["stop"]
+        stream = run.streams[descriptor["name"]]
+        indices, seq_nums = doc["indices"], doc["seq_nums"]
+        for part, first in (("indices", self._indices.get(uid, 0)), ("seq_nums", 1)):
             _require(
-                last <= first < stop,
-                f"{label} of {key!r} has {part} {first} to {stop}; "
-                f"expected a range from {last} on.",
+                first <= doc[part]["start"] < doc[part]["stop"],
+                f"{label} of {key!r} has {part} {doc[part]['start']} to {doc[part]['stop']}; "
+                f"expected a range from {first} on.",
             )
-        self._indices[uid] = doc["indices"]["stop"]
-        streamed[key] = doc["seq_nums"]["stop"] - 1
+        if seq_nums["start"] <= stream.streamed.get(key, 0):
+            stream.datums_again.add(seq_nums["start"])
+        self._indices[uid] = indices["stop"]
+        stream.streamed[key] = seq_nums["stop"] - 1
 
     def _stop(self, label: str, doc: Mapping[str, Any]) -> None:
         start = doc["run_start"]
         run = self._open(label, self._runs.get(start), f"start {start:.8}")
         missing = sorted(map(str, run.datums_used - run.datums))
         _require(not missing, f"Events refer to datums that never came: {', '.join(missing)}.")
+        for name, stream in run.streams.items():
+            twice = sorted(stream.datums_again - stream.events_again)
+            _require(
+                not twice,
+                f"Stream datums of stream {name!r} go back to the seq_nums {twice}, its events "
+                "do not.",
+            )
         points = {name: stream.points for name, stream in run.streams.items()}
         said = dict(doc.get("num_events", {}))
         _require(
