@@ -111,7 +111,8 @@ class DenoisedBestEffortCallback(BestEffortCallback):
         if doc["name"] in _TOLD:
             fields = [key for key in hinted_fields(doc) if key not in self.all_dim_fields]
             self._told[doc["uid"]] = doc["name"], fields
-        shown = doc["name"] in self._shown
+        name = doc["name"]
+        shown = name in self._shown
         if shown:
             doc = {**doc, "name": "primary"}
         with_table, self._table_enabled = self._table_enabled, False
@@ -121,6 +122,8 @@ class DenoisedBestEffortCallback(BestEffortCallback):
             self._table_enabled = with_table
         if shown and with_table:
             self._lines.rule()
+            if len(set(self._shown)) > 1:
+                print(f"{name}:")
             fields = dict.fromkeys([*self.all_dim_fields, *hinted_fields(doc)])
             self._table = LiveTable(list(fields), separator_lines=False, out=self._lines)
             self._table("start", self._start_doc)

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
 from .errors import DenoiseError
-from .newest_frame import NewestFrame
+from .recent_frames import RecentFrames
 
 __all__ = ["FrameViewer"]
 
@@ -66,10 +66,11 @@ class FrameViewer:
         self._traced = f"{roi}_intensity" if roi else f"{data_key}_denoised_total"
         self._interval_s = interval_s
         self._lock = threading.Lock()
-        self._raw = NewestFrame(data_key, streams[0])
-        self._denoised = NewestFrame(data_key, streams[1])
-        self._sigma = NewestFrame(f"{data_key}_sigma", streams[1])
+        self._raw = RecentFrames(data_key, streams[0])
+        self._denoised = RecentFrames(data_key, streams[1])
+        self._sigma = RecentFrames(f"{data_key}_sigma", streams[1])
         self._normalizer = RunNormalizer()
+        self._raw_run = self._derived_from = ""  # uids of the raw run that each is of
         self._trace: list[tuple[float, float, float]] = []
         self._changed, self._closing = threading.Event(), threading.Event()
         self.drawn = 0
@@ -100,14 +101,20 @@ class FrameViewer:
                 # Resource and Datum become StreamResource and StreamDatum: one path for all.
                 self._normalizer = RunNormalizer()
                 self._normalizer.subscribe(self._raw.note)
-            elif name == "stop":
+                self._raw_run = doc["uid"]
+            elif name == "stop" or not self._raw_run:
                 return
-            self._normalizer(str(name), doc)
+            try:
+                self._normalizer(str(name), doc)
+            except Exception:
+                logger.exception("The live view cannot follow run %.8s", self._raw_run)
+                self._raw_run = ""
 
     def derived(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a derived run."""
         with self._lock:
             if name == "start":
+                self._derived_from = doc.get("original_run_uid", "")
                 self._trace.clear()
                 self._box = _box(doc, self.data_key, self._roi)
                 self._against = _first_motor(doc)
@@ -145,9 +152,7 @@ class FrameViewer:
             return
         try:
             with self._lock:
-                readers = [self._raw.reader(), self._denoised.reader()]
-                if self._sigma.is_there:
-                    readers.append(self._sigma.reader())
+                readers = self._readers(event)
             frames = [np.asarray(read(), dtype=float) for read in readers]
         except (DenoiseError, OSError) as error:
             logger.warning("A frame cannot be shown: %s", error)
@@ -157,6 +162,19 @@ class FrameViewer:
         if raw.shape == rate.shape and exposure_s > 0:
             self._paint(raw, rate, sigma, exposure_s, trace, event["data"])
             self.drawn += 1
+
+    def _readers(self, event: Mapping[str, Any]) -> list[Callable[[], np.ndarray]]:
+        """Return what reads the frames of a derived event: raw, denoised, and their errors."""
+        if self._raw_run != self._derived_from:
+            raise DenoiseError(
+                f"Event {event['seq_num']} is of run {self._derived_from:.8}, of which the raw "
+                "frames are no longer, or not yet, at hand."
+            )
+        readers = [self._raw.reader(event["data"]["raw_seq_num"])]
+        readers.append(self._denoised.reader(event["seq_num"]))
+        if self._sigma.is_there:
+            readers.append(self._sigma.reader(event["seq_num"]))
+        return readers
 
     def _paint(
         self,
@@ -175,9 +193,16 @@ class FrameViewer:
         seen = rate[np.isfinite(rate) & (rate > 0)]
         low, high = np.percentile(seen, (1, 99.95)) if seen.size else (0.1, 1.0)
         norm = LogNorm(max(low, high * 1e-5), max(high, low * 1.01))
+        # Labels of all steps of two decades stand on top of each other.
+        steps = LogLocator(subs=(1,) if norm.vmax > 100 * norm.vmin else (1, 2, 5))
         self.figure.clear()
         shown = [
-            (f"raw, {exposure_s:.3g} s", raw / exposure_s, {"norm": norm}, "counts / s"),
+            (
+                f"point {data['raw_seq_num']}, raw, {exposure_s:.3g} s",
+                raw / exposure_s,
+                {"norm": norm},
+                "counts / s",
+            ),
             ("denoised", rate, {"norm": norm}, "counts / s"),
             (
                 "raw - denoised",
@@ -195,12 +220,10 @@ class FrameViewer:
             axes.set_facecolor("0.8" if i == 2 else "0.2")
             if self._box:
                 _mark(axes, self._box)
-            bar = self.figure.colorbar(image, ax=axes, orientation="horizontal", label=unit)
-            if options.get("norm") is norm:
-                # Labels of all steps of two decades stand on top of each other.
-                few = norm.vmax > 100 * norm.vmin
-                bar.set_ticks(LogLocator(subs=(1,) if few else (1, 2, 5)), format="%g")
-                bar.minorticks_off()
+            rated = options.get("norm") is norm
+            labels = {"ticks": steps, "format": "%g"} if rated else {}
+            options = {"ax": axes, "orientation": "horizontal", "label": unit, **labels}
+            self.figure.colorbar(image, **options).minorticks_off()
         axes = self.figure.add_subplot(grid[1, :])
         axes.errorbar(trace[:, 0], trace[:, 1], trace[:, 2], fmt="o-", ms=3, capsize=2)
         axes.set(xlabel=self._against, ylabel=f"{self._traced}\n(counts / s)")

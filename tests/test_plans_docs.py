@@ -5,7 +5,7 @@ from pathlib import Path
 import bluesky.plans as bp
 import matplotlib as mpl
 import pytest
-from beamline import denoised_here, detector
+from beamline import ROIS, denoised_here, detector
 from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT
 from ophyd.sim import SynAxis
@@ -42,7 +42,9 @@ def test_the_code_on_the_page_about_archives_runs(RE, tiled, tmp_path, monkeypat
 def test_the_code_on_the_page_runs(page, RE):
     mpl.use("Agg")
     motor = SynAxis(name="motor")
-    denoised = denoised_here(RE, UnitDenoiser(), streams=("primary", "reference", "short"))
+    rois = {"satellite_1": ROIS["satellite"], "satellite_2": ROIS["satellite"]}
+    streams = ("primary", "reference", "short")
+    denoised = denoised_here(RE, UnitDenoiser(), rois=rois, streams=streams)
     denoise = denoised.router
     namespace = {
         "RE": RE,
@@ -50,7 +52,7 @@ def test_the_code_on_the_page_runs(page, RE):
         "det": detector(motor, exposure_s=1.0),
         "denoised": denoised,
         "denoise": denoise,
-        "denoiser": UnitDenoiser(),
+        "rois": rois,
     }
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
     assert blocks

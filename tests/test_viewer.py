@@ -1,3 +1,4 @@
+import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import matplotlib as mpl
 import numpy as np
@@ -8,7 +9,7 @@ from ophyd.sim import SynAxis
 
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
-from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import UnitDenoiser
 from bluesky_denoise.viewer import FrameViewer
 
@@ -61,6 +62,63 @@ def test_frames_that_come_faster_than_they_are_drawn_are_passed_over(RE):
     assert 1 <= viewer.drawn <= 2
     (line,) = [a.lines[0] for a in viewer.figure.axes if a.get_xlabel() == "motor"]
     assert len(line.get_xdata()) == 30
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_a_denoiser_that_is_behind_is_shown_with_the_raw_frames_of_its_own_points(
+    RE, tmp_path, files, logged
+):
+    counts = np.random.default_rng(0).poisson(5, (6, 48, 48)).astype(np.uint16)
+    frames, key = ReplayFrames(counts, 1.0), "det" if files else KEY
+    det = ReplayDetector(name="det", frames=frames)
+    if files:
+        det = AreaDetectorReplay(name="det", frames=frames, directory=tmp_path / "raw")
+    derived, later = [], []
+    options = settings(data_keys=[key], frames_directory=tmp_path / "out" if files else None)
+    router = DenoiseRouter(options, UnitDenoiser())
+    router.subscribe(lambda *doc: derived.append(doc))
+    viewer = FrameViewer(key, interval_s=60.0)
+    RE.subscribe(viewer.raw)
+    RE.subscribe(lambda *doc: later.append(doc))
+    RE(bp.count([det], 3))
+    RE(bp.count([det], 3))  # the next run is being taken already
+    for name, doc in later:
+        router(str(name), doc)
+    stops = [i for i, (name, _) in enumerate(derived) if name == "stop"]
+    for name, doc in derived[: stops[0]]:
+        viewer.derived(name, doc)
+    wait_for(lambda: "no longer, or not yet, at hand" in logged())
+    assert viewer.drawn == 0
+    shown = []
+    for name, doc in derived[stops[0] + 1 :]:
+        viewer.derived(name, doc)
+        viewer.draw()
+        if name == "event":
+            shown.append(viewer.figure.axes[0].images[0].get_array())
+    viewer.close()
+    np.testing.assert_allclose(shown, counts[3:], rtol=1e-6)
+    assert np.abs(viewer.figure.axes[4].images[0].get_array()).max() < 1e-3
+
+
+def test_a_view_that_is_opened_in_the_middle_of_a_run_waits_for_the_next(RE):
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
+    RE.subscribe(router)
+    det = detector()
+
+    def opened_between(detectors):
+        yield from bps.one_shot(detectors)
+        if not attached:
+            viewer.attach(RE, router)
+            attached.append(True)
+
+    attached = []
+    RE(bp.count([det], 3, per_shot=opened_between))
+    viewer.draw()
+    assert viewer.drawn == 0
+    RE(bp.count([det], 3))
+    viewer.close()
+    assert viewer.drawn == 1
 
 
 def test_standard_errors_are_shown_where_there_are_some(RE):

@@ -34,7 +34,7 @@ class _WeakPeak(Device):
     width = Component(Signal, value=_NAN, kind=Kind.hinted)
     coarse_significance = Component(Signal, value=_NAN, kind=Kind.normal)
     coarse_p_value = Component(Signal, value=_NAN, kind=Kind.normal)
-    fine_significance = Component(Signal, value=_NAN, kind=Kind.normal)
+    fine_significance = Component(Signal, value=_NAN, kind=Kind.hinted)
     fine_p_value = Component(Signal, value=_NAN, kind=Kind.normal)
 
 

@@ -1,0 +1,62 @@
+"""What the startup files of an IPython profile, or of the queue server, begin with."""
+
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+from .errors import SettingsError
+
+__all__ = ["closed_at_exit", "profile_directory"]
+
+
+def profile_directory(holding: str, startup_file: str | None = None) -> Path:
+    """Return the directory of the profile whose startup files are running.
+
+    Parameters
+    ----------
+    holding :
+        A file that lies in it, such as ``"settings.yaml"``.
+    startup_file :
+        ``globals().get("__file__")`` of a startup file; None: the queue server runs them
+        without, in their own directory, or in an IPython kernel that knows its profile.
+
+    Returns
+    -------
+    pathlib.Path
+        Absolute.
+
+    Raises
+    ------
+    SettingsError
+        If the file is in none of these directories.
+    """
+    places = [Path(startup_file or Path.cwd() / "file").resolve().parents[1]]
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None:
+        places.append(Path(shell.profile_dir.location).resolve())
+    for place in places:
+        if (place / holding).is_file():
+            return place
+    raise SettingsError(
+        f"There is no {holding} in {' or '.join(map(str, places))}. Startup files are run from "
+        "the `startup` directory of their profile, beside which it lies."
+    )
+
+
+def closed_at_exit() -> ExitStack:
+    """Return a stack of contexts and callbacks that is closed when the prompt is left.
+
+    `atexit` is too late to end threads: Python waits for them before. IPython empties the
+    namespace before it leaves, so nothing may be looked up in it by then.
+    """
+    stack = ExitStack()
+    main_thread = threading.main_thread()
+
+    def close() -> None:
+        main_thread.join()
+        stack.close()
+
+    threading.Thread(target=close, name="close-at-exit").start()
+    return stack
