@@ -21,6 +21,8 @@ __all__ = ["app"]
 # Read when tiled is imported: who sits at a terminal wants to know soon of a wrong address.
 os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
 
+_MARK = "made_by_the_demo"
+
 app = typer.Typer(
     help="Denoise detector frames on Bluesky's document stream.",
     no_args_is_help=True,
@@ -30,14 +32,13 @@ app = typer.Typer(
 
 @app.command()
 def demo(
-    directory: Annotated[Path, typer.Option(help="Where data go; emptied first.")] = Path(
-        "demo_data"
-    ),
+    directory: Annotated[
+        Path, typer.Option(help="Where data go; those of an earlier demo are removed.")
+    ] = Path("demo_data"),
     picture: Annotated[Path, typer.Option(help="Picture to write.")] = Path("demo.png"),
 ) -> None:
     """Scan measured frames, denoise them beside the scan, and compare with long exposures."""
-    if directory.exists():
-        shutil.rmtree(directory)
+    _make_room(directory)
     with console.status("Starting a Tiled server and the denoiser"):
         from . import demo as job
         from .server import embedded_tiled
@@ -68,6 +69,16 @@ def demo(
         server.__exit__(None, None, None)
 
 
+def _make_room(directory: Path) -> None:
+    """Make an empty directory, removing what an earlier demo, and nothing else, has left."""
+    if directory.exists() and any(directory.iterdir()):
+        if not (directory / _MARK).exists():
+            fail(f"{directory} is not of an earlier demo. Remove it, or name another --directory.")
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _MARK).touch()
+
+
 def _print_comparison(comparison: list, frames: int) -> None:
     table = Table(title=f"{frames} frames of 1 s against the measured 20 s around each")
     for heading in ("", "squared error / mean count", "contrast of the weak line / measured"):
@@ -94,7 +105,7 @@ def serve(
     directory: Annotated[Path, typer.Argument(help="Directory of an embedded Tiled server.")],
     port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
 ) -> None:
-    """Serve a directory of `embedded_tiled`, with Tiled's web page, until Ctrl-C."""
+    """Serve a directory of `embedded_tiled`, with Tiled's web page, until Enter."""
     from tiled.client import from_uri
 
     from .server import embedded_tiled
@@ -147,7 +158,7 @@ def evaluate(context: typer.Context) -> None:
 
 def _forward(command: Callable, context: typer.Context) -> None:
     """Run a command of a module that is slow to import, with its own arguments."""
-    forwarded = typer.Typer(pretty_exceptions_enable=False)
+    forwarded = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     forwarded.command()(command)
     forwarded(args=context.args, prog_name=f"bluesky-denoise {context.info_name}")
 

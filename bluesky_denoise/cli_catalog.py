@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from .cli_terminal import Report, console, each_run, fail, open_catalog
+from .cli_terminal import Report, console, each_run, fail, find_run, open_catalog
 
 __all__ = ["app"]
 
@@ -108,7 +108,7 @@ def show(
     from .picture import draw_event
 
     with open_catalog(uri) as catalog:
-        run = catalog[uid]
+        run = find_run(catalog, uid)
         chosen = _stream(run, uid, stream)
         told = {key: getattr(chosen, key) for key in _SHOWN}
         table = chosen.stream.base["internal"].read()
@@ -118,6 +118,8 @@ def show(
         draw_event(run, chosen, event, picture)
         told |= {"frames not ok": frames_not_ok(chosen), "picture": picture}
     for key, value in told.items():
+        if value == "":
+            continue
         console.print(f"{key:>15}: {value}", highlight=False, soft_wrap=True)
     console.print(_numbers(row, event))
 
@@ -166,4 +168,4 @@ def export(
 
     with open_catalog(uri) as catalog:
         directory.mkdir(parents=True, exist_ok=True)
-        each_run([catalog[uid] for uid in uids], write)
+        each_run([find_run(catalog, uid) for uid in uids], write)

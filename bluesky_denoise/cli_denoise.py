@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_terminal import Report, console, each_run, fail, open_catalog
+from .cli_terminal import Report, console, each_run, fail, find_run, open_catalog
 from .errors import DenoiseError
 
 __all__ = ["app"]
@@ -31,7 +31,7 @@ def reprocess(
     """
     loaded = _settings(settings)
     with open_catalog(loaded.tiled_uri, loaded) as catalog:
-        _denoise_runs([catalog[uid] for uid in uids], loaded, again)
+        _denoise_runs([find_run(catalog, uid) for uid in uids], loaded, again)
 
 
 @app.command("catch-up")

@@ -17,7 +17,7 @@ from rich.progress import (
 
 from .errors import DenoiseError
 
-__all__ = ["Report", "console", "each_run", "fail", "open_catalog"]
+__all__ = ["Report", "console", "each_run", "fail", "find_run", "open_catalog"]
 
 console = Console()
 
@@ -43,9 +43,9 @@ def each_run(runs: list, work: Callable[[Any, Report], str]) -> None:
 
             try:
                 told = work(run, report)
-            except DenoiseError as error:
+            except (DenoiseError, OSError, httpx.HTTPStatusError) as error:
                 failed += 1
-                told = str(error)
+                told = _told(error)
             console.print(f"{uid}: {told}", highlight=False, soft_wrap=True)
             bar.update(task, visible=False)
             if every is not None:
@@ -60,18 +60,58 @@ def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
     from .settings import DenoiseSettings
     from .tiled_layouts import connect
 
-    settings = settings or DenoiseSettings(tiled_uri=uri)
+    try:
+        settings = settings or DenoiseSettings(tiled_uri=uri)
+    except DenoiseError as error:
+        fail(str(error))
     if settings.tiled_uri is None:
         fail("The settings name no Tiled server; add `tiled_uri`.")
     try:
         client = connect(settings.model_copy(update={"tiled_layout": "stream"}))
     except Exception as error:
-        fail(f"Tiled at {settings.tiled_uri} cannot be opened: {error}. Is TILED_API_KEY set?")
+        fail(f"Tiled at {settings.tiled_uri} cannot be opened: {_why(error)}")
     try:
         with client.context:
             yield client
     except httpx.TransportError as error:
         fail(f"Tiled at {settings.tiled_uri} cannot be reached any more: {error}.")
+    except (DenoiseError, OSError, httpx.HTTPStatusError) as error:
+        fail(_told(error))
+
+
+def _why(error: Exception) -> str:
+    """Say why a server cannot be opened, and what to do."""
+    refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403)
+    if refused or "API key" in str(error):  # without a key it is a RuntimeError of the client
+        return "it wants an API key that is right. Put it into TILED_API_KEY."
+    if isinstance(error, httpx.TransportError):
+        return f"{_short(error)}. Does it run there? Give its address as --uri or in TILED_URI."
+    return f"{_short(error)}. Is it the address of a Tiled server?"
+
+
+def _told(error: Exception) -> str:
+    """Say what went wrong with a run."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error:
+        return (
+            f"Tiled failed to send or store data: {_short(error)}. Does it have the files of the "
+            "frames, and are they in its `readable_storage`?"
+        )
+    return str(error)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def find_run(catalog: Any, uid: str) -> Any:
+    """Return the run with this uid, or whose uid begins so."""
+    try:
+        return catalog[uid]
+    except (KeyError, ValueError) as error:
+        fail(
+            f"There is no one run {uid!r}: {error.args[0]}. Give its uid or the first eight "
+            "letters of it, as `bluesky-denoise runs` lists them."
+        )
 
 
 def fail(message: str) -> NoReturn:

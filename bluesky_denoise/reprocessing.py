@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
+import httpx
 import numpy as np
 
 from .archive import archived_documents
@@ -224,7 +225,7 @@ def reprocess(
     Raises
     ------
     DenoiseError
-        If the run holds nothing to denoise, or it failed.
+        If the run holds nothing to denoise, it failed, or Tiled may not read the frames.
     TiledUnavailable
         If it could not be written; the documents are kept in the backup directory.
     """
@@ -267,4 +268,27 @@ def reprocess(
         )
     if derived["stop"]["exit_status"] == "fail" and derived["stop"].get("reason"):
         raise DenoiseError(f"Run {uid}: {derived['stop']['reason']}")
-    return derived["start"]["uid"]
+    uid = derived["start"]["uid"]
+    if sink is not None:
+        _check_readable(run, uid, settings)
+    return uid
+
+
+def _check_readable(run: Any, uid: str, settings: DenoiseSettings) -> None:
+    """Read a pixel of what was written: a server may register files that it may not read."""
+    raw = as_tiled_run(run)
+    for found in denoised_streams(raw, settings.tiled_container):
+        keys = [key for key in found.stream.base if key != "internal"]
+        if found.run_uid != uid or not keys:
+            continue
+        try:
+            found.stream.base[keys[0]][:1, ..., :1, :1]
+        except httpx.HTTPStatusError as error:
+            reason = (
+                f"Tiled may not read the frames under {settings.frames_directory}; it must be in "
+                "its `readable_storage`"
+            )
+            if settings.tiled_layout == "stream":
+                ended = {**found.provenance, "exit_status": "fail", "reason": reason}
+                found.stream.base.update_metadata({METADATA_KEY: ended}, drop_revision=True)
+            raise DenoiseError(f"Stream {found.name} was written, but {reason}.") from error

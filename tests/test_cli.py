@@ -1,7 +1,9 @@
+import gc
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import bluesky.plans as bp
@@ -148,6 +150,53 @@ def test_runs_are_searched_by_sample_and_scan_id(command, uid):
     assert uid[:8] not in command("runs", "--sample", "gold")
 
 
+@pytest.mark.parametrize("typed", [["show"], ["export"], ["reprocess", "settings.yaml"]])
+@pytest.mark.parametrize("wrong", ["abcdef12", "abc", "", "f" * 36])
+def test_a_run_that_there_is_not_is_named(command, typed, wrong):
+    output = command(*typed, wrong, code=1)
+    assert f"There is no one run '{wrong}'" in output
+    assert "as `bluesky-denoise runs` lists them" in output
+
+
+def test_weights_that_there_are_not_are_named(command, uid, tmp_path):
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "wrong.yaml").write_text(settings.replace(UNIT, "defalt"))
+    assert "There are no weights 'defalt'; shipped are" in command(
+        "reprocess", "wrong.yaml", uid, code=1
+    )
+
+
+def test_files_that_cannot_be_written_are_named(command, uid):
+    command("reprocess", "settings.yaml", uid)
+    assert "nowhere/a.png" in command("show", uid, "--picture", "nowhere/a.png", code=1)
+    assert "settings.yaml/x" in command("export", uid, "--directory", "settings.yaml/x", code=1)
+
+
+def test_a_directory_that_tiled_may_not_read_is_named_and_the_stream_marked(
+    command, uid, tiled, tmp_path
+):
+    settings = (tmp_path / "settings.yaml").read_text()
+    with tempfile.TemporaryDirectory() as elsewhere:
+        wrong = settings.replace("frames_directory: denoised", f"frames_directory: {elsewhere}")
+        (tmp_path / "wrong.yaml").write_text(wrong)
+        output = command("reprocess", "wrong.yaml", uid, code=1)
+    assert f"Tiled may not read the frames under {elsewhere}" in output
+    (stream,) = denoised_streams(tiled.client[uid])
+    assert stream.exit_status == "fail"
+    assert "may not read" in stream.reason
+    assert f"{uid}: denoised as run" in command("reprocess", "settings.yaml", uid, "--again")
+
+
+# The client of tiled that is refused leaves its sockets to the garbage collector.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket")
+def test_the_wrong_key_and_what_is_no_address_are_named(command, monkeypatch):
+    assert "expected an address such as" in command("runs", "--uri", "localhost:8000", code=1)
+    for key in ("", "wrong"):
+        monkeypatch.setenv("TILED_API_KEY", key)
+        assert "Put it into TILED_API_KEY" in command("runs", code=1)
+    gc.collect()
+
+
 def test_a_server_that_is_not_there_is_named(command):
     output = command("runs", "--uri", "http://127.0.0.1:9", code=1)
     assert "Tiled at http://127.0.0.1:9 cannot be opened" in output.replace("\n", " ")
@@ -193,4 +242,6 @@ def test_wrong_settings_are_named(command, tmp_path):
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_forwarded_commands_show_their_own_help(command, name):
-    assert f"Usage: bluesky-denoise {name}" in command(name, "--help")
+    shown = command(name, "--help")
+    assert f"Usage: bluesky-denoise {name}" in shown
+    assert "--install-completion" not in shown

@@ -18,6 +18,15 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("0[123]*.py"))  # test_plans_docs has the others
 
 
+def test_the_demo_removes_nothing_but_an_earlier_demo(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "frames.h5").write_text("of the beamtime")
+    result = CliRunner().invoke(app, ["demo", "--directory", str(tmp_path / "data")])
+    assert result.exit_code == 1
+    assert "is not of an earlier demo" in result.output
+    assert (tmp_path / "data" / "frames.h5").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # a loaded machine takes ten times as long as a free one
 def test_the_demo_ends_in_words_and_in_a_picture(tmp_path):
