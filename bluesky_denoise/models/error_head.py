@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bluesky_denoise.models import kernels
-from bluesky_denoise.models.layers import mix, point
+from bluesky_denoise.models.layers import mix, mix_into, point
 
 __all__ = ["ErrorHead"]
 
@@ -79,7 +79,7 @@ class ErrorHead(nn.Module):
         of_found, of_around, of_told = self.near.weight.flatten(1).split(widths, 1)
         x = mix(of_around, self.near.bias[None, :, None, None], around)
         x = F.interpolate(x, scale_factor=2.0)
-        return mix(of_told, mix(of_found, x, found), told).relu_()
+        return mix_into(mix_into(x, of_found, found), of_told, told).relu_()
 
 
 def level(log10_counts: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def _halve(x: Tensor, axis: int) -> Tensor:
     even, odd = pairs.select(axis + 1, 0), pairs.select(axis + 1, 1)
     before = torch.cat([even.narrow(axis, 0, 1), odd.narrow(axis, 0, size - 1)], axis)
     after = torch.cat([even.narrow(axis, 1, size - 1), odd.narrow(axis, size - 1, 1)], axis)
-    return (before + after).add(even + odd, alpha=3).mul(0.125)
+    return (before + after).add_(even + odd, alpha=3).mul_(0.125)
 
 
 def down(x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def _spread(x: Tensor, *steps: tuple[int, int]) -> Tensor:
         for sign in (-1, 0, 1):
             top, left = abs(rows) + sign * rows, abs(cols) + sign * cols
             parts.append(x[..., top : top + height, left : left + width])
-        x = (parts[0] + parts[2]).add(parts[1], alpha=2)
+        x = (parts[0] + parts[2]).add_(parts[1], alpha=2)
     return x
 
 

@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Block", "mix", "point"]
+__all__ = ["Block", "mix", "mix_into", "point", "roots"]
+
+CACHED_VALUES = 1 << 17
+"""Values that stay in a processor's cache from one step to the next."""
 
 
 class Block(nn.Module):
@@ -38,3 +41,40 @@ def mix(matrix: Tensor, start: Tensor, x: Tensor) -> Tensor:
     batch, _, height, width = x.shape
     matrix = matrix.expand(batch, -1, -1)
     return torch.baddbmm(start.flatten(2), matrix, x.flatten(2)).unflatten(2, (height, width))
+
+
+def mix_into(start: Tensor, matrix: Tensor, x: Tensor) -> Tensor:
+    """Mix channels as `mix` does, and add them to ``start``, plane by plane, in its own memory."""
+    planes = start.view(*start.shape[:2], -1)  # (B, D, h, w) -> (B, D, h * w)
+    planes.baddbmm_(matrix.expand(len(x), -1, -1), x.flatten(2))
+    return start
+
+
+def roots(z: Tensor, floor: float, factor: Tensor | None = None) -> Tensor:
+    """Turn scores into roots of shares: >= 0, of unit length over the channels.
+
+    Without gradients the memory of ``z`` is used anew, on a CPU a few rows at a time.
+
+    Parameters
+    ----------
+    z : (B, K, ..., h, w)
+    floor : is added before they are normalised, so that none is 0
+    factor : (B, 1, ..., h, w), what they are multiplied by
+    """
+    if torch.is_grad_enabled():
+        z = z.clamp_min(0).add_(floor)
+        return z * _over_length(z, factor)
+    rows = z.shape[-2]
+    if z.device.type == "cpu":
+        rows = max(1, CACHED_VALUES * rows // z.numel())
+    factors = [None] * -(-z.shape[-2] // rows) if factor is None else factor.split(rows, -2)
+    for part, times in zip(z.split(rows, -2), factors, strict=True):
+        part.clamp_min_(0).add_(floor)
+        part.mul_(_over_length(part, times))
+    return z
+
+
+def _over_length(z: Tensor, factor: Tensor | None) -> Tensor:
+    # Much faster than `vector_norm`.
+    scale = torch.rsqrt((z * z).sum(1, keepdim=True))
+    return scale if factor is None else scale * factor

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from bluesky_denoise.models import kernels, spots
 from bluesky_denoise.models.error_head import ErrorHead
 from bluesky_denoise.models.features import describe
-from bluesky_denoise.models.layers import Block, point
+from bluesky_denoise.models.layers import Block, point, roots
 
 __all__ = ["Estimate", "PhotonExchange"]
 
@@ -184,20 +184,17 @@ class PhotonExchange(nn.Module):
 
     def _roots(self, z: Tensor, free: Tensor | None = None) -> list[Tensor]:
         """Roots of shares: of unit length, with a floor so that no estimate near a photon is 0."""
-        z = z.clamp_min(0).add_(self.floor)
-        # Much faster than `vector_norm`.
-        scale = torch.rsqrt((z * z).sum(1, keepdim=True))
-        return list((z * (scale if free is None else scale * free)).split(1, 1))
+        return list(roots(z, self.floor, free).split(1, 1))
 
     def exchange(self, shares: list[_Shares], x: Tensor, level: int = 0) -> Tensor:
         """Apply M: (B, C, h, w) -> (B, C, h, w)."""
         own, others, coarser = shares[level]
         out = own * own * x
         for share, spread in zip(others, self.banks[level], strict=True):
-            out = torch.addcmul(out, share, spread.apply(share * x), value=spread.scale)
+            out.addcmul_(share, spread.apply(share * x), value=spread.scale)
         if coarser is not None:
             beyond = self.exchange(shares, kernels.down(coarser * x), level + 1)
-            out = torch.addcmul(out, coarser, kernels.up(beyond))
+            out.addcmul_(coarser, kernels.up(beyond))
         return out
 
     def forward(
