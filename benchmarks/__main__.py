@@ -3,11 +3,15 @@
 import platform
 from pathlib import Path
 
+import rich.progress
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import latency, live, networks
+from bluesky_denoise.evaluation.speed import speed_scores
+from bluesky_denoise.simulation import recorded_frames
+
+from . import latency, live
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -56,11 +60,10 @@ def main() -> None:
             f"{1000 * plan.point_s:.0f} ms, {1000 * plan.plain_point_s:.0f} ms",
         ),
     ]
-    with console.status("Networks and BM3D"):
-        slower = networks.times_slower()
+    scores = speed_scores("default", recorded_frames().counts[0], rich.progress.track)
     rows += [
-        (f"time of {name} over ours, same frame, 1 thread", f"{x:.0f}")
-        for name, x in slower.items()
+        (f"time of {score.method} over ours, same frame, 1 thread", f"{score.times_longer:.3g}")
+        for score in scores
     ]
     table = Table("", "", show_header=False)
     for row in rows:
@@ -87,7 +90,9 @@ def _write(rows: list[tuple[str, str]]) -> None:
         *(f"| {what} | {figure} |" for what, figure in rows),
         "",
         "Frames of 195 x 487 pixels. `benchmarks/live.py`, `benchmarks/latency.py` and",
-        "`benchmarks/networks.py` say what exactly is measured.",
+        "`bluesky_denoise/evaluation/speed.py` say what exactly is measured. The last rows are",
+        "least CPU times of methods that take turns in a process of their own, as in",
+        "`make evaluate`.",
     ]
     PAGE.write_text("\n".join(lines) + "\n")
 

@@ -99,7 +99,7 @@ def evaluate(
             score_simulated(result, methods, denoiser, score, effort)
         if denoiser.device == "cpu":
             counts = sets[0].counts[0][:195, :487] if sets else recorded_frames().counts[0]
-            time_on(result, denoiser, counts.astype(np.int64), score)
+            time_on(result, model, counts.astype(np.int64), score)
     result.about["minutes"] = round((time.monotonic() - begin) / 60, 1)
     gates = judge(result)
     for table in (*all_tables(result), gate_table(gates)):

@@ -176,7 +176,8 @@ def speed_table(r: Evaluation) -> Table:
     rows = [(s.method, number(s.times_longer), s.frame) for s in r.speed]
     return Table(
         "Speed",
-        "CPU time on one thread over that of the denoiser, on the same frame in the same run.",
+        "Least CPU time on one thread over that of the denoiser: all take turns on the same frame, "
+        "in a process that does nothing else.",
         ("method", "times longer", "frame"),
         rows,
         0,
