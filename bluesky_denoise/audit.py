@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
+from bluesky_denoise.frame_checks import valid_pixels
 from bluesky_denoise.photon_checks import dead_areas, hot_pixels, looks_poisson
 from bluesky_denoise.residuals import (
     deviance_ratio,
@@ -28,7 +29,6 @@ ALONE = 0.05
 """Correlation below which neighbouring pixels are called independent."""
 SURE_Z = 5.0
 """Global numbers must be off by their limit, and by this many standard deviations."""
-EIGER_INVALID = 2**32 - 1
 
 
 class SupportsDenoise(Protocol):
@@ -213,10 +213,7 @@ def audit_rate(
 def _valid(counts: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     if mask is not None and np.shape(mask) != counts.shape:
         raise MaskError(f"The mask has shape {np.shape(mask)}; the frame has {counts.shape}.")
-    valid = np.isfinite(counts)
-    if counts.dtype.kind in "ui" and counts.dtype.itemsize >= 4:
-        valid &= counts != EIGER_INVALID
-    return valid if mask is None else valid & (np.asarray(mask) == 0)
+    return valid_pixels(counts, mask)
 
 
 def _unheard(reason: str, shape: tuple[int, ...], tile_px: int) -> Audit:

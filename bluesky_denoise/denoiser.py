@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError, SettingsError
+from bluesky_denoise.errors import FrameShapeError, SettingsError
+from bluesky_denoise.frame_checks import check_exposure, check_mask, prepare
 from bluesky_denoise.frames import Denoised
 from bluesky_denoise.models.checkpoint import load_checkpoint
 
@@ -25,8 +26,6 @@ BATCH_PIXELS = {"cpu": 250_000, "cuda": 40_000_000}
 """Pixels beyond which no further frame joins a batch: on a CPU larger ones leave its cache."""
 LEAST_PIXELS = 1024
 """When there is no memory for so many pixels either, it is an error."""
-EIGER_INVALID = 2**32 - 1
-"""What Eiger detectors write into masked pixels, as uint32 or cast to more bits."""
 
 
 class Denoiser:
@@ -127,19 +126,19 @@ class Denoiser:
                 "at least one pixel."
             )
         stack = counts if counts.ndim == 3 else counts[None]  # (H, W) -> (1, H, W)
-        seconds = _check_exposure(exposure_s, len(stack), counts.ndim)
-        masked = _check_mask(mask, stack.shape[1:])
+        seconds = check_exposure(exposure_s, len(stack), counts.ndim)
+        masked = check_mask(mask, stack.shape[1:])
         out = np.empty((2 if self._has_variance else 1, *stack.shape), np.float32)
         # Checked and converted a few frames at a time, so that a long stack fits memory.
         each = max(1, self._most_pixels // (stack.shape[1] * stack.shape[2]))
         start = 0
-        prepared = _prepare(stack[:each], masked)
+        prepared = prepare(stack[:each], masked)
         while start < len(stack):
             frames, valid = prepared
             out[:, start : start + len(frames)] = self._expected(frames, valid)
             start += len(frames)
             if start < len(stack):
-                prepared = _prepare(stack[start : start + each], masked)
+                prepared = prepare(stack[start : start + each], masked)
         np.sqrt(out[1:], out=out[1:])
         out /= seconds[:, None, None]
         rate, *sigma = out.reshape(len(out), *counts.shape)
@@ -258,59 +257,6 @@ def _choose_device(device: str | None) -> str:
                 "devices. Use cpu, or leave the device out."
             )
     return str(device)
-
-
-def _check_exposure(exposure_s: float | np.ndarray, batch: int, ndim: int) -> np.ndarray:
-    """Return (B,) float32 seconds."""
-    try:
-        seconds = np.asarray(exposure_s, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise FrameValueError(f"The exposure {exposure_s!r} is no number of seconds.") from None
-    if seconds.shape not in ((), (batch,)) or (ndim == 2 and seconds.shape == (batch, 1)):
-        raise FrameShapeError(
-            f"Exposures of shape {seconds.shape} were given for {batch} frames; expected one "
-            f"number, or ({batch},)."
-        )
-    if not (np.isfinite(seconds) & (seconds > 0)).all():
-        raise FrameValueError(f"The exposure is {exposure_s!r}; expected seconds, > 0.")
-    return np.broadcast_to(seconds, (batch,)).astype(np.float32)
-
-
-def _check_mask(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return (H, W) bool."""
-    if mask is None:
-        return None
-    mask = np.asarray(mask)
-    if mask.shape != shape:
-        raise MaskError(f"The mask has shape {mask.shape}; the frames need {shape}, (H, W).")
-    if mask.dtype.kind not in "bui":
-        raise MaskError(
-            f"The mask has dtype {mask.dtype}; expected bool or integer, nonzero where invalid."
-        )
-    return mask != 0
-
-
-def _prepare(stack: np.ndarray, masked: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return counts with 0 where invalid, (B, H, W) float32, and what is valid, bool."""
-    if stack.dtype.kind not in "buif":
-        raise FrameValueError(
-            f"Frames of dtype {stack.dtype} were given; expected integer or float counts."
-        )
-    valid = np.isfinite(stack) if stack.dtype.kind == "f" else np.ones(stack.shape, bool)
-    if stack.dtype.kind in "ui" and stack.dtype.itemsize >= 4:
-        valid &= stack != EIGER_INVALID
-    if masked is not None:
-        valid &= ~masked
-    frames = np.where(valid, stack, 0).astype(np.float32)
-    negative = frames < 0
-    if negative.any():
-        at = tuple(int(i) for i in np.argwhere(negative)[0])
-        raise FrameValueError(
-            f"{int(negative.sum())} pixels are negative, the first is {stack[at]} at (frame, row, "
-            f"column) {at}; expected photon counts, >= 0. Mask flagged pixels; frames of an "
-            "integrating detector, with its pedestal subtracted, are no photon counts."
-        )
-    return frames, valid
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

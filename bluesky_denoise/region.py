@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError, SettingsError
+from bluesky_denoise.frame_checks import valid_pixels
 
 __all__ = ["ROI", "Crop", "cut", "deal", "photons"]
 
 MARGIN_PX = 8
 """What the denoiser sees around the background frame."""
-EIGER_INVALID = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,7 @@ def cut(
         slice(max(left - reach, 0), min(right + reach, counts.shape[1])),
     )
     region, inner = region[window], counts[window]
-    valid = np.isfinite(inner)
-    if inner.dtype.kind in "ui" and inner.dtype.itemsize >= 4:
-        valid &= inner != EIGER_INVALID
-    if mask is not None:
-        valid &= np.asarray(mask)[window] == 0
+    valid = valid_pixels(inner, None if mask is None else np.asarray(mask)[window])
     frame = _widen(region, background_px) & ~region
     known = np.where(valid, inner, 0).astype(np.float64)
     origin = (window[0].start, window[1].start)

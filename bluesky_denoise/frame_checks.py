@@ -1,0 +1,74 @@
+"""What is given to a denoiser, checked and made ready for the network."""
+
+import numpy as np
+
+from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
+
+__all__ = ["check_exposure", "check_mask", "prepare", "valid_pixels"]
+
+_EIGER_INVALID = 2**32 - 1
+"""What Eiger detectors write into masked pixels, as uint32 or cast to more bits."""
+
+
+def check_exposure(exposure_s: float | np.ndarray, batch: int, ndim: int) -> np.ndarray:
+    """Return (B,) float32 seconds."""
+    try:
+        seconds = np.asarray(exposure_s, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise FrameValueError(f"The exposure {exposure_s!r} is no number of seconds.") from None
+    if seconds.shape not in ((), (batch,)) or (ndim == 2 and seconds.shape == (batch, 1)):
+        raise FrameShapeError(
+            f"Exposures of shape {seconds.shape} were given for {batch} frames; expected one "
+            f"number, or ({batch},)."
+        )
+    if not (np.isfinite(seconds) & (seconds > 0)).all():
+        raise FrameValueError(f"The exposure is {exposure_s!r}; expected seconds, > 0.")
+    return np.broadcast_to(seconds, (batch,)).astype(np.float32)
+
+
+def check_mask(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return (H, W) bool."""
+    if mask is None:
+        return None
+    mask = np.asarray(mask)
+    if mask.shape != shape:
+        raise MaskError(f"The mask has shape {mask.shape}; the frames need {shape}, (H, W).")
+    if mask.dtype.kind not in "bui":
+        raise MaskError(
+            f"The mask has dtype {mask.dtype}; expected bool or integer, nonzero where invalid."
+        )
+    return mask != 0
+
+
+def valid_pixels(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Return which pixels hold counts, bool, in the shape of `counts`.
+
+    Parameters
+    ----------
+    counts : (H, W) or (B, H, W), integer or float; 4294967295 as an integer of 32 bits or
+        more is no count, nor is what is not finite
+    mask : (H, W), nonzero where a pixel is invalid
+    """
+    valid = np.isfinite(counts)
+    if counts.dtype.kind in "ui" and counts.dtype.itemsize >= 4:
+        valid &= counts != _EIGER_INVALID
+    return valid if mask is None else valid & (np.asarray(mask) == 0)
+
+
+def prepare(stack: np.ndarray, masked: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return counts with 0 where invalid, (B, H, W) float32, and what is valid, bool."""
+    if stack.dtype.kind not in "buif":
+        raise FrameValueError(
+            f"Frames of dtype {stack.dtype} were given; expected integer or float counts."
+        )
+    valid = valid_pixels(stack, masked)
+    frames = np.where(valid, stack, 0).astype(np.float32)
+    negative = frames < 0
+    if negative.any():
+        at = tuple(int(i) for i in np.argwhere(negative)[0])
+        raise FrameValueError(
+            f"{int(negative.sum())} pixels are negative, the first is {stack[at]} at (frame, row, "
+            f"column) {at}; expected photon counts, >= 0. Mask flagged pixels; frames of an "
+            "integrating detector, with its pedestal subtracted, are no photon counts."
+        )
+    return frames, valid
