@@ -245,6 +245,11 @@ class DenoiseSettings(BaseModel):
         base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
         return Path(base) / "bluesky_denoise" / "backup"
 
+    def redact(self, text: str) -> str:
+        """Return a text without the key of Tiled."""
+        key = self.tiled_api_key
+        return text.replace(key.get_secret_value(), "***") if key else text
+
     def describe(self) -> dict[str, Any]:
         """Return the settings that shape the result, as JSON types without secrets.
 

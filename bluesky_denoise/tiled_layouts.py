@@ -9,9 +9,17 @@ from tiled.client.utils import ClientError
 from tiled.structures.core import Spec
 
 from .settings import DenoiseSettings
-from .tiled_streams import StreamWriter
+from .tiled_streams import StreamWriter, streams_of
 
-__all__ = ["DerivedRunWriter", "Writer", "connect", "explain", "is_refusal", "open_writer"]
+__all__ = [
+    "DerivedRunWriter",
+    "Writer",
+    "connect",
+    "explain",
+    "is_refusal",
+    "open_writer",
+    "try_reading",
+]
 
 Document = tuple[str, Mapping[str, Any]]
 
@@ -89,6 +97,41 @@ def connect(settings: DenoiseSettings) -> Any:
 def open_writer(client: Any, settings: DenoiseSettings) -> Writer:
     """Return a writer for one derived run, in the layout of the settings."""
     return StreamWriter(client) if settings.tiled_layout == "stream" else DerivedRunWriter(client)
+
+
+def try_reading(client: Any, settings: DenoiseSettings, start: Mapping[str, Any]) -> bool:
+    """Read a pixel of each denoised array of a derived run.
+
+    A server takes the address of any file, and finds out only when the frames are read that
+    it may not read there.
+
+    Parameters
+    ----------
+    client :
+        As `connect` returns it.
+    settings :
+        The layout.
+    start :
+        The start document of the derived run, which is in Tiled.
+
+    Returns
+    -------
+    bool
+        Whether there was one.
+
+    Raises
+    ------
+    Exception
+        Whatever Tiled raises.
+    """
+    if settings.tiled_layout == "run":
+        streams = [stream.base for stream in client[start["uid"]].values()]
+    else:
+        streams = [node for _, node in streams_of(client[start["original_run_uid"]], start["uid"])]
+    arrays = [stream[key] for stream in streams for key in stream if key != "internal"]
+    for array in arrays:
+        array[(slice(0, 1),) * array.ndim]
+    return bool(arrays)
 
 
 def is_refusal(error: Exception) -> bool:

@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .backup import BackupFile, backup_files, read_backup
+import httpx
+
+from .backup import backup_files, read_backup
 from .errors import TiledUnavailable
+from .pending_run import PendingRun
 from .settings import DenoiseSettings
-from .tiled_layouts import Document, Writer, connect, explain, is_refusal, open_writer
+from .tiled_layouts import Document, connect, explain, is_refusal, open_writer, try_reading
 from .tiled_streams import NodeMissing
 
 __all__ = ["TiledSink", "replay_backup"]
@@ -20,31 +23,10 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _NODE_PAUSE_S = 0.2
-_REPLAY = "`bluesky-denoise replay-backup` brings it in"
-_NOT_AGAIN = f"it is not tried again; {_REPLAY}"
 _REST = 3.0
 """How long to rest after each writing, in units of the time that it took."""
-
-
-class _Run:
-    """What is still to be written of one derived run."""
-
-    def __init__(self, start: Mapping[str, Any]) -> None:
-        self.start = start
-        self.written: list[Document] = []  # what a new attempt needs from the start
-        self.waiting: list[Document] = []
-        self.writer: Writer | None = None
-        self.backup: BackupFile | None = None  # holds what came before `waiting`
-        self.next_try = 0.0
-        self.pause_s = _FIRST_PAUSE_S
-        self.since = time.monotonic()
-        self.stopped = False
-        self.refusal = ""
-
-    @property
-    def to_write(self) -> bool:
-        """Whether there is something that Tiled may take."""
-        return not self.refusal and bool(self.waiting or self.backup)
+_REPLAY = "`bluesky-denoise replay-backup` brings it in"
+_NOT_AGAIN = f"it is not tried again; {_REPLAY}"
 
 
 class TiledSink:
@@ -73,11 +55,11 @@ class TiledSink:
         self._settings = settings
         self._on_written, self._on_refused = on_written, on_refused
         self._queue: queue.SimpleQueue[Document | None] = queue.SimpleQueue()
-        self._runs: dict[str, _Run] = {}  # by uid of the derived run
+        self._runs: dict[str, PendingRun] = {}  # by uid of the derived run
         self._run_of: dict[str, str] = {}
         self._left: list[Path] = []  # backups of runs that were refused
         self._client: Any = None
-        self._closing = False
+        self._looked = self._closing = False
         self._thread = threading.Thread(target=self._loop, name="denoise-tiled", daemon=True)
         self._thread.start()
 
@@ -100,23 +82,19 @@ class TiledSink:
         """
         self._queue.put(None)
         self._thread.join(timeout)
-        return self._left + [run.backup.path for run in self._runs.values() if run.backup]
+        return self._left + [run.backup_path for run in self._runs.values() if run.backup_path]
 
     def _loop(self) -> None:
         while True:
             self._take()
-            for uid, run in list(self._runs.items()):
+            for run in list(self._runs.values()):
                 if run.to_write and time.monotonic() >= run.next_try:
                     self._try(run)
                 if run.stopped and not run.to_write:
-                    self._end(uid, run)
+                    self._end(run)
             if self._closing and not self._worth_waiting():
                 for run in self._runs.values():
-                    self._back_up(
-                        run,
-                        "the denoiser was closed",
-                        "`bluesky-denoise replay-backup` brings it in",
-                    )
+                    run.back_up("the denoiser was closed", _REPLAY)
                 if self._client is not None:
                     self._client.context.close()
                 return
@@ -125,7 +103,7 @@ class TiledSink:
         """Tell whether something may still be written soon: only a node that is to come."""
         patience = min(self._settings.node_timeout_s, 5.0)
         return any(
-            run.waiting and not run.backup and time.monotonic() - run.since < patience
+            run.to_write and not run.backup_path and time.monotonic() - run.since < patience
             for run in self._runs.values()
         )
 
@@ -146,31 +124,26 @@ class TiledSink:
 
     def _sort(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "start":
-            self._runs[doc["uid"]] = _Run(doc)
             uid = doc["uid"]
+            self._runs[uid] = PendingRun(doc, self._settings)
         elif name in ("event", "stream_datum"):
             uid = self._run_of[doc["descriptor"]]
         else:
             uid = doc["run_start"]
             self._run_of[doc["uid"]] = uid
         run = self._runs[uid]
-        run.waiting.append((name, doc))
-        run.stopped |= name == "stop"
-        if run.backup:
-            if len(run.waiting) == 1:  # more than that: the disk failed, and a retry tries it again
-                self._keep(run)
-        elif run.stopped:
+        run.add(name, doc)
+        if run.stopped and not run.backup_path:
             run.next_try = 0.0
 
-    def _try(self, run: _Run) -> None:
+    def _try(self, run: PendingRun) -> None:
         try:
-            if run.writer is None:  # a new one needs all documents, from the start
-                run.writer = self._open(run.start)
-                run.waiting = run.written + run.waiting
-                run.written = []
-            kept = list(read_backup(run.backup.path)) if run.backup else []
+            if run.writer is None:
+                if self._client is None:
+                    self._client = connect(self._settings)
+                run.begin_anew(open_writer(self._client, self._settings))
             began = time.monotonic()
-            run.writer.write(kept + run.waiting)
+            run.write()
         except NodeMissing as error:
             run.writer = None
             run.next_try = time.monotonic() + _NODE_PAUSE_S
@@ -182,83 +155,53 @@ class TiledSink:
                 self._client = None
             self._failed(run, error)
         else:
-            run.written += [item for item in kept + run.waiting if self._is_needed_again(item[0])]
-            run.waiting = []
             # Raw data has the server to itself for most of the time, and what comes
             # meanwhile goes in one request.
             now = time.monotonic()
             run.next_try = now + _REST * (now - began)
-            run.pause_s = _FIRST_PAUSE_S
-            if run.backup:
-                run.backup.done()
-                run.backup = None
-                logger.warning("Derived run %.8s is in Tiled again", run.start["uid"])
+            run.pause_s = 0.0
 
-    def _is_needed_again(self, name: str) -> bool:
-        """Tell whether a written document must be kept for a new attempt."""
-        return name != "event" or self._settings.tiled_layout == "run"
-
-    def _failed(self, run: _Run, error: Exception) -> None:
-        reason = self._redact(explain(error, self._settings))
+    def _failed(self, run: PendingRun, error: Exception) -> None:
+        reason = self._settings.redact(explain(error, self._settings))
         if is_refusal(error):
             run.refusal = reason
-            self._back_up(run, reason, _NOT_AGAIN, logging.ERROR)
+            run.back_up(reason, _NOT_AGAIN, logging.ERROR)
             return
+        run.pause_s = min(2 * run.pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         run.next_try = time.monotonic() + run.pause_s
-        run.pause_s = min(2 * run.pause_s, _LONGEST_PAUSE_S)
-        self._back_up(run, reason, "it is tried again")
+        run.back_up(reason, "it is tried again")
 
-    def _back_up(self, run: _Run, reason: str, then: str, level: int = logging.WARNING) -> None:
-        """Keep what waits, and say why; once a run."""
-        if run.backup is None and run.waiting:
-            run.backup = BackupFile(self._settings.backup_path, run.start["uid"], self._redact)
-            run.waiting = run.written + run.waiting
-            run.written = []
-            logger.log(
-                level,
-                "Derived run %.8s of run %.8s cannot be written to Tiled (%s). Its documents are "
-                "kept in %s, and %s.",
-                *(run.start["uid"], run.start["original_run_uid"], reason, run.backup.path, then),
-            )
-        self._keep(run)
+    def _end(self, run: PendingRun) -> None:
+        """Forget a run that is in Tiled, or refused."""
+        del self._runs[run.uid]
+        for key in [key for key, owner in self._run_of.items() if owner == run.uid]:
+            del self._run_of[key]
+        if not run.refusal:
+            self._look(run)
+            self._on_written(run.raw_uid)
+            return
+        run.back_up(run.refusal, _NOT_AGAIN, logging.ERROR)
+        if run.backup_path:
+            self._left.append(run.backup_path)
+        self._on_refused(run.raw_uid, run.refusal)
 
-    def _keep(self, run: _Run) -> None:
-        """Move what waits into the backup; without a disk it stays in memory."""
-        if not (run.backup and run.waiting):
+    def _look(self, run: PendingRun) -> None:
+        """Find out with the first frames whether Tiled can serve the files that it knows of."""
+        if self._looked or self._client is None or self._settings.frames_directory is None:
             return
         try:
-            run.backup.append(run.waiting)
-            run.waiting = []
-        except OSError as error:
+            self._looked = try_reading(self._client, self._settings, run.start)
+        except httpx.HTTPStatusError as error:
+            self._looked = True
             logger.error(
-                "Derived run %.8s cannot be kept in %s: %s",
-                *(run.start["uid"], run.backup.path, error),
+                "Tiled has the denoised stream of run %.8s, and cannot read its frames in %s (%s). "
+                "Add that directory to `readable_storage` in the server's configuration, or leave "
+                "`frames_directory` out, which sends frames through HTTP.",
+                *(run.raw_uid, self._settings.frames_directory),
+                self._settings.redact(f"{type(error).__name__}: {error}".partition("\n")[0]),
             )
-            if not run.backup.path.exists():
-                run.backup = None
-
-    def _end(self, uid: str, run: _Run) -> None:
-        """Forget a run that is in Tiled, or refused."""
-        del self._runs[uid]
-        for key in [key for key, owner in self._run_of.items() if owner == uid]:
-            del self._run_of[key]
-        raw_uid = run.start["original_run_uid"]
-        if not run.refusal:
-            self._on_written(raw_uid)
-            return
-        self._back_up(run, run.refusal, _NOT_AGAIN, logging.ERROR)
-        if run.backup:
-            self._left.append(run.backup.path)
-        self._on_refused(raw_uid, run.refusal)
-
-    def _redact(self, text: str) -> str:
-        key = self._settings.tiled_api_key
-        return text.replace(key.get_secret_value(), "***") if key else text
-
-    def _open(self, start: Mapping[str, Any]) -> Writer:
-        if self._client is None:
-            self._client = connect(self._settings)
-        return open_writer(self._client, self._settings)
+        except Exception as error:  # Tiled is away: look at the next run
+            logger.debug("Run %.8s could not be looked at: %s", run.raw_uid, error)
 
 
 def replay_backup(settings: DenoiseSettings) -> list[str]:

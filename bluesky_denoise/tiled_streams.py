@@ -19,7 +19,7 @@ from tiled.utils import safe_json_dump
 
 from .errors import TiledUnavailable
 
-__all__ = ["METADATA_KEY", "NodeMissing", "StreamWriter"]
+__all__ = ["METADATA_KEY", "NodeMissing", "StreamWriter", "streams_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,14 @@ _CAST = {"number": float, "integer": int, "boolean": bool, "string": str}
 
 class NodeMissing(TiledUnavailable):
     """The raw run has not been written to Tiled yet."""
+
+
+def streams_of(run: Any, derived_uid: str) -> Iterator[tuple[str, Any]]:
+    """Yield the streams of a raw run that were written for one derived run, with their keys."""
+    for key, stream in run.items():
+        node = stream.base
+        if node.metadata.get(METADATA_KEY, {}).get("run_uid") == derived_uid:
+            yield key, node
 
 
 class StreamWriter:
@@ -132,13 +140,6 @@ class StreamWriter:
             else:
                 return _Stream(node, descriptor)
 
-    def _own_streams(self) -> Iterator[tuple[str, Any]]:
-        """Yield what an earlier writer has begun of this derived run."""
-        for key, stream in self._node().items():
-            node = stream.base
-            if node.metadata.get(METADATA_KEY, {}).get("run_uid") == self._start["uid"]:
-                yield key, node
-
     def _data(self, docs: list[Mapping[str, Any]]) -> None:
         by_stream = defaultdict(list)
         for doc in docs:
@@ -154,7 +155,7 @@ class StreamWriter:
         if not self._streams:
             self._streams = {
                 key: _Stream(node, {"data_keys": {}}, resumed=True)
-                for key, node in self._own_streams()
+                for key, node in streams_of(self._node(), self._start["uid"])
             }
         if not self._streams:  # it ended before its first event: say why all the same
             empty = {"uid": self._start["uid"], "time": self._start["time"], "data_keys": {}}

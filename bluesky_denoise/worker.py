@@ -76,16 +76,14 @@ def main() -> None:
     authkey = bytes.fromhex(sys.stdin.readline().strip())
     pipe = _Pipe(Client(sys.argv[1], authkey=authkey))
     settings, log_level = pipe.receive()[1]
-    secret = settings.tiled_api_key.get_secret_value() if settings.tiled_api_key else None
-    redact = (lambda text: text.replace(secret, "***")) if secret else str
     root = logging.getLogger("bluesky_denoise")
-    root.addHandler(_LogToParent(pipe, redact))
+    root.addHandler(_LogToParent(pipe, settings.redact))
     root.setLevel(log_level)
     root.propagate = False
     try:
         worker = _Worker(settings, pipe)
     except Exception as error:
-        pipe.send("failed", _portable(error, redact))
+        pipe.send("failed", _portable(error, settings.redact))
         return
     pipe.send("started", worker.provenance)
     try:

@@ -41,7 +41,7 @@ def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
     (uid,) = RE(bp.count([det], 2))
     (path,) = wait_for(lambda: backup_files(tmp_path / "backup"), what="the backup")
     wait_for(lambda: [n for n, _ in read_backup(path)][-1] == "stop", what="all documents")
-    assert [run.waiting for run in one.sink._runs.values()] == [[]]  # in the file, not in memory
+    assert [run._waiting for run in one.sink._runs.values()] == [[]]  # in the file, not in memory
     assert one.sink.close(30) == [path]
     assert one.written == []
     assert re.search(rf"Run {uid} is not in Tiled at .*; is a TiledWriter subscribed to", logged())

@@ -120,6 +120,24 @@ def test_a_container_that_may_be_written_takes_the_runs_of_a_raw_catalog_that_ma
     assert "cannot be written" not in logged()
 
 
+def test_frames_that_tiled_may_not_read_are_told_with_the_first_run(
+    RE, raw, tmp_path_factory, logged
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with embedded_tiled(tmp_path_factory.mktemp("tiled")) as uri:
+        own = from_uri(uri)
+        options = settings(tiled_uri=uri, frames_directory=elsewhere)
+        with own.context, DenoiseProcess(options) as denoise:
+            uid = scan(RE, own, denoise)
+            denoise.wait(60)
+            assert own[uid]["denoised"]["det_image"].shape == (3, *FRAMES.shape[1:])
+    assert (
+        f"denoised stream of run {uid:.8}, and cannot read its frames in {elsewhere} "
+        "(HTTPStatusError: Server error '500 Internal Server Error'"
+    ) in logged()
+    assert "Add that directory to `readable_storage` in the server's configuration" in logged()
+
+
 def test_a_container_that_cannot_be_made_is_told_when_it_is_built(served):
     _, uri = served
     with pytest.raises(SettingsError, match=r"refuses to be written to \(403\)"):
