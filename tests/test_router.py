@@ -20,7 +20,7 @@ from ophyd.sim import SynAxis, SynSignal
 
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
-from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import (
     DocumentCollector,
     UnitDenoiser,
@@ -175,6 +175,32 @@ def test_runs_that_are_open_together_are_kept_apart(RE, raw, build, interleaved)
     )
     assert not router._runs
     assert not router._run_of
+
+
+def test_files_of_runs_that_are_open_together_are_kept_apart(RE, raw, build, tmp_path):
+    counts = np.random.default_rng(1).poisson(5, (4, *SHAPE)).astype(np.uint16)
+    _, derived = build()
+    keys = "first", "second"
+    detectors = {
+        key: AreaDetectorReplay(
+            name=key, frames=ReplayFrames(counts + i, 0.5), exposure_s=0.5, directory=tmp_path
+        )
+        for i, key in enumerate(keys)
+    }
+
+    @bpp.stage_decorator(list(detectors.values()))
+    def plan():
+        for step in (bps.open_run, None, None, bps.close_run):
+            for key, det in detectors.items():
+                yield from bpp.set_run_key_wrapper(
+                    step() if step else bps.trigger_and_read([det]), key
+                )
+
+    RE(plan())
+    assert values(derived, "denoise_reason") == [""] * 4
+    for i, key in enumerate(keys):
+        frames = rates(derived, f"{key}_image").reshape(2, *SHAPE)
+        np.testing.assert_array_equal(frames, (counts[:2] + i) * 2)
 
 
 def test_a_run_without_frames_emits_nothing(RE, raw, build, motor):

@@ -2,6 +2,8 @@
 
 import logging
 import re
+import threading
+import time
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
@@ -123,18 +125,44 @@ def test_a_failed_plan_gives_a_failed_derived_run_with_its_reason(RE, raw, build
     assert "no more liquid nitrogen" in stop["reason"]
 
 
-def test_files_that_never_come_are_told_in_each_event(RE, raw, build, tmp_path):
-    _, derived = build(exposure_s=1.0, read_timeout_s=0.2)
+def test_files_that_never_come_are_told_in_each_event_and_cost_one_deadline(
+    RE, raw, build, tmp_path
+):
+    number, deadline_s = 20, 0.2
+    _, derived = build(exposure_s=1.0, read_timeout_s=deadline_s)
     det = SynSignalWithRegistry(
         func=poisson(), name="det", save_path=str(tmp_path), save_func=lambda path, array: None
     )
-    RE(bp.count([det], 3))
-    assert values(derived, "denoise_ok") == [False] * 3
+    RE(bp.count([det], 1))  # imports what reads files
+    derived.clear()
+    began = time.monotonic()
+    RE(bp.count([det], number))
+    assert deadline_s < time.monotonic() - began < number * deadline_s / 2
+    assert values(derived, "denoise_ok") == [False] * number
     reasons = values(derived, "denoise_reason")
     assert all(
         re.match(rf"det: frame {i} is not readable: .*_{i}\.npy", r) for i, r in enumerate(reasons)
     )
-    assert derived.by_name["stop"][0]["num_events"] == {"denoised": 3}
+    assert derived.by_name["stop"][0]["num_events"] == {"denoised": number}
+
+
+def test_a_file_that_is_readable_again_is_waited_for_again(RE, raw, build, tmp_path):
+    """The first frame never comes, the second at once, the third after its event."""
+    _, derived = build(exposure_s=1.0, read_timeout_s=1.5)
+    numbers = iter((1, 2, 3))
+
+    def save(path, array):
+        number = next(numbers)
+        if number == 2:
+            np.save(path, array)
+        elif number == 3:
+            threading.Timer(0.3, np.save, (path, array)).start()
+
+    func = poisson()
+    det = SynSignalWithRegistry(func=func, name="det", save_path=str(tmp_path), save_func=save)
+    RE(bp.count([det], 3))
+    assert values(derived, "denoise_ok") == [False, True, True]
+    np.testing.assert_array_equal(rates(derived, "det")[2], func.taken[-1])
 
 
 def test_an_event_whose_datum_never_came_is_told(RE, raw, build, tmp_path):
