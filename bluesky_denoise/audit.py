@@ -7,7 +7,8 @@ import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
 from bluesky_denoise.frame_checks import valid_pixels
-from bluesky_denoise.photon_checks import dead_areas, hot_pixels, looks_poisson
+from bluesky_denoise.photon_checks import looks_poisson
+from bluesky_denoise.pixel_checks import dead_areas, hot_pixels
 from bluesky_denoise.residuals import (
     deviance_ratio,
     lone_pixels,

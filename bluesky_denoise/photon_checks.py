@@ -1,16 +1,10 @@
-"""Checks of a raw frame alone: photons or not, hot pixels, dead areas."""
+"""Checks of a raw frame alone: photons or not."""
 
 import numpy as np
 
 from bluesky_denoise.poisson import box_sum
 
-__all__ = [
-    "dead_areas",
-    "fano_factor",
-    "hot_pixels",
-    "looks_poisson",
-    "neighbour_correlation",
-]
+__all__ = ["fano_factor", "favoured_count", "looks_poisson", "neighbour_correlation", "unmasked"]
 
 BLOCK_PX = 16
 LEAST_COUNTS = 400
@@ -19,10 +13,13 @@ POISSON_FANO = (0.6, 1.85)
 """Fano factors that pass for photons: charge sharing lowers it, sharp rings raise it."""
 LEAST_CORRELATION = -0.08
 """Correlation of neighbours that passes for photons; screens that spread light have less."""
-DEAD_PX = (16, 32)
-"""Sides of the squares that are looked at for missing counts."""
-HOT_COUNTS = 50
-"""A pixel with fewer counts above its neighbours is not called hot."""
+MOST_COUNTS = 500
+"""Counts whose frequencies are looked at: electronics correct the rate of brighter pixels."""
+FAVOURED = 0.25
+"""Excess of a count over its neighbours, as a logarithm, that is no fault of counting: lost or
+paired photons make 0.06."""
+SURE_Z = 6.0
+"""Standard deviations of that excess."""
 
 
 def fano_factor(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -47,7 +44,7 @@ def fano_factor(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
     float
         1 for photons; NaN with fewer than 400 counts to tell from.
     """
-    values, valid = _valid(np.asarray(counts, np.float64), mask)
+    values, valid = unmasked(np.asarray(counts, np.float64), mask)
     if min(values.shape) < 3:
         return float("nan")
     known = box_sum(valid, 3) == 9
@@ -90,7 +87,7 @@ def neighbour_correlation(counts: np.ndarray, mask: np.ndarray | None = None) ->
         0 for photons, to 0.02 or so; NaN with fewer than 100 blocks of 16 x 16 pixels that
         have 60 counts each.
     """
-    values, valid = _valid(np.asarray(counts, np.float64), mask)
+    values, valid = unmasked(np.asarray(counts, np.float64), mask)
     if min(values.shape) < BLOCK_PX:
         return float("nan")
     pairs, known = values[1:] + values[:-1], valid[1:] & valid[:-1]
@@ -107,6 +104,36 @@ def neighbour_correlation(counts: np.ndarray, mask: np.ndarray | None = None) ->
     return float(np.median(lagged[dimmer] / level[dimmer])) / variance if variance else float("nan")
 
 
+def favoured_count(counts: np.ndarray, mask: np.ndarray | None = None) -> int | None:
+    """Find a number of counts that comes up more often than any scene of photons allows.
+
+    Times v!, the frequency of v counts is a moment of how bright the pixels are, whatever the
+    scene; by Cauchy's inequality, p(v)^2 <= (1 + 1 / v) p(v - 1) p(v + 1). A gain that is no
+    integer, rounded, leaves gaps in the counts, or has two numbers of photons share one: it
+    breaks this law even if variance and mean agree. Noise of half a count beside it hides that.
+
+    Parameters
+    ----------
+    counts : (H, W) integer counts, >= 0
+    mask : (H, W) bool, True where a pixel is invalid
+
+    Returns
+    -------
+    int or None
+        None where all agrees with photons, or too few pixels have counts.
+    """
+    counts = np.asarray(counts)
+    values = counts if mask is None else counts[np.asarray(mask) == 0]
+    pixels = np.bincount(values[values <= MOST_COUNTS].astype(np.int64), minlength=3)
+    here, below, above = pixels[1:-1], pixels[:-2] + 1, pixels[2:] + 1
+    some = np.maximum(here, 1)
+    allowed = np.log1p(1 / np.arange(1, len(here) + 1)) + np.log(below) + np.log(above)
+    excess = 2 * np.log(some) - allowed
+    z = excess / np.sqrt(4 / some + 1 / below + 1 / above)
+    found = np.flatnonzero((excess > FAVOURED) & (z > SURE_Z))
+    return int(found[z[found].argmax()]) + 1 if len(found) else None
+
+
 def looks_poisson(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
     """Say why counts cannot be photons: '' if they can.
 
@@ -118,9 +145,10 @@ def looks_poisson(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
     Returns
     -------
     str
-        Counts are no integers, negative, multiples of a gain, scatter by much more or less
-        than photons (`fano_factor`, its limits hold here too), or not independently in
-        neighbouring pixels (`neighbour_correlation`).
+        Counts are no integers, negative, multiples of a gain, of some numbers more often than
+        photons (`favoured_count`), scatter by much more or less than photons (`fano_factor`, its
+        limits hold here too), or not independently in neighbouring pixels
+        (`neighbour_correlation`).
     """
     counts = np.asarray(counts)
     values = counts if mask is None else counts[np.asarray(mask) == 0]
@@ -135,6 +163,13 @@ def looks_poisson(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
     step = int(np.gcd.reduce(found)) if found.size > 2 else 1
     if step > 1:
         return f"all counts are multiples of {step}: a gain, not photons"
+    favoured = favoured_count(counts, mask)
+    if favoured is not None:
+        near = [int((values == favoured + step).sum()) for step in (0, -1, 1)]
+        return (
+            f"{near[0]} pixels hold {favoured} counts, but only {near[1]} hold {favoured - 1} and "
+            f"{near[2]} hold {favoured + 1}: a gain, not photons"
+        )
     fano = fano_factor(counts, mask)
     if np.isfinite(fano) and not POISSON_FANO[0] < fano < POISSON_FANO[1]:
         return f"counts scatter unlike photons (variance / mean {fano:.3g}, expected 1)"
@@ -144,111 +179,10 @@ def looks_poisson(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
     return ""
 
 
-def hot_pixels(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Find pixels that count alone.
-
-    A pixel is hot if it exceeds its neighbours by 50 counts and 10 standard deviations,
-    and the four next to it share less than 3 % of that. A spot within one pixel, with
-    nothing at its sides, cannot be told from it in one frame.
-
-    Parameters
-    ----------
-    counts : (H, W) counts
-    mask : (H, W) bool, True where a pixel is invalid
-
-    Returns
-    -------
-    numpy.ndarray
-        (n, 2) rows and columns.
-    """
-    values, valid = _valid(np.asarray(counts, np.float64), mask)
-    found = []
-    candidates = np.argwhere(_spikes(values))
-    for row, col in candidates[:1000]:
-        near = [(row + r, col + c) for r, c in ((-1, 0), (1, 0), (0, -1), (0, 1))]
-        near = [p for p in near if _inside(p, counts.shape) and valid[p]]
-        top, left = max(row - 3, 0), max(col - 3, 0)
-        ring = np.s_[top : row + 4, left : col + 4]
-        far = valid[ring].copy()
-        far[max(row - 1 - top, 0) : row + 2 - top, max(col - 1 - left, 0) : col + 2 - left] = False
-        if len(near) < 2 or not far.any():
-            continue
-        middle = float(np.median(values[ring][far]))
-        level = float(np.minimum(values[ring][far], middle + 5 * np.sqrt(middle + 1)).mean())
-        height = values[row, col] - level
-        sides = sum(values[p] for p in near) - len(near) * level
-        if height > max(HOT_COUNTS, 10 * np.sqrt(level)) and (
-            sides < 0.03 * height + 2 * np.sqrt(len(near) * level + 1)
-        ):
-            found.append((row, col))
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
-
-
-def dead_areas(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Find squares without a single count that end sharply at an evenly lit neighbour.
-
-    A dead module looks so, and so does a beam stop or a shadow that no mask covers. The
-    neighbour has 64 counts at least, 6 in each quarter, and its first two lines have 0.6 of its
-    mean: the horizon of a sample or a slit is not as sharp as that, most of the time.
-
-    Parameters
-    ----------
-    counts : (H, W) counts
-    mask : (H, W) bool, True where a pixel is invalid
-
-    Returns
-    -------
-    numpy.ndarray
-        (n, 3) first row, first column and side of up to one square for each size and direction.
-    """
-    values, valid = _valid(counts, mask)
-    found = []
-    least = min(DEAD_PX)
-    if min(values.shape) < least or not (box_sum(values + ~valid, least) == 0).any():
-        return np.empty((0, 3), dtype=np.int64)
-    for turn in range(4):
-        image, good = np.rot90(values, turn), np.rot90(valid, turn)
-        for side in DEAD_PX:
-            at = _sharp_left_edge(image, good, side)
-            if at is not None:
-                corners = np.zeros(image.shape, bool)
-                corners[at[0] : at[0] + side, at[1] : at[1] + side] = True
-                rows, cols = np.nonzero(np.rot90(corners, -turn))
-                found.append((rows.min(), cols.min(), side))
-    return np.array(found, dtype=np.int64).reshape(-1, 3)
-
-
-def _sharp_left_edge(image: np.ndarray, good: np.ndarray, side: int) -> tuple[int, int] | None:
-    """Find a dark square with a lit one at its right."""
-    if image.shape[0] < side or image.shape[1] < 2 * side:
-        return None
-    total, known = box_sum(image, side), box_sum(good, side)
-    dark = (total[:, :-side] == 0) & (known[:, :-side] > 0.9 * side**2)
-    dark &= (total[:, side:] >= 64) & (known[:, side:] > 0.9 * side**2)
-    half = side // 2
-    for row, col in np.argwhere(dark)[:: max(1, int(dark.sum()) // 2000)]:
-        lit = image[row : row + side, col + side : col + 2 * side]
-        quarters = lit.reshape(2, half, 2, half).sum(axis=(1, 3))
-        if quarters.min() >= 6 and lit[:, :2].mean() >= 0.6 * lit.mean():
-            return int(row), int(col)
-    return None
-
-
-def _valid(counts: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def unmasked(counts: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the counts, 0 where masked, and which pixels are not."""
     valid = np.ones(counts.shape, bool) if mask is None else np.asarray(mask) == 0
     return np.where(valid, counts, 0), valid
-
-
-def _spikes(values: np.ndarray) -> np.ndarray:
-    """Mark pixels with 50 counts or more that are 5 times their neighbours' mean."""
-    padded = np.pad(values, 1, mode="reflect")
-    near = box_sum(padded, 3) - values
-    return (values >= HOT_COUNTS) & (values > 0.5 * near + 10 * np.sqrt(near / 8))
-
-
-def _inside(pixel: tuple[int, int], shape: tuple[int, ...]) -> bool:
-    return 0 <= pixel[0] < shape[0] and 0 <= pixel[1] < shape[1]
 
 
 def _blocks(image: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
 from bluesky_denoise.evaluation.baselines import gaussian
 from bluesky_denoise.frames import Denoised
-from bluesky_denoise.photon_checks import dead_areas, fano_factor, hot_pixels, looks_poisson
+from bluesky_denoise.photon_checks import fano_factor, looks_poisson
+from bluesky_denoise.pixel_checks import dead_areas, hot_pixels
 from bluesky_denoise.poisson import (
     added_deviance,
     box_sum,

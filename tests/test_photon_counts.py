@@ -6,7 +6,12 @@ import pytest
 from skimage.filters import gaussian
 
 from bluesky_denoise.errors import FrameValueError
-from bluesky_denoise.photon_checks import fano_factor, looks_poisson, neighbour_correlation
+from bluesky_denoise.photon_checks import (
+    fano_factor,
+    favoured_count,
+    looks_poisson,
+    neighbour_correlation,
+)
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.thinning import check_photon_counts
 
@@ -40,6 +45,27 @@ def test_a_screen_is_told_by_the_noise_that_its_pixels_share(rng):
     assert neighbour_correlation(counts) < -0.08
     with pytest.raises(FrameValueError, match=r"Frame 0 cannot be thinned: neighbouring pixels"):
         check_photon_counts(counts)
+
+
+@pytest.mark.parametrize("gain", [0.7, 0.8, 1.3, 1.7])
+@pytest.mark.parametrize("level", [0.3, 3.0, 60.0, 300.0])
+def test_a_gain_is_told_by_counts_that_hardly_come_up(rng, gain, level):
+    counts = np.rint(gain * rng.poisson(level, (195, 244))).astype(np.uint16)
+    with pytest.raises(FrameValueError, match=r"pixels hold \d+ counts, but only .* a gain"):
+        check_photon_counts(counts)
+
+
+def test_a_gain_is_told_under_a_little_readout_noise(rng):
+    electrons = 1.7 * rng.poisson(3.0, (195, 244)) + rng.normal(0, 0.4, (195, 244))
+    counts = np.maximum(np.rint(electrons), 0).astype(np.uint16)
+    assert fano_factor(counts) == pytest.approx(1.75, abs=0.1)  # which passes for photons
+    assert "a gain, not photons" in looks_poisson(counts)
+
+
+def test_no_number_of_photons_is_favoured_whatever_the_scene(rng):
+    scenes = [random_scene((256, 256), rng) for _ in range(30)]
+    scenes += [np.full((256, 256), level) for level in (0.01, 0.3, 3.0, 30.0, 300.0)]
+    assert [favoured_count(rng.poisson(scene)) for scene in scenes] == [None] * 35
 
 
 def test_readout_noise_on_a_pedestal_is_refused(rng):
