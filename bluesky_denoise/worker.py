@@ -31,8 +31,9 @@ Document = tuple[str, Mapping[str, Any]]
 
 _SKIPPED = "skipped: the queue of the denoiser was full"
 _MOST_AT_ONCE = 256
-_NICENESS = 10
-"""On a core that both want, the RunEngine comes first: ten times as much time is its own."""
+_NICENESS = 5
+"""Of a core that both want, the RunEngine gets three quarters. More would starve a scan that
+waits for its results wherever other programs keep all cores busy."""
 
 
 class _Pipe:

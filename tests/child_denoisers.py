@@ -1,5 +1,6 @@
 """Denoisers that tests run in the child process; the child finds them by PYTHONPATH."""
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -30,3 +31,18 @@ class Broken(UnitDenoiser):
 
     def denoise(self, counts, exposure_s, mask=None):
         raise RuntimeError("no memory on the GPU")
+
+
+class Talkative(UnitDenoiser):
+    """Logs `DENOISE_TEST_SECRET` with each batch."""
+
+    def denoise(self, counts, exposure_s, mask=None):
+        logging.getLogger("bluesky_denoise.talkative").warning(
+            "The secret is %s", os.environ["DENOISE_TEST_SECRET"]
+        )
+        return super().denoise(counts, exposure_s, mask)
+
+
+def blabbing():
+    """Fail to load, with `DENOISE_TEST_SECRET` in the message."""
+    raise ValueError(f"the secret is {os.environ['DENOISE_TEST_SECRET']}")

@@ -253,3 +253,13 @@ def test_a_document_that_cannot_be_sent_is_left_out_and_the_others_go_on(RE, liv
     (uid,) = RE(bp.count([replay()], 2))
     live.check(uid, 2)
     assert "A event document cannot be sent to the denoiser" in logged()
+
+
+@pytest.mark.parametrize("name", ["start", "descriptor", "event", "stream_datum", "stop"])
+def test_a_document_that_is_malformed_is_told_and_reaches_no_one(RE, live, logged, name):
+    live.denoise(name, {})
+    (uid,) = RE(bp.count([replay()], 2))
+    live.check(uid, 2)
+    assert f"A {name} document could not be handled" in logged() or (
+        f"A {name} document could not be handed to the denoiser" in logged()
+    )

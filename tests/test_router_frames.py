@@ -4,6 +4,7 @@ import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import numpy as np
+import psutil
 import pytest
 import tifffile
 from event_model import pack_event_page
@@ -64,6 +65,17 @@ def test_the_three_ways_of_carrying_frames_give_equal_rates(
         assert values(derived, "raw_seq_num") == [1, 2, 3, 4]
         assert values(derived, "denoise_reason") == [""] * 4
         derived.validate()
+
+
+def test_no_raw_file_stays_open_after_its_run(RE, raw, build, counts, tmp_path):
+    _, derived = build(frames_directory=None)
+    det = AreaDetectorReplay(
+        name="det", frames=ReplayFrames(counts, 0.5), exposure_s=0.5, directory=tmp_path
+    )
+    for _ in range(2):
+        RE(bp.count([det], 2))
+    assert values(derived, "denoise_ok") == [True] * 4
+    assert [f.path for f in psutil.Process().open_files() if f.path.startswith(str(tmp_path))] == []
 
 
 @pytest.mark.parametrize("num", [1, 2])

@@ -58,6 +58,8 @@ def into_tiled(RE, tiled, tmp_path):
     yield into_tiled
     for one in opened:
         assert one.sink.close(30) == []
+        assert not one.sink._runs
+        assert not one.sink._run_of
         if one.derived.documents:
             one.derived.validate()
 

@@ -1,0 +1,81 @@
+"""Documents that wait for the denoiser, and what becomes of them when they are too many."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from live_path import SHAPE
+
+from bluesky_denoise.backlog import Backlog
+
+
+@pytest.fixture
+def changed():
+    condition = threading.Condition()
+    with condition:
+        yield condition
+
+
+def event(number):
+    return {"seq_num": number, "data": {"det": np.full(SHAPE, number), "motor": 0.5, "roi": [1]}}
+
+
+def skipped(batch):
+    return [skip for _, _, skip in batch]
+
+
+def test_documents_come_out_in_the_order_in_which_they_were_put_in(changed):
+    backlog = Backlog(changed, most=9, wait_s=0)
+    documents = [("start", {"uid": "a"}), *(("event", event(i)) for i in range(4)), ("stop", {})]
+    for name, doc in documents:
+        backlog.put(name, doc)
+    assert len(backlog) == 6
+    taken = [*backlog.take(4), *backlog.take(9)]
+    assert [(name, id(doc)) for name, doc, _ in taken] == [(n, id(d)) for n, d in documents]
+    assert skipped(taken) == [False] * 6
+    assert len(backlog) == 0
+
+
+def test_what_finds_no_room_loses_its_frames_and_nothing_else(changed):
+    backlog = Backlog(changed, most=1, wait_s=0)
+    documents = [event(1), event(2)]
+    for doc in documents:
+        backlog.put("event", doc)
+    backlog.put("stop", {"exit_status": "success"})
+    first, second, stop = backlog.take(9)
+    assert first == ("event", documents[0], False)
+    assert second == ("event", event(2) | {"data": {"det": None, "motor": 0.5, "roi": [1]}}, True)
+    assert stop == ("stop", {"exit_status": "success"}, False)
+    assert documents[1]["data"]["det"].shape == SHAPE  # that of the others who have the document
+
+
+def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(changed, logged):
+    backlog = Backlog(changed, most=4, wait_s=0.2)
+    held = []
+    for number in range(7):
+        began = time.monotonic()
+        backlog.put("event", event(number))
+        held.append(time.monotonic() - began)
+    assert [seconds > 0.15 for seconds in held] == [False] * 4 + [True, False, False]
+    assert logged().count("The denoiser is 4 events behind: frames are skipped") == 1
+    assert skipped(backlog.take(1)) == [False]
+    backlog.put("event", event(7))  # three wait: more than half
+    assert skipped(backlog.take(1)) == [False]
+    backlog.put("event", event(8))
+    assert skipped(backlog.take(9)) == [False, False, True, True, True, True, False]
+
+
+def test_room_that_is_made_in_time_is_used(changed):
+    backlog = Backlog(changed, most=1, wait_s=60)
+    backlog.put("event", event(1))
+
+    def take():
+        with changed:
+            backlog.take(1)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    backlog.put("event", event(2))
+    thread.join()
+    assert skipped(backlog.take(1)) == [False]
