@@ -120,7 +120,7 @@ def _bounded(covariance: np.ndarray, limit: float) -> np.ndarray:
 
 
 def widest(
-    ellipse: Ellipse, counts: np.ndarray, level: float, region: np.ndarray, inside: np.ndarray
+    ellipse: Ellipse, counts: np.ndarray, under: np.ndarray, region: np.ndarray, inside: np.ndarray
 ) -> Ellipse:
     """Widen an ellipse along both axes as far as the counts allow.
 
@@ -132,7 +132,7 @@ def widest(
     ----------
     ellipse : as found in the denoised image
     counts : (h, w) raw counts that it was found from
-    level : background, counts per pixel
+    under : (h, w) background, counts
     region : (h, w) bool, the pixels where the peak is
     inside : (h, w) bool, those of them that are valid
     """
@@ -140,9 +140,9 @@ def widest(
     rows, cols = np.nonzero(inside)
     along = (np.stack([rows - ellipse.row, cols - ellipse.col], 1) @ axes).T  # (2, n)
     profile = ellipse.profile(region)[inside]
-    excess = counts[inside] - level
+    excess = counts[inside] - under[inside]
     strength = max(float(profile @ excess / max(profile @ profile, 1e-12)), 0.0)
-    variance = np.maximum(level + strength * profile, 0.02)
+    variance = np.maximum(under[inside] + strength * profile, 0.02)
     spread = values[:, None, None] * SCALES[:, None] ** 2
     first, second = np.exp(-0.5 * along[:, None] ** 2 / spread)  # (scales, n) each
     overlap = (first * (excess / variance)) @ second.T

@@ -13,6 +13,8 @@ from bluesky_denoise.summation import (
     LEAST_Z,
     Summation,
     choose_summation,
+    excess,
+    ground,
     plain_summation,
     significance,
 )
@@ -238,7 +240,7 @@ def values(weighing: Weighing) -> ROIValues:
 def _error(crop: Crop, chosen: list[Summation], intensity: float) -> float:
     """Propagate Poisson noise; the counts expected come from the model, not pixel by pixel."""
     around = crop.around
-    level = float(crop.counts[around].mean()) if around.any() else 0.0
+    under = ground(crop.counts, around)
     used = crop.inside | around
     variance = 0.0
     for one in chosen:
@@ -246,7 +248,7 @@ def _error(crop: Crop, chosen: list[Summation], intensity: float) -> float:
         if one.profile is None:
             found = float((squared * crop.counts).sum())
         else:
-            expected = max(intensity, 0.0) * one.profile + level
+            expected = max(intensity, 0.0) * one.profile + under
             found = float((squared * expected)[used].sum())
         # No photon seen is not no uncertainty.
         variance += max(found, float(squared.max())) / len(chosen)
@@ -259,9 +261,9 @@ def _peak(crop: Crop, expected: np.ndarray) -> tuple[Ellipse | None, float, floa
     level = float(crop.counts[around].mean()) if around.any() else 0.0
     if not inside.any() or not np.isfinite(expected[inside]).all():
         return None, 0.0, level
-    base = float(expected[around].mean()) if around.any() else 0.0
-    ellipse = find_ellipse(expected - base, crop.region, crop.valid)
+    under = ground(crop.counts, around)
+    ellipse = find_ellipse(excess(expected, under, around), crop.region, crop.valid)
     if ellipse is None:
         return None, 0.0, level
-    z = significance(crop.counts, ellipse, inside, level)
+    z = significance(crop.counts, ellipse, inside, under)
     return (ellipse if z >= LEAST_Z else None), z, level

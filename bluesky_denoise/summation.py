@@ -15,7 +15,16 @@ from bluesky_denoise.extraction import (
 from bluesky_denoise.poisson import tail_z
 from bluesky_denoise.region import Crop
 
-__all__ = ["FOLDS", "LEAST_Z", "Summation", "choose_summation", "plain_summation", "significance"]
+__all__ = [
+    "FOLDS",
+    "LEAST_Z",
+    "Summation",
+    "choose_summation",
+    "excess",
+    "ground",
+    "plain_summation",
+    "significance",
+]
 
 FOLDS = 4
 """Parts that photons are dealt into; the profile of each part comes from the others."""
@@ -23,6 +32,8 @@ LEAST_Z = 5.0
 """Significance of a peak from which the denoised frame is believed to show it."""
 REACHES = (2.8, 3.2, 4.0, 6.0)
 """Sizes of the ellipse that are tried, standard deviations."""
+SLOPING = 12.0
+"""Chi-square of the two slopes of a background from which it is taken for a plane."""
 TAIL = 0.02
 """Share of a peak's photons that may lie outside of 2.8 standard deviations unforeseen."""
 
@@ -52,10 +63,55 @@ def plain_summation(crop: Crop) -> Summation | None:
     return Summation(coefficients, None, 1.0)
 
 
-def significance(counts: np.ndarray, ellipse: Ellipse, inside: np.ndarray, level: float) -> float:
-    """Say by how much the core of an ellipse exceeds a level, standard deviations."""
+def ground(counts: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """Tell the background under a region from the pixels around it: (h, w) counts, >= 0.
+
+    The mean; or a plane where the counts rise along rows or columns by more than noise does,
+    since a peak on a slope is sought in the wrong place otherwise.
+
+    Parameters
+    ----------
+    counts : (h, w) raw counts
+    around : (h, w) bool; 0 is returned if no pixel is
+    """
+    if not around.any():
+        return np.zeros(counts.shape)
+    level = float(counts[around].mean())
+    rows, cols = np.nonzero(around)
+    middle = rows.mean(), cols.mean()
+    places = np.stack([rows - middle[0], cols - middle[1]])  # (2, n)
+    squares = places @ places.T
+    if level <= 0 or np.linalg.matrix_rank(squares) < 2:
+        return np.full(counts.shape, max(level, 0.0))
+    rises = places @ (counts[around] - level)
+    slopes = np.linalg.solve(squares, rises)
+    if slopes @ rises / level < SLOPING:
+        return np.full(counts.shape, level)
+    down, across = np.ogrid[: counts.shape[0], : counts.shape[1]]
+    plane = level + slopes[0] * (down - middle[0]) + slopes[1] * (across - middle[1])
+    return np.maximum(plane, 0.0)
+
+
+def excess(expected: np.ndarray, under: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """Return a denoised image less its background, which has the slope that the raw one has.
+
+    Parameters
+    ----------
+    expected : (h, w) denoised image
+    under : (h, w) `ground`, of as many photons
+    around : (h, w) bool, where the background is seen
+    """
+    if not around.any():
+        return expected
+    return expected - under - float((expected - under)[around].mean())
+
+
+def significance(
+    counts: np.ndarray, ellipse: Ellipse, inside: np.ndarray, under: np.ndarray
+) -> float:
+    """Say by how much the core of an ellipse exceeds the `ground`, standard deviations."""
     core = inside & (ellipse.distance(counts.shape) < 1.6)
-    return float(tail_z(counts[core].sum(), max(level, 0.0) * core.sum()))
+    return float(tail_z(counts[core].sum(), under[core].sum()))
 
 
 def choose_summation(crop: Crop, others: np.ndarray, expected: np.ndarray) -> Summation | None:
@@ -73,21 +129,21 @@ def choose_summation(crop: Crop, others: np.ndarray, expected: np.ndarray) -> Su
     """
     inside, around = crop.inside, crop.around
     scale = FOLDS / (FOLDS - 1)
-    level = float(others[around].mean())
-    ellipse = find_ellipse(expected - float(expected[around].mean()), crop.region, crop.valid)
+    under = ground(others, around)
+    ellipse = find_ellipse(excess(expected, under * scale, around), crop.region, crop.valid)
     if ellipse is None:
         return None
-    ellipse = widest(ellipse, others, level, crop.region, inside)
-    if significance(others, ellipse, inside, level) < LEAST_Z:
+    ellipse = widest(ellipse, others, under, crop.region, inside)
+    if significance(others, ellipse, inside, under) < LEAST_Z:
         return None
-    flat = np.full(others.shape, level)
     noise = 1 / np.sqrt(max(float(others[around].sum()), 1.0))
-    if not outside_is_quiet(others, flat, inside & (ellipse.distance(flat.shape) > 3), noise):
+    outside = inside & (ellipse.distance(under.shape) > 3)
+    if not outside_is_quiet(others, under, outside, noise):
         return None
     profile = ellipse.profile(crop.region)
     known = profile * crop.valid
     core = weights(ellipse, REACHES[0], inside)
-    strength = float((core * (others - level)).sum() / max((core * known).sum(), 0.05)) * scale
+    strength = float((core * (others - under)).sum() / max((core * known).sum(), 0.05)) * scale
     best: tuple[float, Summation] | None = None
     plain = plain_summation(crop)
     for reach in REACHES:
@@ -95,15 +151,17 @@ def choose_summation(crop: Crop, others: np.ndarray, expected: np.ndarray) -> Su
         coefficients = linear_coefficients(known, weight, (inside | around) * (1 - weight))
         if coefficients is None:
             continue
-        variance = _variance(coefficients, known, strength, level * scale)
+        variance = _variance(coefficients, known, strength, under * scale)
         risk = variance + (strength * TAIL * (REACHES[0] / reach) ** 2) ** 2
         if best is None or risk < best[0]:
             best = risk, Summation(coefficients, known, float(known.sum()))
-    whole = _variance(plain.coefficients, known, strength, level * scale)
+    whole = _variance(plain.coefficients, known, strength, under * scale)
     if best is None or (known.sum() > 0.99 and whole < best[0]):
         return None
     return best[1]
 
 
-def _variance(coefficients: np.ndarray, known: np.ndarray, strength: float, level: float) -> float:
-    return float((coefficients**2 * (max(strength, 0.0) * known + level)).sum())
+def _variance(
+    coefficients: np.ndarray, known: np.ndarray, strength: float, under: np.ndarray
+) -> float:
+    return float((coefficients**2 * (max(strength, 0.0) * known + under)).sum())

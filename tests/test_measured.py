@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import h5py
 import numpy as np
 import pytest
@@ -65,6 +67,41 @@ def test_a_frame_is_not_among_its_own_neighbours():
     assert found["truth"].error == pytest.approx(0, abs=0.01)
     assert found["raw"].error == pytest.approx(1, abs=0.05)
     assert found["truth"].contrast == pytest.approx(1, abs=0.02)
+
+
+def test_scores_of_a_scan_say_how_far_off_the_worst_frame_is_and_how_sure_the_mean():
+    frames = series(known=KnownSet("yes", targets=range(5), around=4, line=60))
+    calls = iter(range(1000))
+
+    def fades(n, mask, judge):
+        # Every frame of a half of the photons loses more than the one before.
+        return n * (1 - 0.01 * (next(calls) % 5))
+
+    def flatter(n, mask, judge):
+        line = np.s_[:, 58:63]
+        image = level() * n.sum() / level().sum()
+        image[line] -= 7.5 * n.sum() / level().sum()
+        return image
+
+    worse, half = Method("fades", fades), Method("flatter", flatter)
+    (found, flat) = neighbour_scores(frames, [worse, half], quiet, fractions=(0.5,))
+    assert found.flux == pytest.approx(0.96)
+    assert found.times_longer == pytest.approx(8, rel=0.05)
+    # Half of the height of the line is left; its noise is 2 %.
+    assert flat.contrast == pytest.approx(0.5, abs=0.05)
+    truth = Method("truth", lambda n, mask, judge: level() / 2)
+    alone = [
+        neighbour_scores(
+            series(known=KnownSet("yes", targets=[i], around=4)), [truth], quiet, fractions=(0.5,)
+        )[0].error
+        for i in range(5)
+    ]
+    (told,) = neighbour_scores(frames, [truth], quiet, fractions=(0.5,))
+    assert told.error == pytest.approx(np.mean(alone))
+    assert told.error_spread == pytest.approx(np.std(alone, ddof=1) / np.sqrt(5))
+    calls = iter(range(1000))
+    thinned = thinned_scores(frames, [*METHODS, worse], quiet, fractions=(0.5,), most_frames=5)
+    assert {s.method: s.flux for s in thinned}["fades"] == pytest.approx(0.96)
 
 
 def test_frames_that_do_not_fit_their_neighbours_are_left_out():
@@ -204,6 +241,47 @@ def test_noise_that_is_left_in_and_stated_is_no_failure():
         denoiser = UnitDenoiser2(sigma)
         scores = {s.estimates: s for s in shift_scores(frames, denoiser, quiet)}
         assert scores[denoiser.name].failures == failures
+
+
+def test_flags_of_failures_and_of_right_ones_are_counted_apart(monkeypatch):
+    frames = series()
+    frames.counts[:] = np.random.default_rng(1).poisson(20 * level(), frames.counts.shape)
+    rate, verdicts = 20 * level() / 3, []
+
+    class True_(UnitDenoiser2):
+        def denoise(self, counts, exposure_s, mask=None):
+            return Denoised(rate.astype(np.float32), np.full(rate.shape, 1e-3, np.float32))
+
+    def audit(held_out, expected, mask, *, seen, sigma):
+        verdicts.append((held_out, seen))
+        return SimpleNamespace(ok=len(verdicts) % 10 in (0, 1))  # flags most, right ones or not
+
+    monkeypatch.setattr("bluesky_denoise.evaluation.shift.audit_rate", audit)
+    true, smeared = shift_scores(frames, True_(), quiet)
+    assert (true.failures, true.right) == (0, 4)
+    # Five estimates of each frame, the first of them the truth: those of frames 0 and 2 pass.
+    assert true.alarms == 2
+    assert smeared.failures > smeared.flagged > 0
+    assert smeared.alarms <= smeared.right
+
+
+def test_the_audit_and_its_judge_see_different_photons(monkeypatch):
+    judged, audited = [], []
+
+    def audit(held_out, expected, mask, *, seen, sigma):
+        audited.append((held_out.copy(), seen.copy()))
+        return SimpleNamespace(ok=True)
+
+    def excess(estimate, counts, sigma, mask):
+        judged.append(counts.copy())
+        return 0.0, 0.0
+
+    monkeypatch.setattr("bluesky_denoise.evaluation.shift.audit_rate", audit)
+    monkeypatch.setattr("bluesky_denoise.evaluation.shift.unexplained_deviance", excess)
+    frames = series(1)
+    shift_scores(frames, UnitDenoiser2(), quiet)
+    for counts, (held_out, seen) in zip(judged, audited, strict=True):
+        np.testing.assert_array_equal(counts + held_out + seen, frames.counts[0])
 
 
 def test_the_variance_of_a_gaussian_average_is_that_of_its_scatter():

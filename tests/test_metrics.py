@@ -75,9 +75,17 @@ def test_flux_of_empty_frames():
     assert flux_ratio(empty + 1, empty) == np.inf
 
 
+def test_flux_is_that_of_the_estimate_over_that_of_the_counts():
+    counts = np.full((16, 16), 2.0)
+    assert flux_ratio(1.5 * counts, counts) == pytest.approx(1.5)
+
+
 def test_line_contrast_of_a_known_line():
     image = np.full((20, 100), 2.0)
     image[:, 46:55] = 3.0
+    # Tails beside the line, and all that is further away than its sides, are not looked at.
+    image[:, [41, 45, 55, 59]] = 100.0
+    image[:, :31] = image[:, 70:] = 50.0
     assert line_contrast(image, 50) == pytest.approx(0.5)
 
 
