@@ -48,6 +48,9 @@ def test_what_finds_no_room_loses_its_frames_and_nothing_else(changed):
     assert second == ("event", event(2) | {"data": {"det": None, "motor": 0.5, "roi": [1]}}, True)
     assert stop == ("stop", {"exit_status": "success"}, False)
     assert documents[1]["data"]["det"].shape == SHAPE  # that of the others who have the document
+    for number in (3, 4):
+        backlog.put("event", event(number))
+    assert skipped(backlog.take(9)) == [False, True]
 
 
 def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(changed, logged):
