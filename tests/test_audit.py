@@ -17,6 +17,7 @@ from bluesky_denoise.poisson import (
 )
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
+from bluesky_denoise.testing import UnitDenoiser
 
 SHAPE = (128, 160)
 
@@ -309,3 +310,29 @@ def test_the_shipped_weights_pass_on_diffraction_scenes_and_a_corrupted_peak_doe
     assert not audit_rate(held_out, expected + strong, scene.mask, seen=seen).ok
     frame = audit_frame(scene.expose(2.0, rng), 2.0, denoiser, mask=scene.mask)
     assert frame.ok, frame.reason
+
+
+def test_photons_that_were_denoised_do_not_judge():
+    counts = np.random.default_rng(0).poisson(20.0, (96, 128))
+    # Half of the photons, returned as they are, has as much noise as the half that judges.
+    assert audit_frame(counts, 1.0, UnitDenoiser()).deviance == pytest.approx(2, abs=0.1)
+
+
+def test_counts_that_fit_better_than_photons_can_are_told():
+    model = np.full((96, 128), 20.3)
+    assert "held-out counts fit too well" in audit_rate(np.full((96, 128), 20), model).reason
+
+
+def test_single_pixels_fail_a_frame_if_they_are_bright_or_many():
+    rng = np.random.default_rng(0)
+    model = np.full((96, 128), 40.0)
+    counts = rng.poisson(model)
+    counts[40, 50] = 0
+    one = audit_rate(counts, model)
+    assert one.ok
+    assert one.bad_pixels.tolist() == [[40, 50]]
+    counts[40, 50] = 160
+    assert "in 1 single pixels, at (40, 50)" in audit_rate(counts, model).reason
+    counts = rng.poisson(model)
+    counts[4:90:8, 4:120:8] = 0
+    assert "single pixels do not fit" in audit_rate(counts, model).reason

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from bluesky_denoise.evaluation.baselines import gaussian
-from bluesky_denoise.evaluation.detection import FILTER, detection_limits, recovery, template
+from bluesky_denoise.evaluation.detection import (
+    FILTER,
+    Recovery,
+    detection_limits,
+    recovery,
+    template,
+)
 from bluesky_denoise.evaluation.exposure_ratio import REFERENCES, exposure_needed, exposure_ratios
 from bluesky_denoise.evaluation.false_peaks import false_peaks
 from bluesky_denoise.evaluation.gates import judge
@@ -131,6 +137,22 @@ def test_injected_shapes_are_found_at_their_strength():
     assert limits["brightest pixel", "peak"].half > 1.5 * limits[FILTER, "peak"].half
 
 
+def test_an_exposure_ratio_is_the_square_of_that_of_strengths():
+    def curve(method, half):
+        # Half is recovered at one strength, and all from the next one on.
+        return [
+            Recovery(method, "peak", FILTER, (s / 5) ** 2, s, 90, shown, 1.0)
+            for s, shown in ((half / 2, 0.1), (half, 0.5), (2 * half, 1.0))
+        ]
+
+    found = detection_limits([*curve("raw", 6.0), *curve("ours", 3.0)])
+    limits = {x.method: x for x in found}
+    assert (limits["raw"].half, limits["ours"].half) == pytest.approx((6, 3))
+    assert limits["ours"].most == pytest.approx(3 * 2**0.8)
+    assert limits["ours"].exposure_ratio == pytest.approx(4)
+    assert not limits["ours"].at_least
+
+
 @pytest.mark.parametrize("shape", ["peak", "streak", "doublet", "ring"])
 def test_shapes_hold_one_count_and_are_centred(shape):
     image = template(shape)
@@ -145,6 +167,8 @@ def test_false_peaks_of_noise_follow_the_threshold_and_a_flat_image_has_none():
     assert found["raw", 50.0, 3.5] > found["raw", 50.0, 4.5]
     assert found["raw", 0.05, 3.5] > 100
     assert max(value for key, value in found.items() if key[0] == "flat") == 0
+    # Two frames, without the margin that the filter needs.
+    assert {f.megapixels for f in scores} == {2 * 240**2 / 1e6}
 
 
 class Smoother:
