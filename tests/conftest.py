@@ -7,9 +7,11 @@ from typing import NamedTuple
 os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
 
 import pytest
+from beamline import detector
 from bluesky import RunEngine
 from live_path import NO_PROXY
 
+from bluesky_denoise.simulation.ophyd_devices import SimulatedMotor
 from bluesky_denoise.testing import DocumentCollector
 
 pytest_plugins = ["process_fixtures", "router_fixtures", "tiled_fixtures"]
@@ -46,6 +48,17 @@ def raw(RE):
     collector = DocumentCollector()
     RE.subscribe(collector)
     return collector
+
+
+@pytest.fixture
+def motor():
+    return SimulatedMotor(name="motor")
+
+
+@pytest.fixture
+def det(motor):
+    """A detector of 48 x 48 pixels with one weak peak, which is brightest at motor 0."""
+    return detector(motor, exposure_s=0.5)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 from beamline import denoised_here, detector
 from bluesky import plans as bp
 from bluesky.callbacks import LiveTable
-from ophyd.sim import SynAxis, det1
+from ophyd.sim import det1
 
 from bluesky_denoise.best_effort import DenoisedBestEffortCallback, NarrowLines
 from bluesky_denoise.plans import (
@@ -18,16 +18,6 @@ from bluesky_denoise.testing import UnitDenoiser
 
 SPOT = ROI(rows=(15, 32), cols=(16, 34), background_px=4)
 STREAMS = ("primary", "reference")
-
-
-@pytest.fixture
-def motor():
-    return SynAxis(name="motor")
-
-
-@pytest.fixture
-def det(motor):
-    return detector(motor, exposure_s=0.5)
 
 
 @pytest.fixture

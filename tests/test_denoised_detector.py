@@ -4,22 +4,11 @@ import bluesky.plans as bp
 import pytest
 from beamline import detector, events_of
 from bluesky.utils import FailedStatus
-from ophyd.sim import SynAxis
 
 from bluesky_denoise.denoised_detector import DenoisedDetector
 from bluesky_denoise.plans import short_exposure_wrapper
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.testing import UnitDenoiser
-
-
-@pytest.fixture
-def motor():
-    return SynAxis(name="motor")
-
-
-@pytest.fixture
-def det(motor):
-    return detector(motor, exposure_s=0.5)
 
 
 def test_plans_that_cannot_be_changed_see_denoised_numbers_of_the_same_point(RE, raw, motor):

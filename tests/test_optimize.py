@@ -5,7 +5,6 @@ from beamline import denoised_here, detector, events_of
 from bluesky_adaptive.plans import optimize
 from bluesky_adaptive.protocols import OptimizationProblem
 from bluesky_adaptive.scipy import SCP, Objective, RangeDOF, Scipy
-from ophyd.sim import SynAxis
 
 from bluesky_denoise.errors import DenoiseError, SettingsError
 from bluesky_denoise.optimize import DenoisedEvaluation, denoised_acquire
@@ -29,11 +28,6 @@ class Listed:
 
     def get_best_points(self):
         return []
-
-
-@pytest.fixture
-def motor():
-    return SynAxis(name="motor")
 
 
 @pytest.fixture

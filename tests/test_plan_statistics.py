@@ -3,17 +3,11 @@
 import numpy as np
 import pytest
 from beamline import denoised_here, detector, events_of
-from ophyd.sim import SynAxis
 
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import ExposureTally, adaptive_exposure_scan, find_weak_peak
 from bluesky_denoise.plans.peak_search import search_peak
-
-
-@pytest.fixture
-def motor():
-    return SynAxis(name="motor")
 
 
 @pytest.fixture(scope="module")

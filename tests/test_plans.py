@@ -35,16 +35,6 @@ STREAMS = ("primary", "reference", "short")
 
 
 @pytest.fixture
-def motor():
-    return SynAxis(name="motor")
-
-
-@pytest.fixture
-def det(motor):
-    return detector(motor, exposure_s=0.5)
-
-
-@pytest.fixture
 def denoised(RE):
     return denoised_here(RE, UnitDenoiser(), streams=STREAMS, timeout_s=2)
 
@@ -457,6 +447,19 @@ def test_an_adaptive_scan_takes_smaller_steps_where_the_intensity_changes(RE, ra
     steps, middles = np.diff(positions), positions[:-1]
     flank = np.abs(np.abs(middles) - 0.3) < 0.15
     assert steps[flank].mean() < 0.5 * steps[np.abs(middles) > 1.3].mean()
+
+
+def test_an_adaptive_scan_from_a_whole_number_is_described_with_decimals(RE, raw, denoised):
+    axis = SynAxis(name="axis")  # to ophyd an integer, as long as it stands at one
+    det = detector(axis, exposure_s=0.5)
+    RE(
+        adaptive_denoised_scan(
+            *([det], "denoised_satellite_intensity", axis, -1, 0, 0.2, 0.5, 10.0, False),
+            denoised=denoised,
+        )
+    )
+    described = {d["data_keys"]["axis"]["dtype"] for d in raw.by_name["descriptor"]}
+    assert described == {"number"}
 
 
 def test_an_adaptive_scan_needs_a_signal_that_exists(RE, det, motor, denoised):

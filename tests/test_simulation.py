@@ -27,7 +27,11 @@ from bluesky_denoise.simulation import (
 )
 from bluesky_denoise.simulation.frame_file import DATASET
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
-from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import (
+    AreaDetectorReplay,
+    ReplayDetector,
+    SimulatedMotor,
+)
 from bluesky_denoise.testing import DocumentCollector, assert_emitted
 
 SHAPE = (16, 20)
@@ -417,3 +421,12 @@ def test_the_code_of_the_page_on_the_simulated_beamline_runs(RE, tmp_path, monke
     for block in blocks:
         exec(block, namespace)
     assert len(list((tmp_path / "data").glob("*.h5"))) == 2
+
+
+def test_positions_of_a_simulated_motor_are_described_as_numbers_wherever_it_stands(RE, raw):
+    axis = SimulatedMotor(name="axis")
+    RE(bp.list_scan([axis], axis, [1, -2]))
+    RE(bp.count([SimulatedMotor(name="other", value=3)]))
+    for descriptor in raw.by_name["descriptor"]:
+        for key in ("axis", "other"):
+            assert descriptor["data_keys"].get(key, {"dtype": "number"})["dtype"] == "number"

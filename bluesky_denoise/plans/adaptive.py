@@ -230,7 +230,8 @@ def adaptive_denoised_scan(
     @bpp.stage_decorator([*detectors, motor])
     @bpp.run_decorator(md=_md)
     def scan() -> MsgGenerator[None]:
-        position, step = start, (max_step - min_step) / 2
+        # Tiled takes the type of a column from the first point.
+        position, step = float(start), (max_step - min_step) / 2
         past = _NAN
         while position * sign < stop * sign:
             yield from bps.checkpoint()

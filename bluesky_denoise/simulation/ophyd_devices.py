@@ -11,12 +11,27 @@ from typing import Any
 import numpy as np
 from ophyd import Component, Device, DeviceStatus, Kind, Signal
 from ophyd.signal import InternalSignal
+from ophyd.sim import SynAxis
 
 from ..errors import SettingsError
 from .frame_file import FrameFile
 from .generators import FrameGenerator
 
-__all__ = ["AreaDetectorReplay", "ReplayDetector"]
+__all__ = ["AreaDetectorReplay", "ReplayDetector", "SimulatedMotor"]
+
+
+class SimulatedMotor(SynAxis):
+    """A `SynAxis` whose positions are floats, as those of a real motor are.
+
+    What is described as an integer at the first point, Tiled takes for one at all of them.
+    """
+
+    def __init__(self, *, value: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(value=float(value), **kwargs)
+
+    def set(self, value: float) -> Any:
+        """Move, at once."""
+        return super().set(float(value))
 
 
 class _Positive(Signal):

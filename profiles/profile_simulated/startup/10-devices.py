@@ -1,16 +1,14 @@
 """A detector with weak satellites that follow a motor, and its denoiser."""
 # ruff: noqa: F821 (startup files share one namespace)
 
-from ophyd.sim import SynAxis
-
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.simulation import SceneFrames, diffraction_scene
-from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import ReplayDetector, SimulatedMotor
 
-motor = SynAxis(name="motor", labels={"motors"})
+motor = SimulatedMotor(name="motor", labels={"motors"})
 scene = diffraction_scene(**SETTINGS["scene"])
 det = ReplayDetector(
     name="det",
