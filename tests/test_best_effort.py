@@ -1,5 +1,7 @@
 """What somebody at the prompt sees of a run, in a terminal of 80 columns."""
 
+import re
+
 import pytest
 from beamline import denoised_here, detector
 from bluesky import plans as bp
@@ -52,6 +54,7 @@ def test_the_fine_scan_gets_a_table_too_and_what_was_found_is_told(RE, motor, de
     RE(find_weak_peak(*args, exposure_s=5.0, fine_num=5))
     shown = capsys.readouterr().out
     assert rows(shown) == [1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5]
+    assert re.findall(r"^(\w+):\n\+--", shown, re.M) == ["coarse_signals", "fine_signals"]
     assert "weak_peak: satellite_1_peak_found True, satellite_1_peak_center " in shown
 
 

@@ -1,13 +1,16 @@
 """A detector whose numbers are denoised, in plans that cannot be changed."""
 
 import bluesky.plans as bp
+import numpy as np
 import pytest
 from beamline import detector, events_of
 from bluesky.utils import FailedStatus
+from ophyd import DeviceStatus
 
 from bluesky_denoise.denoised_detector import DenoisedDetector
 from bluesky_denoise.plans import short_exposure_wrapper
 from bluesky_denoise.roi import ROI
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import UnitDenoiser
 
 
@@ -41,3 +44,37 @@ def test_the_exposure_of_a_denoised_detector_is_shortened_too(RE, raw, det):
     )
     assert events_of(raw, "primary")[0]["det_frame_exposure_s"] == 0.1
     assert smart.hints["fields"] == ["det_stats1_total", "det_frame_denoised_total"]
+
+
+def test_masked_pixels_are_left_out_of_its_numbers(RE, raw, det):
+    mask = np.zeros((48, 48), bool)
+    mask[:, :20] = True
+    RE(bp.count([DenoisedDetector(det, UnitDenoiser(), mask=mask)]))
+    (event,) = events_of(raw, "primary")
+    assert event["det_frame_denoised_total"] == pytest.approx(
+        event["det_image"][:, 20:].sum() / event["det_frame_exposure_s"]
+    )
+
+
+def test_a_detector_that_fails_to_expose_fails_the_plan(RE, det):
+    class Broken(ReplayDetector):
+        def trigger(self):
+            status = DeviceStatus(self)
+            status.set_exception(RuntimeError("no frame in time"))
+            return status
+
+    broken = Broken(name="broken", frames=det.frames)
+    with pytest.raises(FailedStatus) as caught:
+        RE(bp.count([DenoisedDetector(broken, UnitDenoiser())]))
+    assert "no frame in time" in str(caught.value.__cause__)
+
+
+def test_a_detector_whose_frames_are_in_files_is_told_how_to_get_them(RE, raw, det, tmp_path):
+    files = AreaDetectorReplay(name="det", frames=det.frames, directory=tmp_path, exposure_s=0.5)
+    with pytest.raises(FailedStatus) as caught:
+        RE(bp.count([DenoisedDetector(files, UnitDenoiser())]))
+    assert "Give DenoisedDetector a `frame` that returns it" in str(caught.value.__cause__)
+    frame = np.full((48, 48), 2, np.uint32)
+    raw.clear()
+    RE(bp.count([DenoisedDetector(files, UnitDenoiser(), frame=lambda: frame)]))
+    assert events_of(raw, "primary")[0]["det_frame_raw_total"] == 2 * 48 * 48

@@ -126,6 +126,15 @@ def test_a_file_that_exists_is_not_written_over(run, tmp_path):
     assert path.read_text() == "mine"
 
 
+def test_a_file_that_could_not_be_finished_is_not_left_behind(run, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_nexus(run, denoised_streams(run)[0], tmp_path / "run.nxs", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_raw_stream_is_told_from_the_name_of_the_denoised_one(run):
     from dataclasses import replace
 

@@ -100,7 +100,7 @@ def test_a_denoiser_that_is_behind_is_shown_with_the_raw_frames_of_its_own_point
     assert np.abs(viewer.figure.axes[4].images[0].get_array()).max() < 1e-3
 
 
-def test_a_view_that_is_opened_in_the_middle_of_a_run_waits_for_the_next(RE):
+def test_a_view_that_is_opened_in_the_middle_of_a_run_waits_for_the_next(RE, logged):
     viewer = FrameViewer(KEY, interval_s=60.0)
     router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
     RE.subscribe(router)
@@ -116,9 +116,27 @@ def test_a_view_that_is_opened_in_the_middle_of_a_run_waits_for_the_next(RE):
     RE(bp.count([det], 3, per_shot=opened_between))
     viewer.draw()
     assert viewer.drawn == 0
+    assert "cannot" not in logged()
     RE(bp.count([det], 3))
     viewer.close()
     assert viewer.drawn == 1
+
+
+def test_a_run_that_cannot_be_followed_does_not_end_the_scan(RE, raw, logged):
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+
+    def broken(name, doc):
+        if name == "event":
+            raise RuntimeError("what is this")
+
+    RE.subscribe(lambda name, doc: viewer._normalizer.subscribe(broken), "start")
+    RE(bp.count([detector()], 3))
+    viewer.close()
+    assert len(raw.by_name["event"]) == 3
+    assert logged().count("The live view cannot follow run") == 1
 
 
 def test_standard_errors_are_shown_where_there_are_some(RE):
