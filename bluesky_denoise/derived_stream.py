@@ -95,7 +95,7 @@ class DerivedStream:
         ]
         start = bundle.start_doc
         source = f"denoise:{start['denoise'].get('model', '')}"
-        data_keys = {key: _copied(descriptor["data_keys"][key]) for key in self._scalars}
+        data_keys = {key: dict(descriptor["data_keys"][key]) for key in self._scalars}
         self._numbers = number_keys(regions, source)
         data_keys |= self._numbers | event_keys(source)
         for key, shape in self._row_shapes.items():
@@ -211,16 +211,6 @@ def _verdict(audits: Mapping[str, bool], frame_keys: list[str]) -> str:
     if not all(audits.values()):
         return "failed"
     return "passed" if audits.keys() >= set(frame_keys) else "none"
-
-
-def _copied(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data key of a raw scalar: an integer may have decimals at the next point.
-
-    ophyd describes a motor by where it is at the first one.
-    """
-    if spec["dtype"] != "integer":
-        return dict(spec)
-    return {k: v for k, v in spec.items() if k != "dtype_numpy"} | {"dtype": "number"}
 
 
 def _row_shape(key: str, spec: Mapping[str, Any], events: list[DerivedEvent]) -> tuple[int, ...]:

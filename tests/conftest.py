@@ -7,7 +7,6 @@ from typing import NamedTuple
 os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
 
 import pytest
-from beamline import detector
 from bluesky import RunEngine
 from live_path import NO_PROXY
 
@@ -53,12 +52,6 @@ def raw(RE):
 @pytest.fixture
 def motor():
     return SimulatedMotor(name="motor")
-
-
-@pytest.fixture
-def det(motor):
-    """A detector of 48 x 48 pixels with one weak peak, which is brightest at motor 0."""
-    return detector(motor, exposure_s=0.5)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,11 @@ STREAMS = ("primary", "reference")
 
 
 @pytest.fixture
+def det(motor):
+    return detector(motor, exposure_s=0.5)
+
+
+@pytest.fixture
 def denoised(RE):
     bec = DenoisedBestEffortCallback()
     bec.disable_plots()

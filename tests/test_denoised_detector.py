@@ -14,6 +14,11 @@ from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayD
 from bluesky_denoise.testing import UnitDenoiser
 
 
+@pytest.fixture
+def det(motor):
+    return detector(motor, exposure_s=0.5)
+
+
 def test_plans_that_cannot_be_changed_see_denoised_numbers_of_the_same_point(RE, raw, motor):
     det = detector(motor, exposure_s=20.0, centre=0.3)
     roi = {"satellite": ROI(rows=(15, 32), cols=(16, 34))}

@@ -132,14 +132,6 @@ def test_strings_integers_and_booleans_of_the_raw_event_are_kept(derive):
     assert values(derived, "shut") == [True, True]
 
 
-def test_a_motor_that_begins_at_a_whole_number_keeps_its_decimals(derive):
-    axis = SynAxis(name="axis")  # to ophyd an integer, as long as it stands at one
-    derived = derive(bp.list_scan([Camera(name="det", func=poisson())], axis, [-1, -0.8]))
-    assert values(derived, "axis") == [-1, -0.8]
-    (descriptor,) = derived.by_name["descriptor"]
-    assert descriptor["data_keys"]["axis"]["dtype"] == "number"
-
-
 def test_small_arrays_of_the_raw_event_are_left_out(derive):
     spectrum = SynSignal(name="spectrum", func=lambda: np.arange(40.0))
     derived = derive(bp.count([Camera(name="det", func=poisson()), spectrum], 2))

@@ -25,6 +25,11 @@ INTENSITY = "denoised_satellite_intensity"
 
 
 @pytest.fixture
+def det(motor):
+    return detector(motor, exposure_s=0.5)
+
+
+@pytest.fixture
 def denoised(RE):
     return denoised_here(RE, UnitDenoiser(), streams=STREAMS, timeout_s=2)
 
@@ -97,6 +102,7 @@ def test_an_adaptive_scan_records_what_each_point_and_all_of_it_saved(RE, raw, m
     assert frames[-1] == 6  # beside the peak the error that is asked for is never reached
     assert [e["satellite_point_reached"] for e in points][::2] == [True, False]
     assert [e["satellite_point_saved_s"] for e in points] == [(6 - n) * 0.5 for n in frames]
+    assert [e["satellite_point_exposure_s"] for e in points] == [n * 0.5 for n in frames]
     (total,) = events_of(raw, "total")
     assert total["satellite_total_exposure_s"] == sum(frames) * 0.5
     assert total["satellite_total_fixed_exposure_s"] == 3 * 6 * 0.5

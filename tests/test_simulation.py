@@ -423,10 +423,11 @@ def test_the_code_of_the_page_on_the_simulated_beamline_runs(RE, tmp_path, monke
     assert len(list((tmp_path / "data").glob("*.h5"))) == 2
 
 
-def test_positions_of_a_simulated_motor_are_described_as_numbers_wherever_it_stands(RE, raw):
+def test_positions_of_a_simulated_motor_are_floats_wherever_it_stands(RE, raw):
     axis = SimulatedMotor(name="axis")
+    RE(bp.count([axis]))
     RE(bp.list_scan([axis], axis, [1, -2]))
-    RE(bp.count([SimulatedMotor(name="other", value=3)]))
-    for descriptor in raw.by_name["descriptor"]:
-        for key in ("axis", "other"):
-            assert descriptor["data_keys"].get(key, {"dtype": "number"})["dtype"] == "number"
+    RE(bp.count([SimulatedMotor(name="axis", value=3)]))
+    positions = [e["data"][k] for e in raw.by_name["event"] for k in ("axis", "axis_setpoint")]
+    assert positions == [0, 0, 1, 1, -2, -2, 3, 3]
+    assert {type(position) for position in positions} == {float}

@@ -23,7 +23,7 @@ __all__ = ["AreaDetectorReplay", "ReplayDetector", "SimulatedMotor"]
 class SimulatedMotor(SynAxis):
     """A `SynAxis` whose positions are floats, as those of a real motor are.
 
-    What is described as an integer at the first point, Tiled takes for one at all of them.
+    Tiled takes the type of a column from its first value, and refuses decimals behind an integer.
     """
 
     def __init__(self, *, value: float = 0.0, **kwargs: Any) -> None:
