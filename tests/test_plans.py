@@ -464,7 +464,7 @@ def test_an_adaptive_scan_from_a_whole_number_has_positions_with_decimals(RE, ra
         )
     )
     # Tiled takes the type of a column from its first value.
-    assert all(isinstance(e["axis"], float) for e in events_of(raw, "signals"))
+    assert {type(e["axis_setpoint"]) for e in events_of(raw, "primary")} == {float}
 
 
 def test_an_adaptive_scan_needs_a_signal_that_exists(RE, det, motor, denoised):
