@@ -12,7 +12,8 @@ import numpy as np
 
 from bluesky_denoise.audit import audit_frame, audit_rate
 from bluesky_denoise.denoiser import Denoiser
-from bluesky_denoise.simulation.random_scenes import random_mask, random_scene
+from bluesky_denoise.simulation.random_masks import random_mask
+from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
 
 SHAPE = (128, 128)

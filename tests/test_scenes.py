@@ -1,12 +1,8 @@
 import numpy as np
 import pytest
 
-from bluesky_denoise.simulation.random_scenes import (
-    MOST_COUNTS,
-    random_dead,
-    random_mask,
-    random_scene,
-)
+from bluesky_denoise.simulation.random_masks import random_dead, random_mask
+from bluesky_denoise.simulation.random_scenes import MOST_COUNTS, random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bluesky_denoise.simulation.random_scenes import random_dead, random_mask, random_scene
+from bluesky_denoise.simulation.random_masks import random_dead, random_mask
+from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.training.pairs import Pair, PairSource
 
 __all__ = ["Batch", "SimulatedScenes", "sample_batch", "stack_pairs"]

@@ -17,7 +17,7 @@ BOX_WEIGHT = 0.25
 """Weight of each kind of box; a single pixel has 1."""
 VARIANCE_FREEDOM = 5.0
 """Degrees of freedom of the distribution that errors are taken to have."""
-SPREAD_WEIGHT = 3.0
+SPREAD_WEIGHT = 2.0
 """Weight of what is lost by spreading alone: what noise costs has 1. Squared error alone
 would buy less noise with wider and lower peaks."""
 
