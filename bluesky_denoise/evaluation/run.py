@@ -93,7 +93,7 @@ def score_simulated(
     result.limits += detection_limits(found)
     result.false_peaks += false_peaks(methods, track, frames=some(4))
     result.regions += region_scores(denoiser, track, draws=some(12))
-    result.coverage += simulated_coverage(denoiser, track, scenes=some(60))
+    result.coverage += simulated_coverage(denoiser, track, scenes=some(300))
     result.awkward += awkward_scores(denoiser, track)
 
 

@@ -33,12 +33,28 @@ def _line_significance(both: Tensor, rows: int, cols: int, area: float) -> Tenso
     return (line - around) * torch.rsqrt((around + 0.3 / area) / area)
 
 
+def _usual(sums: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
+    """Average over 3 x 3 pixels of a level, and take the median of them.
+
+    A bright peak raises the average far around it, and what is seen of a weak slope beside it
+    would drown. It does not raise the median. Pixels without valid ones count as the average.
+    """
+    both = F.avg_pool2d(torch.cat([sums, masses], 1), 3, 1, 1)
+    mean = both[:, :1] / both[:, 1:].clamp_min(1e-3)
+    known = torch.where(masses > 0.05, sums / masses.clamp_min(1e-3), mean)
+    height, width = known.shape[-2:]
+    padded = F.pad(known, (1, 1, 1, 1), mode="replicate")
+    near = [padded[..., r : r + height, c : c + width] for r in range(3) for c in range(3)]
+    return mean, torch.stack(near).median(0).values
+
+
 def describe(
     counts: Tensor, valid: Tensor, levels: int, directions: Sequence[tuple[int, int]]
 ) -> list[Tensor]:
     """Describe every level by levels and significances: 4 or 6 channels, |x| below 20.
 
-    At 2 and 4 pixels that includes how far a long line stands out from its two sides.
+    At 2 and 4 pixels that includes how far a long line stands out from its two sides. What is
+    usual around is a median at the two coarsest levels; see `_usual`.
 
     Parameters
     ----------
@@ -52,17 +68,20 @@ def describe(
         sums.append(kernels.down(sums[-1]))
         masses.append(kernels.down(masses[-1]))
     means = [a / b.clamp_min(1e-3) for a, b in zip(sums, masses, strict=True)]
-    last = F.avg_pool2d(torch.cat([sums[-1], masses[-1]], 1), 3, 1, 1)  # (B, 2, h, w)
-    beyond = last[:, :1] / last[:, 1:].clamp_min(1e-3)
+    (_, fine), (beyond, coarse) = (_usual(*x) for x in zip(sums[-2:], masses[-2:], strict=True))
     out = []
     for level in range(levels):
         area = 4.0**level
-        # What the two next coarser levels would expect here, and their own noise.
+        # What the next coarser level would expect here; what is usual around; their own noise.
         here = means[level]
         around = kernels.up(means[level + 1]) if level + 1 < levels else beyond
-        wide = kernels.up(kernels.up(means[level + 2])) if level + 2 < levels else beyond
         if level + 2 == levels:
-            wide = kernels.up(wide)
+            wide = kernels.up(coarse)
+        elif level + 1 == levels:
+            wide = coarse
+        else:
+            two = {levels - 2: fine, levels - 1: coarse}.get(level + 2, means[level + 2])
+            wide = kernels.up(kernels.up(two))
         near = (here - around) * torch.rsqrt((around + 0.3 / area) / area)
         broad = (here - wide) * torch.rsqrt((wide + 0.3 / area) / area)
         found = [torch.log1p(here * area) * 0.5, _soft(near), _soft(broad), masses[level]]

@@ -15,6 +15,12 @@ BOXES = ((11, 1), (1, 11), (5, 5), (31, 3), (3, 31))
 and a line or a spot that was smeared does not: smearing costs more than by single pixels."""
 BOX_WEIGHT = 0.25
 """Weight of each kind of box; a single pixel has 1."""
+TILE_PX = 16
+"""Side of a tile; in each the divergence is averaged before its logarithm is taken."""
+TILE_WEIGHT = 0.5
+"""Weight of all tiles; the whole frame has 1."""
+GOOD = 2e-4
+"""Divergence per count that is good enough: less of it in a tile, by luck, is no gain."""
 VARIANCE_FREEDOM = 5.0
 """Degrees of freedom of the distribution that errors are taken to have."""
 SPREAD_WEIGHT = 2.0
@@ -35,10 +41,23 @@ def mean_deviance(estimate: Tensor, expected: Tensor, valid: Tensor) -> Tensor:
     Tensor
         (B,) nats per pixel, half of the Poisson deviance.
     """
+    return _mean(_deviance(estimate, expected), valid)
+
+
+def _mean(each: Tensor, some: Tensor) -> Tensor:
+    return (each * some).sum((1, 2, 3)) / some.sum((1, 2, 3)).clamp_min(1)
+
+
+def _deviance(estimate: Tensor, expected: Tensor) -> Tensor:
     estimate = estimate + LEAST
     expected = expected + LEAST
-    each = expected * torch.log(expected / estimate) - expected + estimate
-    return (each * valid).sum((1, 2, 3)) / valid.sum((1, 2, 3)).clamp_min(1)
+    return expected * torch.log(expected / estimate) - expected + estimate
+
+
+def _tiles(each: Tensor, valid: Tensor) -> Tensor:
+    """Average the logarithm of what tiles of `TILE_PX` have on average: (B, 1, H, W) -> (B,)."""
+    total, share = F.avg_pool2d(torch.cat([each * valid, valid], 1), TILE_PX).split(1, 1)
+    return _mean(torch.log(total / share.clamp_min(1e-6) + 1e-8), (share > 0).to(share.dtype))
 
 
 def _boxes(valid: Tensor, *images: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -64,25 +83,25 @@ def known_rate_loss(
 ) -> Tensor:
     """Compare with known expected counts, by pixels and by boxes: (B,).
 
-    The logarithm of the mean divergence gives every frame the same weight, whatever its
-    counts. It also forgives a frame that is far off: ``strict`` adds that many times the
-    divergence over that of a raw frame of some counts. ``spread`` is what the network
-    makes of the expected counts themselves, without noise, if that is known.
+    The logarithm of the mean divergence gives every frame the same weight, whatever its counts.
+    The noise that a bright peak keeps would still outweigh a bias of all the background around
+    it, so that of tiles is added. The logarithm also forgives a frame that is far off: ``strict``
+    adds that many times the divergence over that of a raw frame of some counts. ``spread`` is
+    what the network makes of the expected counts themselves, without noise, if that is known.
     """
     images = [estimate] if spread is None else [estimate, spread]
 
-    def divergence(truth: Tensor, some: Tensor, out: Tensor, *spread: Tensor) -> Tensor:
-        lost = [SPREAD_WEIGHT * mean_deviance(image, truth, some) for image in spread]
-        return sum(lost, mean_deviance(out, truth, some))
+    def divergence(truth: Tensor, out: Tensor, *spread: Tensor) -> Tensor:
+        lost = [SPREAD_WEIGHT * _deviance(image, truth) for image in spread]
+        return sum(lost, _deviance(out, truth))
 
-    by_pixel = divergence(expected, valid, *images)
-    loss = torch.log(by_pixel + 1e-8)
+    each, level = divergence(expected, *images), expected.clamp_max(1)
+    by_pixel = _mean(each, valid)
+    loss = torch.log(by_pixel + 1e-8) + TILE_WEIGHT * _tiles(each + GOOD * level, valid)
     for truth, *sums, some in _boxes(valid, expected, *images):
-        loss = loss + BOX_WEIGHT * torch.log(divergence(truth, some, *sums) + 1e-8)
+        loss = loss + BOX_WEIGHT * torch.log(_mean(divergence(truth, *sums), some) + 1e-8)
     if strict:
-        raw = 0.5 * (expected.clamp_max(1) * valid).sum((1, 2, 3))
-        raw = raw / valid.sum((1, 2, 3)).clamp_min(1)
-        loss = loss + strict * by_pixel / (raw + LEAST)
+        loss = loss + strict * by_pixel / (0.5 * _mean(level, valid) + LEAST)
     return loss
 
 
