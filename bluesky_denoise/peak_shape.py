@@ -108,9 +108,12 @@ def fit_shape(counts: np.ndarray, pixels: np.ndarray, start: Ellipse, level: flo
         return PeakShape()
     sigmas = np.array([a, np.hypot(b, tilt)])
     slope = np.array([b, tilt]) / sigmas[1]  # of the standard deviation along columns
-    errors = np.sqrt([covariance[3, 3], slope @ covariance[4:6, 4:6] @ slope])
+    variances = np.array([covariance[3, 3], slope @ covariance[4:6, 4:6] @ slope])
+    if not (np.isfinite(covariance).all() and min(*variances, *np.diag(covariance)[1:3]) > 0):
+        return PeakShape()
+    errors = np.sqrt(variances)
     moved = np.hypot((y - y0) / sigma[0], (x - x0) / sigma[1])
-    if not (np.isfinite(covariance).all() and moved < 3 and (errors < MOST_ERROR * sigmas).all()):
+    if not (moved < 3 and (errors < MOST_ERROR * sigmas).all()):
         return PeakShape()
     curved = 1 + CURVED * float(np.prod(errors / sigmas))
     width, width_error = sigmas * FWHM, errors * FWHM * curved
