@@ -70,8 +70,12 @@ class Prompt:
         """Type a line, and interrupt it once its run has begun."""
         self.child.sendline(line)
         self.child.expect("Persistent Unique Scan ID")
-        self.child.sendintr()
-        self.child.expect("A 'deferred pause' has been requested")
+        asked = "A 'deferred pause' has been requested"
+        # On a machine with much to do, the first can come before anybody listens.
+        for _ in range(3):
+            self.child.sendintr()
+            if self.child.expect([asked, pexpect.TIMEOUT], timeout=20) == 0:
+                break
         threading.Event().wait(0.2)  # to bluesky what is faster than a hand is one Ctrl-C
         self.child.sendintr()
         return self._until_prompt()
