@@ -1,6 +1,8 @@
 """Motors, detectors and the denoiser that `beamline.yaml` names."""
 # ruff: noqa: F821 (startup files share one namespace)
 
+from importlib.util import find_spec
+
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.settings import DenoiseSettings
@@ -57,11 +59,12 @@ def motor_record(name, prefix):
 
 
 MAKERS = {"ophyd": area_detector, "ophyd-async": async_detector}
+_OPHYD, _ASYNC = ("epics", "caproto"), ("aioca", "p4p")
+_CLIENTS = {motor_record: _OPHYD, area_detector: _OPHYD, async_detector: _ASYNC}
 _NO_EPICS = "Install what speaks EPICS: `pip install pyepics` for ophyd, `aioca` for ophyd-async."
 _WHY = {
     ModuleNotFoundError: _NO_EPICS,
     ImportError: _NO_EPICS,
-    NotImplementedError: _NO_EPICS,  # what ophyd-async raises where aioca is missing
     KeyError: "beamline.yaml says something that is not known, or lacks a line.",
     TypeError: "beamline.yaml lacks a line, or has one too many.",
 }
@@ -75,7 +78,8 @@ def connected(kind, name, make, /, *args, **options):
         if hasattr(device, "wait_for_connection"):
             device.wait_for_connection(timeout=BEAMLINE.get("timeout_s", 5))
     except Exception as error:
-        why = _WHY.get(type(error), _MISSING)
+        speaks_epics = any(find_spec(client) for client in _CLIENTS[make])
+        why = _WHY.get(type(error), _MISSING if speaks_epics else _NO_EPICS)
         print(f"{kind} {name}: {type(error).__name__}: {error}\n  {why}")
         return None
     return device
