@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["log_uniform", "random_background", "random_centre", "smooth_noise"]
+__all__ = ["log_uniform", "random_background", "random_centre", "smooth_noise", "turned"]
 
 
 def random_background(rows: np.ndarray, cols: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -44,8 +44,7 @@ def _hills(rows: np.ndarray, cols: np.ndarray, rng: np.random.Generator) -> np.n
     for _ in range(rng.integers(1, 4)):
         row, col = random_centre(rows, rng, 0.2)
         angle = rng.uniform(0, np.pi)
-        along = (rows - row) * np.cos(angle) + (cols - col) * np.sin(angle)
-        across = (cols - col) * np.cos(angle) - (rows - row) * np.sin(angle)
+        along, across = turned(rows - row, cols - col, angle)
         length = log_uniform(rng, 15, 200)
         width = max(length * log_uniform(rng, 0.25, 1), 12)
         distance = (along / length) ** 2 + (across / width) ** 2
@@ -68,6 +67,12 @@ def random_centre(
     """Draw a place (row, column) in the frame, or up to `beyond` of its sides outside."""
     low, high = -beyond, 1 + beyond
     return rng.uniform(low, high) * rows.shape[0], rng.uniform(low, high) * rows.shape[1]
+
+
+def turned(rows: np.ndarray, cols: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return coordinates along and across a direction, radians from that of the rows."""
+    along = rows * np.cos(angle) + cols * np.sin(angle)
+    return along, cols * np.cos(angle) - rows * np.sin(angle)
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -7,6 +7,7 @@ from bluesky_denoise.simulation.random_backgrounds import (
     random_background,
     random_centre,
     smooth_noise,
+    turned,
 )
 
 __all__ = [
@@ -29,8 +30,7 @@ def peak(rows: np.ndarray, cols: np.ndarray, rng: np.random.Generator) -> np.nda
     angle = rng.uniform(0, np.pi)
     sigma = log_uniform(rng, 0.4, 10)
     other = sigma * log_uniform(rng, 0.5, 2)
-    along = (rows - row) * np.cos(angle) + (cols - col) * np.sin(angle)
-    across = (cols - col) * np.cos(angle) - (rows - row) * np.sin(angle)
+    along, across = turned(rows - row, cols - col, angle)
     distance = (along / sigma) ** 2 + (across / max(other, 0.35)) ** 2
     height = log_uniform(rng, 0.1, 30) if rng.random() < 0.6 else log_uniform(rng, 10, 1e4)
     # Diffuse tails as often as none.
@@ -43,8 +43,7 @@ def streak(rows: np.ndarray, cols: np.ndarray, rng: np.random.Generator) -> np.n
     row, col = random_centre(rows, rng)
     upright = rng.choice([0.0, np.pi / 2]) + rng.normal(0, 0.02) * (rng.random() < 0.5)
     angle = upright if rng.random() < 0.65 else rng.uniform(0, np.pi)
-    along = (rows - row) * np.cos(angle) + (cols - col) * np.sin(angle)
-    across = (cols - col) * np.cos(angle) - (rows - row) * np.sin(angle)
+    along, across = turned(rows - row, cols - col, angle)
     width = log_uniform(rng, 0.4, 8)
     length = log_uniform(rng, 10, 400)
     height = log_uniform(rng, 0.05, 5) if rng.random() < 0.6 else log_uniform(rng, 1, 1e3)
@@ -61,8 +60,7 @@ def add_lines(
         row, col = random_centre(rows, rng)
         upright = rng.choice([0.0, np.pi / 2]) + rng.normal(0, 0.02) * (rng.random() < 0.3)
         angle = upright if rng.random() < 0.8 else rng.uniform(0, np.pi)
-        along = (rows - row) * np.cos(angle) + (cols - col) * np.sin(angle)
-        across = (cols - col) * np.cos(angle) - (rows - row) * np.sin(angle)
+        along, across = turned(rows - row, cols - col, angle)
         width = log_uniform(rng, 0.4, 6)
         profile = np.exp(-0.5 * (across / width) ** 2)
         if rng.random() < 0.3:
