@@ -14,7 +14,7 @@ from .errors import DenoiseError, TiledUnavailable
 from .router import DenoiserLike, DenoiseRouter
 from .settings import DenoiseSettings
 from .tiled_sink import TiledSink
-from .tiled_streams import METADATA_KEY
+from .tiled_streams import METADATA_KEY, read_a_pixel
 
 __all__ = ["StoredResults", "has_result", "mark_interrupted", "reprocess"]
 
@@ -278,11 +278,10 @@ def _check_readable(run: Any, uid: str, settings: DenoiseSettings) -> None:
     """Read a pixel of what was written: a server may register files that it may not read."""
     raw = as_tiled_run(run)
     for found in denoised_streams(raw, settings.tiled_container):
-        keys = [key for key in found.stream.base if key != "internal"]
-        if found.run_uid != uid or not keys:
+        if found.run_uid != uid:
             continue
         try:
-            found.stream.base[keys[0]][:1, ..., :1, :1]
+            read_a_pixel(found.stream.base)
         except httpx.HTTPStatusError as error:
             reason = (
                 f"Tiled may not read the frames under {settings.frames_directory}; it must be in "

@@ -9,7 +9,7 @@ from tiled.client.utils import ClientError
 from tiled.structures.core import Spec
 
 from .settings import DenoiseSettings
-from .tiled_streams import StreamWriter, streams_of
+from .tiled_streams import StreamWriter, read_a_pixel, streams_of
 
 __all__ = [
     "DerivedRunWriter",
@@ -100,10 +100,7 @@ def open_writer(client: Any, settings: DenoiseSettings) -> Writer:
 
 
 def try_reading(client: Any, settings: DenoiseSettings, start: Mapping[str, Any]) -> bool:
-    """Read a pixel of each denoised array of a derived run.
-
-    A server takes the address of any file, and finds out only when the frames are read that
-    it may not read there.
+    """Read a pixel of each denoised array of a derived run; see `read_a_pixel`.
 
     Parameters
     ----------
@@ -128,10 +125,8 @@ def try_reading(client: Any, settings: DenoiseSettings, start: Mapping[str, Any]
         streams = [stream.base for stream in client[start["uid"]].values()]
     else:
         streams = [node for _, node in streams_of(client[start["original_run_uid"]], start["uid"])]
-    arrays = [stream[key] for stream in streams for key in stream if key != "internal"]
-    for array in arrays:
-        array[(slice(0, 1),) * array.ndim]
-    return bool(arrays)
+    found = [read_a_pixel(stream) for stream in streams]
+    return any(found)
 
 
 def is_refusal(error: Exception) -> bool:

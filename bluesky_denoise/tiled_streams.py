@@ -19,7 +19,7 @@ from tiled.utils import safe_json_dump
 
 from .errors import TiledUnavailable
 
-__all__ = ["METADATA_KEY", "NodeMissing", "StreamWriter", "streams_of"]
+__all__ = ["METADATA_KEY", "NodeMissing", "StreamWriter", "read_a_pixel", "streams_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,18 @@ def streams_of(run: Any, derived_uid: str) -> Iterator[tuple[str, Any]]:
         node = stream.base
         if node.metadata.get(METADATA_KEY, {}).get("run_uid") == derived_uid:
             yield key, node
+
+
+def read_a_pixel(stream: Any) -> bool:
+    """Read a pixel of each array of a stream's node, and tell whether there is an array.
+
+    A server takes the address of any file, and finds out only when the frames are read that
+    it may not read there: whatever Tiled raises then is raised.
+    """
+    arrays = [stream[key] for key in stream if key != "internal"]
+    for array in arrays:
+        array[(slice(0, 1),) * array.ndim]
+    return bool(arrays)
 
 
 class StreamWriter:
