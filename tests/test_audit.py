@@ -173,6 +173,24 @@ def test_noise_that_an_estimate_states_is_no_fault_and_noise_that_it_hides_is(rn
     assert "fit badly (deviance 1.2" in verdict.reason
 
 
+def test_the_error_bars_that_a_denoiser_states_for_half_of_the_photons_are_those_of_the_audit(rng):
+    counts = rng.poisson(np.full(SHAPE, 200.0))
+    # 100 counts in half of the exposure, with a quarter of their variance, of other photons.
+    estimate = rng.poisson(np.full(SHAPE, 400.0)) / 4.0 / 0.25
+
+    class States:
+        def __init__(self, share):
+            self.share = share
+
+        def denoise(self, counts, exposure_s, mask=None):
+            sigma = np.sqrt(self.share * 100 / 4) / 0.25 * np.ones(SHAPE)
+            return Denoised(estimate[None].astype(np.float32), sigma[None].astype(np.float32))
+
+    assert audit_frame(counts, 0.5, States(1.0), rng=rng).ok
+    for share in (0.0, 0.25):
+        assert "fit badly" in audit_frame(counts, 0.5, States(share), rng=rng).reason
+
+
 def test_a_frame_of_smooth_scattering_passes():
     rng = np.random.default_rng(21)
     for level in (0.05, 1.0, 20.0, 300.0):

@@ -45,6 +45,17 @@ def test_centres_and_widths_are_unbiased_with_errors_that_hold(counts):
     assert (np.abs(off) < 1.96 * error).mean(0).min() > 0.88
 
 
+def test_a_peak_along_the_diagonal_is_known_alike_along_rows_and_columns():
+    diagonal = Ellipse(20.0, 20.0, np.array([[6.0, 5.0], [5.0, 6.0]]))
+    square = np.ones((41, 41), bool)
+    counts = 400 * diagonal.profile(square) + 0.5
+    shape = fit_shape(counts, square, diagonal, 0.5)
+    assert shape.row_error == pytest.approx(shape.col_error, rel=1e-3)
+    assert shape.width_row_error == pytest.approx(shape.width_col_error, rel=1e-3)
+    # Hardly any background: sigma / sqrt(N), and the background's share on top.
+    assert 1 < shape.row_error / (6 / 400) ** 0.5 < 1.3
+
+
 def test_masked_pixels_say_nothing():
     centre = (20.2, 21.1)
     pixels = EVERYWHERE.copy()

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from bluesky_denoise.simulation.random_backgrounds import random_background
 from bluesky_denoise.simulation.random_masks import random_dead, random_mask
 from bluesky_denoise.simulation.random_scenes import MOST_COUNTS, random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
@@ -99,3 +100,17 @@ def test_dead_pixels_are_few():
     dead = [random_dead((64, 64), rng) for _ in range(100)]
     assert 0 < np.mean(dead) < 0.05
     assert any(d.all(axis=0).any() or d.all(axis=1).any() for d in dead)
+
+
+def test_backgrounds_are_seldom_flat():
+    rng = np.random.default_rng(0)
+    rows, cols = np.mgrid[:96, :128].astype(float)
+    spreads = []
+    for _ in range(300):
+        background = random_background(rows, cols, rng)
+        assert np.isfinite(background).all()
+        assert background.min() > 0
+        spreads.append(background.max() / background.min() - 1)
+    flat = np.mean(np.array(spreads) == 0)
+    assert 0.08 < flat < 0.22
+    assert np.median(spreads) > 0.5

@@ -126,6 +126,25 @@ def test_a_smeared_line_costs_more_than_the_same_error_at_random():
     assert known_rate_loss(line, truth, valid) > known_rate_loss(noisy, truth, valid) + 0.5
 
 
+def test_a_bright_peak_does_not_hide_a_bias_of_the_background_beside_it():
+    generator = torch.Generator().manual_seed(0)
+    valid, noise = torch.ones(1, 1, 64, 64), torch.randn(1, 1, 64, 64, generator=generator)
+
+    def price(peak: float) -> float:
+        """Say what a hollow of 6 % costs beside a bright area that keeps its noise."""
+        truth = torch.full((1, 1, 64, 64), 5.0)
+        truth[..., :40, :40] += peak
+        seen = truth + 0.05 * noise
+        seen[..., :40, :40] += noise[..., :40, :40] * truth[..., :40, :40] ** 0.5
+        hollow = seen.clone()
+        hollow[..., 44:60, 44:60] *= 0.94
+        return (known_rate_loss(hollow, truth, valid) - known_rate_loss(seen, truth, valid)).item()
+
+    # By frame and boxes alone it is 0.06.
+    assert price(1e4) > 0.15
+    assert price(1e4) == pytest.approx(price(1e5), abs=0.02)
+
+
 def test_the_remainder_loss_is_least_at_the_true_rate():
     generator = torch.Generator().manual_seed(0)
     truth = torch.full((1, 1, 128, 128), 0.7)
