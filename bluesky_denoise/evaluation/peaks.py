@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bluesky_denoise.evaluation.coverage import HALF_WIDTHS
 from bluesky_denoise.evaluation.frame_sets import Track
 from bluesky_denoise.evaluation.methods import Method, SupportsDenoise
 from bluesky_denoise.evaluation.metrics import poisson_deviance
@@ -32,8 +33,6 @@ STRENGTH = 10.0
 under it, ``S / sqrt(4 pi sigma_row sigma_col B)``; it grows with the root of the exposure."""
 SIDE, SPACING, HALF = 192, 64, 14
 """Pixels of a frame, between two peaks, and from the middle to the edge of what is fitted."""
-HALF_WIDTHS = (0.9945, 1.6449, 1.9600)
-"""Of 68, 90 and 95 % intervals, standard errors."""
 MEASURED = "measure_roi"
 OPTIMAL, FITTED, SUMMED = "raw, shape known", "raw, fitted", "raw, box sum"
 
@@ -254,7 +253,7 @@ def peak_scores(study: PeakStudy) -> list[PeakScore]:
         if who == MEASURED:
             pulls = study.pulls[shape, exposure]
             pulls = np.abs(pulls[np.isfinite(pulls)])
-            covered = tuple(float((pulls < z).mean()) for z in HALF_WIDTHS if len(pulls))
+            covered = tuple(float((pulls < z).mean()) for z in HALF_WIDTHS.values() if len(pulls))
         scores.append(
             PeakScore(
                 _NAMES.get(who, who),
