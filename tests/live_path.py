@@ -135,3 +135,17 @@ def rates(collector, key, stream="denoised"):
     )
     with h5py.File(path_from_uri(resource["uri"]), "r", swmr=True) as file:
         return file[resource["parameters"]["dataset"]][()]
+
+
+def abort_after_three_points(RE, detector, reason):
+    """Abort a run that pauses after its third point."""
+
+    def plan():
+        yield from bps.open_run()
+        for _ in range(3):
+            yield from bps.trigger_and_read([detector])
+        yield from bps.pause()
+
+    with pytest.raises(RunEngineInterrupted):
+        RE(plan())
+    RE.abort(reason)

@@ -9,13 +9,13 @@ import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from bluesky.callbacks import LiveTable
-from bluesky.utils import RunEngineInterrupted
 from bluesky_tiled_plugins import TiledWriter
 from live_path import (
     SHAPE,
     Camera,
     PlainImage,
     UnchangedDocuments,
+    abort_after_three_points,
     poisson,
     values,
     wait_for,
@@ -122,16 +122,7 @@ def test_two_interleaved_runs(RE, live):
 
 def test_an_aborted_scan(RE, live):
     det = replay()
-
-    def plan():
-        yield from bps.open_run()
-        for _ in range(3):
-            yield from bps.trigger_and_read([det])
-        yield from bps.pause()
-
-    with pytest.raises(RunEngineInterrupted):
-        RE(plan())
-    RE.abort("the beam is gone")
+    abort_after_three_points(RE, det, "the beam is gone")
     uid = live.raw.by_name["start"][0]["uid"]
     stream = live.check(uid, 3, exit_status="abort", reason="the beam is gone")
     np.testing.assert_array_equal(stream["det_image"].read(), FRAMES[:3] * 2)

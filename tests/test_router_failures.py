@@ -9,11 +9,11 @@ import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import numpy as np
 import pytest
-from bluesky.utils import RunEngineInterrupted
 from live_path import (
     SHAPE,
     Camera,
     PlainImage,
+    abort_after_three_points,
     by_stream,
     poisson,
     rates,
@@ -93,16 +93,7 @@ def test_events_skipped_before_anything_is_known_of_their_frames(RE, raw, build,
 def test_an_aborted_scan_is_denoised_as_far_as_it_went(RE, raw, build, motor):
     _, derived = build()
     det = Camera(name="det", func=poisson())
-
-    def plan():
-        yield from bps.open_run()
-        for _ in range(3):
-            yield from bps.trigger_and_read([det])
-        yield from bps.pause()
-
-    with pytest.raises(RunEngineInterrupted):
-        RE(plan())
-    RE.abort("the beam is gone")
+    abort_after_three_points(RE, det, "the beam is gone")
     assert raw.by_name["stop"][0]["exit_status"] == "abort"
     stop = derived.by_name["stop"][0]
     assert (stop["exit_status"], stop["reason"]) == ("abort", "the beam is gone")
