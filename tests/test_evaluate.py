@@ -20,7 +20,7 @@ from bluesky_denoise.evaluation.gates import GATES, judge
 from bluesky_denoise.evaluation.known_sets import KnownSet
 from bluesky_denoise.evaluation.peaks import PeakScore
 from bluesky_denoise.evaluation.plots import result_plots
-from bluesky_denoise.evaluation.regions import region_scores
+from bluesky_denoise.evaluation.regions import Satellites, region_scores, score_regions
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
 from bluesky_denoise.evaluation.speed import SpeedScore
 from bluesky_denoise.evaluation.table import Table, markdown, without_repeats
@@ -125,6 +125,25 @@ def test_regions_are_measured_without_bias_and_their_pulls_have_unit_width():
     assert raw.pull_width == pytest.approx(1, abs=0.25)
     assert raw.covered["95"] > 0.85
     assert raw.regions == 144
+
+
+def scores_of_errors(**errors):
+    """Score satellites that are found with these errors, in those of the raw sum."""
+    truth, scale = np.array([10.0, 30.0, 90.0, 270.0]), np.array([2.0, 3.0, 5.0, 10.0])
+    off = {name: truth + scale * by for name, by in errors.items()}
+    stated = Satellites(**off, truth=truth, expected=truth, error=2 * scale, plain_error=scale)
+    return {s.intensity: s for s in score_regions(stated)}
+
+
+def test_pulls_are_above_zero_where_too_much_is_found():
+    scores = scores_of_errors(found=[2, 2, 6, 6], plain=1, denoised=1)
+    assert scores["measure_roi"].pull_mean == pytest.approx(2)
+    assert scores["measure_roi"].pull_width == pytest.approx(1)
+
+
+def test_error_ratios_are_of_root_mean_squares_in_errors_of_the_raw_sum():
+    scores = scores_of_errors(found=[1, -1, 1, -1], plain=[4, 0, 0, 0], denoised=[0, 0, 0, 12])
+    assert [s.error_ratio for s in scores.values()] == pytest.approx([0.5, 1, 3])
 
 
 def test_awkward_frames_that_are_kept_pass_and_broken_ones_do_not(monkeypatch):

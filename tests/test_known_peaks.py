@@ -15,7 +15,14 @@ from bluesky_denoise.evaluation.gates import judge
 from bluesky_denoise.evaluation.matched_filter import filtered_z, find_peaks
 from bluesky_denoise.evaluation.methods import Method, baselines
 from bluesky_denoise.evaluation.peak_fit import PeakShapes, fit_intensity, fit_peaks
-from bluesky_denoise.evaluation.peaks import OPTIMAL, PeakStudy, peak_scores, study_peaks
+from bluesky_denoise.evaluation.peaks import (
+    CLASSES,
+    EXPOSURES,
+    OPTIMAL,
+    PeakStudy,
+    peak_scores,
+    study_peaks,
+)
 from bluesky_denoise.evaluation.results import Evaluation
 from bluesky_denoise.frames import Denoised
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
@@ -109,6 +116,19 @@ def test_a_ninth_of_the_variance_is_worth_nine_exposures(study):
     assert ratios["raw", box].ratio > 1.2
     # The largest of six medians of 24 noisy widths.
     assert ratios["better", known].width_bias < 0.12
+
+
+def test_exposures_are_compared_where_the_error_is_twelve_percent():
+    truth = peaks(4)
+    study = PeakStudy({(shape, t): truth for shape in CLASSES for t in EXPOSURES})
+    for shape, t in study.truth:
+        # 12 % at exposures of 1 and of 2; at any other error the ratio is not 2.
+        ours, theirs = 0.12 * t**-0.2, 0.12 * (t / 2) ** -0.5
+        for who, error in (("ours", ours), *((who, theirs) for who in REFERENCES.values())):
+            study.intensity[who, shape, t] = truth.intensity * (1 + error)
+    ratios = exposure_ratios(study, ["ours"])
+    assert [r.ratio for r in ratios] == pytest.approx([2] * len(REFERENCES))
+    assert {r.intensity_error for r in ratios} == {0.12}
 
 
 def test_scores_of_known_peaks_tell_bias_and_width(study):
