@@ -8,7 +8,7 @@ from bluesky_denoise.frames import Denoised
 from bluesky_denoise.region import cut
 from bluesky_denoise.roi import ROI, measure_roi, weigh
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
-from bluesky_denoise.summation import ground
+from bluesky_denoise.summation import choose_summation, ground
 from bluesky_denoise.testing import UnitDenoiser
 
 SHAPE = (46, 46)
@@ -305,6 +305,41 @@ def test_a_peak_on_a_steep_background_is_measured_where_it_is():
     # 60 pulls: their width to 9 %, their mean to 13 %.
     assert pulls.std() < 1.3
     assert abs(pulls.mean()) < 0.4
+
+
+STEEP = 40 * (1 + (np.arange(46) - 22.5) / 30) * np.ones((46, 1))
+
+
+def test_a_slope_seen_by_three_of_four_parts_does_not_shift_where_a_peak_is_summed():
+    rate = gaussian_peak(SHAPE, Peak(22.5, 15.0, 600.0, 1.6, 1.6)) + STEEP
+    chosen = choose_summation(cut(rate, 1.0, BOX, None, 4), np.round(0.75 * rate), rate)
+    # No photon is drawn. A slope that is a quarter too low shifts it by 0.07.
+    assert chosen.profile.sum(0) @ np.arange(46) == pytest.approx(15.0, abs=0.01)
+
+
+def test_a_denoiser_is_told_for_how_long_the_photons_that_it_sees_were_exposed():
+    rates = []
+
+    class Listening(Smoother):
+        def denoise(self, counts, exposure_s, mask=None):
+            rates.extend(np.sum(counts, axis=(1, 2)) / exposure_s)
+            return super().denoise(counts, exposure_s, mask)
+
+    counts = np.random.default_rng(17).poisson(10.0, SHAPE)
+    measure_roi(counts, 0.2, BOX, Listening())
+    # All photons, and four times three quarters of them: known to 0.4 % each.
+    assert rates == pytest.approx([counts.sum() / 0.2] * 5, rel=0.015)
+
+
+def test_the_same_photons_in_a_tenth_of_the_time_are_ten_times_the_rate():
+    counts = np.random.default_rng(18).poisson(
+        gaussian_peak(SHAPE, Peak(22.5, 15.0, 600.0, 1.6, 1.6)) + STEEP
+    )
+    slow, fast = (measure_roi(counts, seconds, BOX, Smoother()).as_dict() for seconds in (1, 0.1))
+    per_second = ("intensity", "background", "raw_sum", "denoised_sum")
+    for name, value in slow.items():
+        times = 10 if name.removesuffix("_error") in per_second else 1
+        assert fast[name] == (value if name == "method" else pytest.approx(times * value)), name
 
 
 def test_the_ground_is_a_plane_only_where_counts_rise_by_more_than_noise():
