@@ -232,7 +232,8 @@ def test_a_peak_that_only_the_coarse_scan_shows_is_not_found(RE, raw, motor, den
         ({"num": 4}, "expected at least 5 points"),
         ({"fine_num": 4}, "expected at least 5 points"),
         ({"exposure_s": 0.0}, "an exposure above 0"),
-        ({"false_alarm": 1.0}, "a chance between 0 and 1"),
+        ({"false_alarm": 1.0}, "a chance between 5e-06 and 1"),
+        ({"false_alarm": 1e-6}, "a chance between 5e-06 and 1"),
     ],
 )
 def test_a_search_that_cannot_work_is_refused(RE, raw, det, motor, denoised, wrong, message):

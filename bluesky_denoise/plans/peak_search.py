@@ -8,12 +8,14 @@ import numpy as np
 
 from ..errors import SettingsError
 
-__all__ = ["PeakCandidate", "search_peak"]
+__all__ = ["LEAST_P_VALUE", "PeakCandidate", "search_peak"]
 
 _WIDTHS_STEPS = (0.6, 1.0, 1.6, 2.5, 4.0)
 """Widths that are tried, standard deviations in steps of the scan."""
 _TRIALS = 20_000
 _FEWEST_POINTS = 5
+LEAST_P_VALUE = 1 / (1 + _TRIALS)
+"""No chance below this can be told."""
 
 
 @dataclass(frozen=True)

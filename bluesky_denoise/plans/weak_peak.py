@@ -15,7 +15,7 @@ from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_detectors, check_roi, number
 from .exposures import ExposureReading, exposure_signal, set_exposure_wrapper
-from .peak_search import PeakCandidate, search_peak
+from .peak_search import LEAST_P_VALUE, PeakCandidate, search_peak
 from .reference import reference_points
 from .scans import plan_metadata, read_denoised, shown_in_wrapper
 
@@ -23,6 +23,8 @@ __all__ = ["find_weak_peak"]
 
 logger = logging.getLogger(__name__)
 
+_COARSE_CHANCE = 0.1
+"""A peak of the coarse scan is looked at if such a one comes by chance this seldom."""
 _NAN = float("nan")
 
 
@@ -78,7 +80,7 @@ def find_weak_peak(
     fine_exposure_s :
         Of its frames, seconds; None: as the coarse ones.
     false_alarm :
-        Highest chance of a find where there is no peak, over both scans; it holds for
+        Highest chance of a find where there is no peak, over both scans, from 5e-6; it holds for
         Gaussian noise, and is up to four times as high at two counts in a point.
     reference_every, reference_s :
         As :func:`denoised_scan` has them, in both scans.
@@ -99,14 +101,15 @@ def find_weak_peak(
     """
     check_roi(denoised, roi)
     check_detectors(denoised, detectors)
-    if min(num, fine_num) < 5 or not exposure_s > 0 or not 0 < false_alarm < 1:
+    least = _COARSE_CHANCE * LEAST_P_VALUE
+    if min(num, fine_num) < 5 or not exposure_s > 0 or not least <= false_alarm < 1:
         raise SettingsError(
             f"num {num!r}, fine_num {fine_num!r}, exposure_s {exposure_s!r}, false_alarm "
             f"{false_alarm!r}; expected at least 5 points, an exposure above 0, and a chance "
-            "between 0 and 1."
+            f"between {least:.1g} and 1."
         )
     # The two scans are independent: their chances multiply.
-    coarse_chance = max(0.1, false_alarm)
+    coarse_chance = max(_COARSE_CHANCE, false_alarm)
     fine_chance = false_alarm / coarse_chance
     exposures = [exposure_signal(detector) for detector in detectors]
     exposures_read = [ExposureReading(detector) for detector in detectors]
