@@ -54,6 +54,7 @@ table { border-collapse:collapse; font-size:.82rem; font-variant-numeric:tabular
 th { text-align:left; font-weight:600; color:var(--soft); border-bottom:2px solid var(--line);
   padding:.35rem .6rem; white-space:nowrap; }
 td { padding:.25rem .6rem; border-bottom:1px solid #f0f2f4; vertical-align:top; }
+td.s { white-space:nowrap; }
 td.n { text-align:right; white-space:nowrap; } th.n { text-align:right; }
 tr.group td { border-top:1px solid #cbd2d9; }
 tr.ours td { font-weight:600; background:#fdf3f2; }
@@ -226,4 +227,6 @@ def _html_table(table: Table, subject: str) -> str:
 def _cell(cell: str, text: bool) -> str:
     if cell in ("met", "missed"):
         return f'<td><span class="badge {cell}">{cell}</span></td>'
-    return f"<td{'' if text else ' class=n'}>{html.escape(cell)}</td>"
+    # Short texts, such as limits, stay on one line.
+    kind = " class=n" if not text else " class=s" if len(cell) <= 16 else ""
+    return f"<td{kind}>{html.escape(cell)}</td>"
