@@ -1,5 +1,6 @@
 """The child process that denoises, seen from the RunEngine's process."""
 
+import io
 import logging
 import os
 import pickle
@@ -9,8 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from enum import Enum
 from multiprocessing.connection import Connection, Listener
 from typing import Any
+
+import numpy as np
 
 from .errors import DenoiseError, DenoiseTimeout
 from .settings import DenoiseSettings
@@ -20,6 +24,8 @@ __all__ = ["Child"]
 logger = logging.getLogger(__name__)
 
 _STARTUP_TIMEOUT_S = 120.0
+_KNOWN = sys.stdlib_module_names | {"bluesky_denoise", "numpy", "pydantic", "pydantic_core"}
+"""Packages whose objects the child gets as they are."""
 
 
 class Child:
@@ -138,16 +144,42 @@ def _accept(listener: Listener, process: subprocess.Popen) -> Connection:
     return accepted[0]
 
 
+class _Pickler(pickle.Pickler):
+    """Make plain values of objects whose class the child may not know.
+
+    The enumeration of a device's modes is often defined in the startup files of a session,
+    whose ``__main__`` the child does not have; and it must import nothing of a beamline.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Replace an object of a foreign class."""
+        named = obj if hasattr(obj, "__qualname__") else type(obj)  # a class or a function itself
+        if (getattr(named, "__module__", None) or "builtins").partition(".")[0] in _KNOWN:
+            return NotImplemented
+        if isinstance(obj, np.ndarray):
+            return np.asarray, (np.asarray(obj),)
+        value = obj.value if isinstance(obj, Enum) else obj
+        kinds = (str, int, float, list, tuple, dict)
+        kind = next((kind for kind in kinds if isinstance(value, kind)), str)
+        return kind, (kind(value),)
+
+
+def _dumps(message: Any) -> bytes:
+    packed = io.BytesIO()
+    _Pickler(packed, protocol=5).dump(message)
+    return packed.getvalue()
+
+
 def _packed(message: tuple[str, Any]) -> bytes:
     try:
-        return pickle.dumps(message, protocol=5)
+        return _dumps(message)
     except Exception:
         kind, items = message
         kept = []
         for item in items:
             try:
-                pickle.dumps(item, protocol=5)
+                _dumps(item)
                 kept.append(item)
             except Exception as error:
                 logger.error("A %s document cannot be sent to the denoiser: %s", item[0], error)
-        return pickle.dumps((kind, kept), protocol=5)
+        return _dumps((kind, kept))

@@ -1,6 +1,9 @@
 """Scans, as they happen at a beamline, denoised in a child process."""
 
 import re
+import sys
+import threading
+from enum import StrEnum
 from pathlib import Path
 
 import bluesky.plan_stubs as bps
@@ -20,6 +23,7 @@ from live_path import (
     values,
     wait_for,
 )
+from ophyd import Signal
 from ophyd.sim import DirectImage, SynAxis, SynSignal, SynSignalWithRegistry
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 from ophyd_async.sim import SimBlobDetector
@@ -239,8 +243,27 @@ def test_the_exception_of_a_subscriber_breaks_nothing(RE, live, caplog):
     assert str(failed[0].exc_info[1]) == "I am broken"
 
 
+class Mode(StrEnum):
+    FAST = "fast"
+
+
+def test_a_class_that_only_the_session_knows_reaches_the_denoiser_as_its_value(
+    RE, live, monkeypatch
+):
+    """As the enumeration of a detector's modes in a startup file, which runs in __main__."""
+    monkeypatch.setattr(sys.modules["__main__"], "Mode", Mode, raising=False)
+    monkeypatch.setattr(Mode, "__module__", "__main__")
+    before = live.denoise.pid
+    mode = Signal(name="mode", value=Mode.FAST)
+    (uid,) = RE(bp.count([replay(), mode], 2, md={"mode": Mode.FAST}))
+    stream = live.check(uid, 2)
+    assert live.denoise.pid == before
+    assert list(stream["mode"].read()) == ["fast", "fast"]
+    assert live.derived.by_name["start"][0]["mode"] == "fast"
+
+
 def test_a_document_that_cannot_be_sent_is_left_out_and_the_others_go_on(RE, live, logged):
-    live.denoise("event", {"descriptor": "nothing", "data": {"f": lambda: 0}, "uid": "u"})
+    live.denoise("event", {"descriptor": "nothing", "data": {"f": threading.Lock()}, "uid": "u"})
     (uid,) = RE(bp.count([replay()], 2))
     live.check(uid, 2)
     assert "A event document cannot be sent to the denoiser" in logged()
