@@ -30,6 +30,8 @@ class OpenRun:
     """Derived events that have come, by stream."""
     ended: bool = False
     """Its derived run has stopped; it may not be in Tiled yet."""
+    cut_short: bool = False
+    """A child died of it, and its end has been told: `derived` is all there is."""
 
 
 class OpenRuns(dict[str, OpenRun]):
@@ -82,14 +84,16 @@ class OpenRuns(dict[str, OpenRun]):
         self, run: OpenRun, provenance: Mapping[str, Any], reason: str
     ) -> tuple[list[Document], list[Document]]:
         """Return all documents of a run that was cut short, and those of them that are new."""
-        known, new = run.derived, []
-        if run.ended and self._frames_in_files:
-            return known, new  # all of it came, and may only not be in Tiled yet
-        if not known:
+        if run.cut_short or (run.ended and self._frames_in_files):
+            return list(run.derived), []  # all of it came, and may only not be in Tiled yet
+        new: list[Document] = []
+        if not run.derived:
             metadata = start_metadata(run.raw_start, provenance)
             new = [("start", compose_run(metadata=metadata).start_doc)]
-        start = (known or new)[0][1]
+        start = (run.derived or new)[0][1]
         stop = "stop", stop_document(start["uid"], dict(run.num_events), reason)
-        if run.ended:  # what was not in Tiled yet is lost with the child: say so there
-            return [*known, stop], new
-        return [*known, *new, stop], [*new, stop]
+        run.derived = [*run.derived, *new, stop]
+        if not run.ended:  # else what was not in Tiled yet is lost with the child: say so there
+            new.append(stop)
+        run.ended = run.cut_short = True
+        return list(run.derived), new

@@ -116,6 +116,43 @@ def test_a_killed_child_with_frames_inside_the_events_is_counted_right(
     assert_emitted(raw.by_name, start=2, descriptor=2, event=4, stop=2)
 
 
+@pytest.mark.parametrize("with_an_event", [True, False])
+def test_a_run_whose_child_died_ends_once_however_many_die_after(RE, tmp_path, gate, with_an_event):
+    derived, det = DocumentCollector(), replay()
+    options = settings(
+        model="child_denoisers:Gated", tiled_uri=NOWHERE, backup_directory=tmp_path / "backup"
+    )
+    if with_an_event:
+        gate.touch()
+        options = options.model_copy(update={"frames_directory": tmp_path / "denoised"})
+
+    def kill():
+        before = denoise.pid
+        os.kill(before, signal.SIGKILL)
+        wait_for(lambda: denoise.pid != before and denoise._child_ready, what="the next child")
+
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.trigger_and_read([det])
+        if with_an_event:
+            wait_for(lambda: derived.by_name.get("event"), what="an event")
+        else:
+            wait_for(lambda: all(run.sent for run in denoise._open.values()), what="the start")
+        kill()
+        yield from bps.trigger_and_read([det])
+
+    with DenoiseProcess(options) as denoise:
+        denoise.subscribe(derived)
+        RE.subscribe(denoise)
+        RE(plan())
+        kill()
+    derived.validate()
+    assert len(derived.by_name["start"]) == len(derived.by_name["stop"]) == 1
+    assert len(derived.by_name.get("event", [])) == with_an_event
+    (path,) = backup_files(options.backup_path)
+    assert path.stem == derived.by_name["start"][0]["uid"]
+
+
 # A full queue
 
 
