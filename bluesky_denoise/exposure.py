@@ -1,10 +1,11 @@
 """How long a frame was exposed: found in an event, a descriptor, or the settings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import ExposureNotFound
+from .frame_keys import is_frame_key
 
 __all__ = ["Exposure", "find_exposure"]
 
@@ -75,7 +76,9 @@ def find_exposure(
     owner = _owner(descriptor, data_key)
 
     event_keys = {key: data_keys[key] for key in data_keys if key != data_key}
-    for key in _candidates(event_keys, owner, extra_keys):
+    others = _of_other_detectors(descriptor, owner)
+    own = _own([key for key in event_keys if key not in others], owner)
+    for key in [*(key for key in extra_keys if key in event_keys), *own]:
         if event_keys[key].get("dtype") in ("number", "integer"):
             return Exposure(key, None, _factor(event_keys[key]))
 
@@ -109,7 +112,7 @@ def _owner(descriptor: Mapping[str, Any], data_key: str) -> str:
     return descriptor["data_keys"][data_key].get("object_name", data_key)
 
 
-def _own(keys: Mapping[str, Any], owner: str) -> list[str]:
+def _own(keys: Iterable[str], owner: str) -> list[str]:
     return [
         key
         for suffix in _SUFFIXES
@@ -123,8 +126,15 @@ def _belongs(key: str, owner: str) -> bool:
     return key.startswith(owner) and not key[len(owner) : len(owner) + 1].isalnum()
 
 
-def _candidates(keys: Mapping[str, Any], owner: str, extra: tuple[str, ...]) -> list[str]:
-    return [key for key in extra if key in keys] + _own(keys, owner)
+def _of_other_detectors(descriptor: Mapping[str, Any], owner: str) -> set[str]:
+    """Return the keys of other detectors: the name of `det_2` begins with that of `det`."""
+    specs = descriptor["data_keys"]
+    return {
+        key
+        for name, keys in descriptor.get("object_keys", {}).items()
+        if name != owner and any(is_frame_key(specs[k]) for k in keys if k in specs)
+        for key in keys
+    }
 
 
 def _is_positive(value: Any) -> bool:

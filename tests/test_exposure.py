@@ -138,3 +138,12 @@ def test_where_there_is_none_the_keys_looked_at_and_those_present_are_named():
     assert "(det_gain, det_total)" in message
     assert "Set `exposure_s`, or name the key in `exposure_keys`." in message
     assert isinstance(caught.value, LookupError)
+
+
+def test_an_exposure_of_a_detector_whose_name_begins_the_same_is_left_alone():
+    two = descriptor({"det_2_image": image(), "det_2_exposure_time": number()})
+    two["object_keys"] = {"det": ["det_image"], "det_2": ["det_2_image", "det_2_exposure_time"]}
+    configuration = descriptor(configuration={"det": {"det_cam_acquire_time": (0.5, "s")}})
+    two["configuration"] = configuration["configuration"]
+    assert find_exposure(two, "det_image") == Exposure("det_cam_acquire_time", 0.5)
+    assert find_exposure(two, "det_2_image") == Exposure("det_2_exposure_time", None)
