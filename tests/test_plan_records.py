@@ -223,6 +223,40 @@ def test_a_peak_that_only_the_coarse_scan_shows_is_not_found(RE, raw, motor, den
     assert np.isnan(told["satellite_peak_center"])
 
 
+def test_the_chance_that_is_asked_for_decides_what_the_fine_scan_must_show(
+    RE, raw, motor, denoised
+):
+    def scan(false_alarm):
+        raw.clear()
+        det = detector(motor, seed=3, intensity_cps=40.0, width=0.3)
+        asked = {"start": -2, "stop": 2, "num": 13, "exposure_s": 2.0, "fine_num": 9}
+        return weak_peak(RE, raw, motor, det, denoised, **asked, false_alarm=false_alarm)
+
+    p_value = scan(0.05)[1]["satellite_peak_fine_p_value"]
+    chance = 0.1 * p_value  # the coarse scan lets one of ten pass
+    found, told = scan(1.01 * chance)
+    assert found.p_value == p_value
+    assert told["satellite_peak_found"]
+    found, told = scan(0.99 * chance)
+    assert found is None
+    assert not told["satellite_peak_found"]
+
+
+def test_a_chance_above_a_tenth_lets_weaker_peaks_of_the_coarse_scan_pass(RE, raw, motor, denoised):
+    def scan(false_alarm):
+        raw.clear()
+        det = detector(motor, seed=2, intensity_cps=0.0)
+        asked = {"start": -2, "stop": 2, "num": 9, "exposure_s": 2.0, "fine_num": 5}
+        told = weak_peak(RE, raw, motor, det, denoised, **asked, false_alarm=false_alarm)[1]
+        return told["satellite_peak_coarse_p_value"], len(events_of(raw, "fine_signals"))
+
+    p_value, points = scan(0.05)
+    assert 0.1 < p_value < 0.9
+    assert points == 0
+    assert scan(0.99 * p_value)[1] == 0
+    assert scan(1.01 * p_value)[1] == 5
+
+
 # What is refused
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -185,6 +186,24 @@ def after_saves(plan, saves, stub):
         return None, None
 
     return bpp.plan_mutator(plan, insert)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "short_exposure"])
+def test_a_pause_while_a_result_is_waited_for_takes_no_frame_again(
+    name, RE, raw, det, motor, denoised
+):
+    def pause(msg):
+        waits = msg.command == "trigger" and msg.obj is denoised
+        return None, bps.pause() if waits else None
+
+    with pytest.raises(RunEngineInterrupted):
+        RE(bpp.plan_mutator(plans(det, motor, denoised)[name], pause))
+    while RE.state == "paused":
+        with contextlib.suppress(RunEngineInterrupted):
+            RE.resume()
+    frames = [e for e in raw.by_name["event"] if "det_image" in e["data"]]
+    assert raw.by_name["stop"][0]["exit_status"] == "success"
+    assert len({(e["descriptor"], e["seq_num"]) for e in frames}) == len(frames) > 2
 
 
 # Short exposures
