@@ -18,7 +18,8 @@ def changed():
 
 
 def event(number):
-    return {"seq_num": number, "data": {"det": np.full(SHAPE, number), "motor": 0.5, "roi": [1]}}
+    data = {"det": np.full(SHAPE, number), "motor": 0.5, "trace": np.arange(3), "roi": [1]}
+    return {"seq_num": number, "data": data}
 
 
 def skipped(batch):
@@ -45,7 +46,7 @@ def test_what_finds_no_room_loses_its_frames_and_nothing_else(changed):
     backlog.put("stop", {"exit_status": "success"})
     first, second, stop = backlog.take(9)
     assert first == ("event", documents[0], False)
-    assert second == ("event", event(2) | {"data": {"det": None, "motor": 0.5, "roi": [1]}}, True)
+    assert second == ("event", {"seq_num": 2, "data": documents[1]["data"] | {"det": None}}, True)
     assert stop == ("stop", {"exit_status": "success"}, False)
     assert documents[1]["data"]["det"].shape == SHAPE  # that of the others who have the document
     for number in (3, 4):
@@ -69,16 +70,36 @@ def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(ch
     assert skipped(backlog.take(9)) == [False, False, True, True, True, True, False]
 
 
-def test_room_that_is_made_in_time_is_used(changed):
+@pytest.mark.parametrize("name", ["event", "event_page", "stream_datum"])
+def test_all_documents_that_bring_frames_take_room(changed, name):
+    backlog = Backlog(changed, most=1, wait_s=0)
+    for number in (1, 2):
+        backlog.put(name, event(number))
+    assert skipped(backlog.take(9)) == [False, True]
+
+
+def made_room(changed, make):
+    """Return how long a document waits for room that another thread makes, seconds."""
     backlog = Backlog(changed, most=1, wait_s=60)
     backlog.put("event", event(1))
 
-    def take():
+    def later():
         with changed:
-            backlog.take(1)
+            make(backlog)
 
-    thread = threading.Thread(target=take)
+    thread = threading.Thread(target=later)
     thread.start()
+    began = time.monotonic()
     backlog.put("event", event(2))
+    held = time.monotonic() - began
     thread.join()
-    assert skipped(backlog.take(1)) == [False]
+    assert skipped(backlog.take(9)) == [False]
+    return held
+
+
+def test_room_that_is_made_is_used_at_once(changed):
+    assert made_room(changed, lambda backlog: backlog.take(1)) < 30
+
+
+def test_room_that_is_made_by_forgetting_all_is_used_at_once(changed):
+    assert made_room(changed, Backlog.clear) < 30
