@@ -2,13 +2,16 @@
 
 import base64
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["BackupFile", "read_backup"]
+__all__ = ["BackupFile", "RawBackup", "read_backup"]
+
+logger = logging.getLogger(__name__)
 
 _SUFFIX = ".jsonl"
 
@@ -53,6 +56,52 @@ class BackupFile:
     def done(self) -> None:
         """Remove the file: what it held is in Tiled."""
         self.path.unlink(missing_ok=True)
+
+
+class RawBackup(dict[str, "_RawRun"]):
+    """Keep the raw runs that a `TiledWriter` cannot write, so that no scan ends of it.
+
+    Give it to the writer as `backup_dictionary`. Its own `backup_directory` does not take
+    what numpy makes: events with arrays are lost, and each takes the next document along.
+
+    Parameters
+    ----------
+    directory :
+        Made with the first run that is kept; one file for each, read by `read_backup`.
+
+    Examples
+    --------
+    >>> RE.subscribe(TiledWriter(cat, backup_dictionary=RawBackup("raw_backup")))
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        super().__init__()
+        self._directory = Path(directory).expanduser().absolute()
+
+    def __setitem__(self, key: str, documents: list[Any]) -> None:
+        """Begin a run."""
+        super().__setitem__(key, _RawRun(self._directory))
+
+
+class _RawRun:
+    """What the writer takes for the list of the documents of a run."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file: BackupFile | None = None
+
+    def append(self, item: Mapping[str, Any]) -> None:
+        """Write a document."""
+        name, doc = item["name"], item["doc"]
+        if self._file is None:
+            uid = doc["uid"]
+            self._file = BackupFile(self._directory, uid)
+            logger.error(
+                "Raw run %s cannot be written to Tiled, and the scan goes on. All its documents "
+                "are kept in %s; `read_backup` gives them to a TiledWriter.",
+                *(uid, self._file.path),
+            )
+        self._file.append([(name, doc)])
 
 
 def backup_files(directory: Path) -> list[Path]:

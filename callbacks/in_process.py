@@ -13,12 +13,15 @@ from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 
 from bluesky_denoise import DenoiseProcess, DenoiseSettings
+from bluesky_denoise.backup import RawBackup
 
 settings = DenoiseSettings.from_yaml(sys.argv[1])
 key = settings.tiled_api_key
 cat = from_uri(settings.tiled_uri, api_key=key.get_secret_value() if key else None)
 
 RE = RunEngine()
-RE.subscribe(TiledWriter(cat, batch_size=1))  # raw data first, and on its own
+# Raw data first, and on its own; what Tiled does not take is kept, and the scan goes on.
+raw_backup = RawBackup(settings.backup_path / "raw")
+RE.subscribe(TiledWriter(cat, batch_size=1, backup_dictionary=raw_backup))
 denoise = DenoiseProcess(settings)
 RE.subscribe(denoise)

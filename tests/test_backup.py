@@ -2,11 +2,16 @@ import json
 import resource
 
 import bluesky.plans as bp
+import httpx
 import numpy as np
 import pytest
+from bluesky_tiled_plugins import TiledWriter
 from live_path import SHAPE, Camera, poisson, settings
+from ophyd import Signal
+from process_fixtures import replay
+from tiled.client import from_uri
 
-from bluesky_denoise.backup import BackupFile, backup_files, read_backup
+from bluesky_denoise.backup import BackupFile, RawBackup, backup_files, read_backup
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
 
@@ -135,3 +140,36 @@ def test_files_are_listed_oldest_first_and_removed_when_done(tmp_path):
         file.done()
     assert backup_files(tmp_path) == []
     assert backup_files(tmp_path / "nowhere") == []
+
+
+def test_a_server_error_ends_no_scan_and_the_raw_run_comes_back(RE, tiled, raw, tmp_path, caplog):
+    """With arrays and numbers of numpy in its events."""
+    client = from_uri(tiled.uri)
+    requests, send = [], client.context.http_client.send
+
+    def fail(request, **kwargs):
+        requests.append(request.method)
+        if len(requests) > 3:
+            return httpx.Response(500, request=request, text="broken")
+        return send(request, **kwargs)
+
+    writer = TiledWriter(client, batch_size=1, backup_dictionary=RawBackup(tmp_path / "raw"))
+    RE.subscribe(writer)
+    client.context.http_client.send = fail
+    (uid,) = RE(bp.count([replay(), Signal(name="number", value=np.int64(3))], 3))
+    client.context.http_client.send = send
+    path = tmp_path / "raw" / f"{uid}.jsonl"
+    assert f"Raw run {uid} cannot be written to Tiled" in caplog.text
+    assert str(path) in caplog.text
+    assert [name for name, _ in read_backup(path)][-1] == "stop"
+
+    if uid in client:  # what was written before the error
+        client.delete_contents(uid, recursive=True, external_only=False)
+    for name, doc in read_backup(path):
+        writer(name, doc)
+    run = client[uid]
+    frames = [event["data"]["det_image"] for event in raw.by_name["event"]]
+    np.testing.assert_array_equal(run["primary"]["det_image"].read(), frames)
+    assert list(run["primary"]["number"].read()) == [3, 3, 3]
+    assert run.stop["exit_status"] == "success"
+    client.context.close()

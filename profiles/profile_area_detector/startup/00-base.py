@@ -7,6 +7,7 @@ from bluesky import RunEngine
 from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 
+from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.startup import closed_at_exit, profile_directory
 
 PROFILE = profile_directory("beamline.yaml", globals().get("__file__"))
@@ -18,4 +19,5 @@ RE = RunEngine({})
 cat = None
 if BEAMLINE["tiled_uri"]:
     cat = from_uri(BEAMLINE["tiled_uri"])
-    RE.subscribe(TiledWriter(cat))
+    # A server error must not end a scan: what Tiled does not take is kept here.
+    RE.subscribe(TiledWriter(cat, backup_dictionary=RawBackup(PROFILE / "raw_backup")))

@@ -10,6 +10,7 @@ from bluesky import RunEngine
 from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 
+from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.server import embedded_tiled
 from bluesky_denoise.startup import closed_at_exit, profile_directory
 
@@ -29,4 +30,4 @@ WEB_PAGE = TILED_URI.replace("/api/v1?", "/ui/browse/?")
 cat = from_uri(TILED_URI)
 
 RE = RunEngine({})
-RE.subscribe(TiledWriter(cat, batch_size=1))
+RE.subscribe(TiledWriter(cat, batch_size=1, backup_dictionary=RawBackup(DATA / "raw_backup")))
