@@ -1,5 +1,7 @@
 """What the tests of devices and plans share: a scene with one weak peak, and its denoiser."""
 
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
 import numpy as np
 
 from bluesky_denoise.devices import DenoisedSignals
@@ -44,3 +46,22 @@ def events_of(collector, stream):
     """Return the data of all events of a stream."""
     uids = {d["uid"] for d in collector.by_name.get("descriptor", []) if d["name"] == stream}
     return [e["data"] for e in collector.by_name.get("event", []) if e["descriptor"] in uids]
+
+
+def paused_after(plan, saves):
+    """Pause a plan once so many events are saved."""
+    return after_saves(plan, saves, bps.pause)
+
+
+def after_saves(plan, saves, stub):
+    """Put a stub into a plan once so many events are saved."""
+    count = 0
+
+    def insert(msg):
+        nonlocal count
+        count += msg.command == "save"
+        if msg.command == "save" and count == saves:
+            return None, stub()
+        return None, None
+
+    return bpp.plan_mutator(plan, insert)

@@ -1,0 +1,116 @@
+"""Short exposures, and what puts the full one back."""
+
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+import pytest
+from beamline import detector, paused_after
+from bluesky.utils import RunEngineInterrupted
+from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
+
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans import (
+    exposure_signal,
+    paired_exposures,
+    short_exposure_decorator,
+    short_exposure_wrapper,
+)
+from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
+
+
+@pytest.fixture
+def det(motor):
+    return detector(motor, exposure_s=0.5)
+
+
+def test_a_short_exposure_scan_exposes_shorter_and_says_so(RE, raw, det, motor):
+    RE(short_exposure_wrapper(bp.scan([det], motor, -1, 1, 3), [det], 20))
+    (start,) = raw.by_name["start"]
+    assert start["exposures"] == {"det": {"full_s": 0.5, "short_s": 0.025, "factor": 20}}
+    configuration = raw.by_name["descriptor"][0]["configuration"]["det"]["data"]
+    assert configuration["det_cam_acquire_time"] == 0.025
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_the_decorator_does_the_same(RE, raw, det):
+    @short_exposure_decorator([det], 10)
+    def plan():
+        return (yield from bp.count([det]))
+
+    RE(plan())
+    assert raw.by_name["start"][0]["exposures"]["det"]["short_s"] == 0.05
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_an_exposure_is_put_back_when_the_plan_fails(RE, det):
+    def failing():
+        yield from bps.sleep(0)
+        raise ValueError("no beam")
+
+    with pytest.raises(ValueError, match="no beam"):
+        RE(short_exposure_wrapper(failing(), [det], 20))
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_an_ophyd_async_detector_is_exposed_shorter(RE, raw, det, tmp_path):
+    with init_devices():
+        pilatus = AsyncReplayDetector(
+            StaticPathProvider(UUIDFilenameProvider(), tmp_path), det.frames, exposure_s=1.0
+        )
+    RE(short_exposure_wrapper(bp.count([pilatus]), [pilatus], 4))
+    assert raw.by_name["start"][0]["exposures"]["pilatus"]["short_s"] == 0.25
+    configuration = raw.by_name["descriptor"][0]["configuration"]["pilatus"]["data"]
+    assert configuration["pilatus-driver-acquire_time"] == 0.25
+
+
+def test_a_detector_of_another_kind_names_its_exposure_itself(det, motor):
+    class Other:
+        name = "other"
+        exposure_signal = det.cam.acquire_time
+
+    assert exposure_signal(Other()) is det.cam.acquire_time
+    with pytest.raises(SettingsError, match=r"'motor' has none of exposure_signal, cam.acqu"):
+        exposure_signal(motor)
+    with pytest.raises(SettingsError, match="factor is 0"):
+        list(short_exposure_wrapper(bp.count([det]), [det], 0))
+
+
+@pytest.fixture(params=["ophyd", "areaDetector files", "ophyd-async"])
+def any_detector(request, det, tmp_path):
+    if request.param == "ophyd":
+        return det
+    if request.param == "areaDetector files":
+        return AreaDetectorReplay(name="det", frames=det.frames, directory=tmp_path, exposure_s=0.5)
+    with init_devices():
+        provider = StaticPathProvider(UUIDFilenameProvider(), tmp_path)
+        detector = AsyncReplayDetector(provider, det.frames, exposure_s=0.5, name="det")
+    return detector
+
+
+def exposure_of(RE, detector):
+    values = []
+
+    def read():
+        values.append((yield from bps.rd(exposure_signal(detector))))
+
+    RE(read())
+    return values[0]
+
+
+@pytest.mark.parametrize("then", ["resume", "abort", "stop", "halt"])
+@pytest.mark.parametrize("kind", ["short", "paired"])
+def test_each_kind_of_detector_gets_its_exposure_back(kind, then, RE, raw, motor, any_detector):
+    if kind == "short":
+        plan = short_exposure_wrapper(bp.scan([any_detector], motor, -1, 1, 3), [any_detector], 20)
+        short_s = 0.025
+    else:
+        plan = paired_exposures([any_detector], motor, -1, 1, num=3, short_s=0.1, long_s=2.0)
+        short_s = 0.1
+    with pytest.raises(RunEngineInterrupted):
+        RE(paused_after(plan, 1))
+    assert RE.state == "paused"
+    getattr(RE, then)()
+    assert RE.state == "idle"
+    assert len(raw.by_name["stop"]) == 1
+    # Nothing runs any more after a halt, by its definition.
+    assert exposure_of(RE, any_detector) == (short_s if then == "halt" else 0.5)
