@@ -135,24 +135,25 @@ class Denoiser:
         prepared = prepare(stack[:each], masked)
         while start < len(stack):
             frames, valid = prepared
-            out[:, start : start + len(frames)] = self._expected(frames, valid)
+            of = slice(start, start + len(frames))
+            self._fill(out[:, of], frames, valid, seconds[of])
             start += len(frames)
             if start < len(stack):
                 prepared = prepare(stack[start : start + each], masked)
-        np.sqrt(out[1:], out=out[1:])
-        out /= seconds[:, None, None]
         rate, *sigma = out.reshape(len(out), *counts.shape)
         return Denoised(rate, sigma[0] if sigma else None, self._stretch)
 
-    def _expected(self, frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Estimate expected counts and variance, NaN where not valid: (1 or 2, B, H, W).
+    def _fill(
+        self, out: np.ndarray, frames: np.ndarray, valid: np.ndarray, seconds: np.ndarray
+    ) -> None:
+        """Write rates and standard errors, NaN where not valid, to (1 or 2, B, H, W).
 
         When memory runs out, the batch is halved, then the tile, and the work goes on.
         """
         while True:
             try:
-                out = self._attempt(frames, valid)
-                break
+                self._attempt(out, frames, valid, seconds)
+                return
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
@@ -170,23 +171,23 @@ class Denoiser:
                 self.device,
                 self._most_pixels,
             )
-        return np.where(valid, out, np.float32(np.nan))
 
-    def _attempt(self, frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    def _attempt(
+        self, out: np.ndarray, frames: np.ndarray, valid: np.ndarray, seconds: np.ndarray
+    ) -> None:
         batch, height, width = frames.shape
         if height * width <= self._most_pixels:
             most = min(self._most_pixels, BATCH_PIXELS[self._kind])
             each = max(1, most // (height * width))
-            parts = [
-                self._run(frames[i : i + each], valid[i : i + each]) for i in range(0, batch, each)
-            ]
-            return np.concatenate(parts, axis=1)
-        out = np.empty((2 if self._has_variance else 1, *frames.shape), np.float32)
+            for i in range(0, batch, each):
+                of = slice(i, i + each)
+                _copy(out[:, of], self._run(frames[of], valid[of], seconds[of]))
+            return
         for outer, inner, core in self._tiles(height, width):
             for i in range(batch):
-                tile = self._run(frames[i : i + 1, *outer], valid[i : i + 1, *outer])
-                out[:, i, *core] = tile[:, 0, *inner]
-        return out
+                of = slice(i, i + 1)
+                tile = self._run(frames[of, *outer], valid[of, *outer], seconds[of])
+                _copy(out[:, of, *core], tile[:, :, *inner])
 
     def _tiles(
         self, height: int, width: int
@@ -216,8 +217,11 @@ class Denoiser:
                 )
                 yield outer, inner, core
 
-    def _run(self, frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Run the network on frames that it can take at once: (B, H, W) -> (1 or 2, B, H, W)."""
+    def _run(self, frames: np.ndarray, valid: np.ndarray, seconds: np.ndarray) -> Tensor:
+        """Run the network on frames that it can take at once: (B, H, W) -> (1 or 2, B, H, W).
+
+        All else is done on the device, too: with a GPU, the processor would be slower.
+        """
         height, width = frames.shape[1:]
         step = int(self._model.multiple)
         pad = (0, -width % step, 0, -height % step)
@@ -227,8 +231,10 @@ class Denoiser:
             v = self._tensor(valid, pad)
             with self._autocast():
                 out = self._model.estimate(x, v)[:2] if self._has_variance else [self._model(x, v)]
-            images = [image[:, 0, :height, :width].float() for image in out]
-            return torch.stack(images).cpu().numpy()
+            images = torch.stack([image[:, 0, :height, :width].float() for image in out])
+            images[1:].sqrt_()
+            images /= torch.from_numpy(seconds).to(self.device)[:, None, None]
+            return images.masked_fill_(v[:, 0, :height, :width] == 0, torch.nan)
 
     def _tensor(self, array: np.ndarray, pad: tuple[int, int, int, int]) -> Tensor:
         x = torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
@@ -238,6 +244,12 @@ class Denoiser:
         if self._kind == "cuda" and torch.cuda.is_bf16_supported():
             return torch.autocast("cuda", dtype=torch.bfloat16)
         return nullcontext()
+
+
+def _copy(out: np.ndarray, images: Tensor) -> None:
+    """Write images to memory, plane by plane: each is in one piece there."""
+    for plane, image in zip(out, images, strict=True):
+        torch.from_numpy(plane).copy_(image)
 
 
 def _choose_device(device: str | None) -> str:

@@ -71,8 +71,7 @@ class _LogToParent(logging.Handler):
 def main() -> None:
     """Serve a parent until it closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the RunEngine
-    if hasattr(os, "nice"):
-        os.nice(_NICENESS)
+    _step_back()
     keep_freed_memory()
     authkey = bytes.fromhex(sys.stdin.readline().strip())
     pipe = _Pipe(Client(sys.argv[1], authkey=authkey))
@@ -91,6 +90,16 @@ def main() -> None:
         worker.serve()
     except (EOFError, OSError):  # the parent is gone: save what there is
         worker.close("the process that runs the RunEngine ended")
+
+
+def _step_back() -> None:
+    """Leave a core that the RunEngine wants to it, as `_NICENESS` says."""
+    if not hasattr(os, "nice"):
+        return
+    os.nice(_NICENESS)
+    # Linux shares cores among sessions first, and this process has one of its own.
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
+        group.write(str(_NICENESS))
 
 
 class _Worker:

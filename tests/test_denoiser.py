@@ -135,11 +135,11 @@ def test_out_of_memory_halves_the_work_and_goes_on(denoiser, monkeypatch, counts
     monkeypatch.setattr(denoiser, "_most_pixels", 2 * 52 * 75)
     run, sizes = denoiser._run, []
 
-    def crowded(frames, valid):
+    def crowded(frames, valid, seconds):
         sizes.append(len(frames))
         if len(frames) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return run(frames, valid)
+        return run(frames, valid, seconds)
 
     monkeypatch.setattr(denoiser, "_run", crowded)
     rate = denoiser.denoise(counts, 1.0).rate
@@ -148,8 +148,20 @@ def test_out_of_memory_halves_the_work_and_goes_on(denoiser, monkeypatch, counts
     np.testing.assert_allclose(rate, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("most_pixels", [7_000_000, 52 * 75, 2000])
+def test_each_frame_has_its_exposure_in_batches_and_in_tiles(
+    denoiser, monkeypatch, counts, most_pixels
+):
+    one = denoiser.denoise(counts, 1.0)
+    monkeypatch.setattr(denoiser, "_most_pixels", most_pixels)
+    found = denoiser.denoise(counts, [0.5, 4.0])
+    seconds = np.array([0.5, 4.0])[:, None, None]
+    np.testing.assert_allclose(found.rate, one.rate / seconds, rtol=1e-4)
+    np.testing.assert_allclose(found.sigma, one.sigma / seconds, rtol=1e-3)
+
+
 def test_memory_that_never_suffices_is_an_error(denoiser, monkeypatch, counts):
-    def full(frames, valid):
+    def full(frames, valid, seconds):
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
 
     monkeypatch.setattr(denoiser, "_most_pixels", 2 * 52 * 75)
@@ -159,7 +171,7 @@ def test_memory_that_never_suffices_is_an_error(denoiser, monkeypatch, counts):
 
 
 def test_other_errors_of_torch_are_not_hidden(denoiser, monkeypatch, counts):
-    def broken(frames, valid):
+    def broken(frames, valid, seconds):
         raise RuntimeError("an illegal instruction")
 
     monkeypatch.setattr(denoiser, "_run", broken)

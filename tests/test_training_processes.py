@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,11 @@ import pytest
 import torch
 
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.models import build_model
 from bluesky_denoise.models.checkpoint import load_checkpoint
 from bluesky_denoise.training.fit import FitSettings, fit
+from bluesky_denoise.training.gradients import Gradients
+from bluesky_denoise.training.recipes import PhotonRecipe, TensorBatch
 
 QUICK = FitSettings(steps=6, pixels=2 * 64**2, sides_px=(64,))
 
@@ -146,6 +151,27 @@ def test_a_gpu_trains_in_mixed_precision(tmp_path):
     output = fit(tmp_path / "gpu.safetensors", settings=QUICK)
     _, card = load_checkpoint(output)
     assert card["training"]["mixed_precision"] is True
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_recorded_steps_are_those_of_single_kernels():
+    recipe = PhotonRecipe(replace(QUICK, steps=12, sides_px=(64, 96)))
+    found = {}
+    for record in (False, True):
+        torch.manual_seed(1)
+        model = build_model("photon_exchange").to("cuda", memory_format=torch.channels_last)
+        parameters = list(model.parameters())
+        gradients = Gradients(partial(recipe.loss, model), parameters, record=record)
+        found[record] = []
+        for step in range(12):
+            batch = TensorBatch.of(recipe.batch(step, (), 0, 1), "cuda")
+            loss = gradients(batch, step, recipe.stage(step)).item()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
+            found[record].append((loss, norm))
+    # The order of sums differs from launch to launch, in the last of 24 bits.
+    np.testing.assert_allclose(found[True], found[False], rtol=1e-3)
+    assert len({loss for loss, _ in found[True]}) == 12
 
 
 def test_a_device_that_is_not_there_is_named(tmp_path):

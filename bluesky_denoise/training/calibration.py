@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bluesky_denoise.models.error_head import level as place_of
+from bluesky_denoise.training.gradients import Gradients
 from bluesky_denoise.training.recipes import TensorBatch
 
 __all__ = ["CONFIDENCES", "STEPS", "TOLD", "calibrate"]
@@ -61,10 +62,11 @@ def calibrate(
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(head, LEARNING_RATE)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    gradients = Gradients(
+        lambda batch, step: _quantile_loss(model, batch), head, record=head[0].is_cuda
+    )
     for step in range(steps):
-        loss = _quantile_loss(model, draw(step))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        gradients(draw(step), step)
         torch.nn.utils.clip_grad_norm_(head, 1.0)
         optimiser.step()
         falling.step()
@@ -98,7 +100,8 @@ def _quantile_loss(model: nn.Module, batch: TensorBatch) -> Tensor:
     each = beyond * (ONE_SIGMA - (beyond < 0).to(beyond.dtype))
     # Each half decade of counts has the same weight.
     steps = _steps(torch.log10(estimate + 1e-3))
-    number = torch.bincount(steps[batch.valid > 0], minlength=17).clamp_min(200)
+    number = batch.valid.new_zeros(17).scatter_add_(0, steps.flatten(), batch.valid.flatten())
+    number = number.clamp_min(200)
     weight = batch.valid / number[steps]
     return (each * weight).sum() / weight.sum().clamp_min(1e-9)
 

@@ -66,6 +66,7 @@ def train(
     recipe: Annotated[str, typer.Option(help="default, or paper.")] = FitSettings.recipe,
     model: Annotated[str | None, typer.Option(help="Name of the network.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
+    pixels: Annotated[int, typer.Option(help="Pixels per step.")] = FitSettings.pixels,
     epochs: Annotated[int, typer.Option(help="For --recipe paper.")] = EPOCHS,
     start_from: Annotated[
         str | None, typer.Option(help="Name or path of weights to start from.")
@@ -76,6 +77,13 @@ def train(
     uri: Uri = LOCAL,
     device: Device = None,
     threads: Threads = None,
+    mixed_precision: Annotated[
+        bool | None,
+        typer.Option(
+            "--mixed-precision/--full-precision",
+            help="Convolutions in bfloat16, or all in float32. None: bfloat16 on a GPU.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that draw batches ahead.")] = 0,
 ) -> None:
     """Train a network on simulated scenes and on measured frames.
@@ -90,7 +98,7 @@ def train(
         )
         blocks = split(sources, kept, share=held_out_share, gap_frames=gap)
         _print_split(blocks)
-        settings = FitSettings(model=model or FitSettings.model)
+        settings = FitSettings(model=model or FitSettings.model, pixels=pixels)
         if recipe == "paper":
             settings = paper_settings(blocks.training, model or "irunet_paper", epochs)
         settings = replace(
@@ -112,6 +120,7 @@ def train(
                 card={"command": _command("train")},
                 device=device,
                 threads=threads,
+                mixed_precision=mixed_precision,
                 workers=workers,
                 report=report,
             )

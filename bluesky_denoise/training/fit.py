@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from bluesky_denoise.errors import CheckpointError, DenoiseError, SettingsError
@@ -18,6 +19,7 @@ from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
 from bluesky_denoise.training.calibration import STEPS, TOLD, calibrate
 from bluesky_denoise.training.data import Batch
 from bluesky_denoise.training.files import read_file
+from bluesky_denoise.training.gradients import Gradients
 from bluesky_denoise.training.pairs import PairSource
 from bluesky_denoise.training.paper import PaperRecipe
 from bluesky_denoise.training.parallel import Ranks, process_group
@@ -157,15 +159,14 @@ class _Job:
         optimiser = self.recipe.optimiser(model.parameters())
         first, seen = self._load(model, average, optimiser)
         held_out = HeldOut(self.data.held_out, WINDOWS, seed=settings.seed) if writes else None
-        wrapped = ranks.wrap(model)
+        gradients = self._gradients(ranks.wrap(model), list(model.parameters()))
         for step, batch in self._batches(first):
             seen.add(batch)
-            loss = _step(step, batch, self.recipe, wrapped, optimiser, ranks.device, self.mixed)
+            loss = gradients(TensorBatch.of(batch, ranks.device), step, self.recipe.stage(step))
+            _descend(step, self.recipe, optimiser, model)
             # A short average at first, so that the random start is forgotten.
-            decay = min(settings.average, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-                    slow.lerp_(fast, 1 - decay)
+            blend = get_ema_multi_avg_fn(min(settings.average, (1 + step) / (10 + step)))
+            blend(list(average.parameters()), list(model.parameters()), None)
             done, last = step + 1, step + 1 == settings.steps
             if held_out is not None and (last or done % SAVE_EVERY == 0):
                 seen.validation.append((done, held_out.score(average, ranks.device)))
@@ -173,13 +174,25 @@ class _Job:
                     self._keep(done, seen, model, average, optimiser)
                     self._write(average, held_out, seen, done)
             if report is not None and writes:
-                report(Progress(step, loss, seen.latest))
+                report(Progress(step, loss.item(), seen.latest))
         if not ranks.agree(average):
             raise DenoiseError("The processes ended with different weights; they are not usable.")
         if held_out is not None:
             stretch = self._calibrate(average, seen, report)
             self._write(average, held_out, seen, settings.steps, stretch)
             self._resume.unlink(missing_ok=True)
+
+    def _gradients(self, model: nn.Module, parameters: list[nn.Parameter]) -> Gradients:
+        """Return what computes a step; processes that wait for each other record nothing."""
+        kind = torch.device(self.ranks.device).type
+
+        def loss(batch: TensorBatch, step: int) -> Tensor:
+            with torch.autocast(kind, torch.bfloat16, enabled=self.mixed):
+                return self.recipe.loss(model, batch, step)
+
+        alone = kind == "cuda" and self.ranks.number == 1
+        record = alone and self.recipe.stage(0) is not None
+        return Gradients(loss, parameters, record=record)
 
     def _batches(self, first: int) -> Iterator[tuple[int, Batch]]:
         steps = range(first, self.settings.steps)
@@ -290,24 +303,12 @@ class _Batches(Dataset):
         return self.recipe.batch(step, self.sources, self.ranks.rank, self.ranks.number)
 
 
-def _step(
-    step: int,
-    batch: Batch,
-    recipe: Recipe,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    device: str,
-    mixed: bool,
-) -> float:
+def _descend(step: int, recipe: Recipe, optimiser: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Take a step along the gradients, if they are finite."""
     for group in optimiser.param_groups:
         group["lr"] = recipe.rate(step)
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=mixed):
-        loss = recipe.loss(model, TensorBatch.of(batch, device), step)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
     if torch.isfinite(norm):
         optimiser.step()
     else:
         logger.warning("Step %d skipped: its gradient is not finite.", step)
-    return loss.item()

@@ -103,6 +103,9 @@ class PaperRecipe:
         with torch.autocast(counts.device.type, enabled=False):
             return paper_loss(estimate.float(), target)
 
+    def stage(self, step: int) -> None:
+        """Frames are scaled at random, anew in each step."""
+
     def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Adam with AMSGrad, as TensorFlow has it."""
         return torch.optim.Adam(parameters, self.settings.learning_rate, eps=1e-7, amsgrad=True)

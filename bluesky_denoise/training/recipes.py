@@ -1,7 +1,7 @@
 """What decides the weights besides the data: settings, batches, loss and optimiser."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,6 +94,12 @@ class Recipe(Protocol):
     def loss(self, model: nn.Module, batch: TensorBatch, step: int) -> Tensor:
         """Return the mean loss of a batch, in float32."""
 
+    def stage(self, step: int) -> Hashable | None:
+        """Name the stage of a step: the loss of a stage depends on nothing but the batch.
+
+        None: it depends on the step as well.
+        """
+
     def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Build the optimiser."""
 
@@ -161,6 +167,10 @@ class PhotonRecipe:
                 return batch_loss(estimate.float(), batch, strict)
         found = model(batch.counts, batch.valid, batch.target)
         return batch_loss(found.counts, batch, strict, variance=found.variance, spread=found.spread)
+
+    def stage(self, step: int) -> Hashable:
+        """Tell whether frames far off cost more by now."""
+        return self._awkward(step)
 
     def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """AdamW."""
