@@ -1,11 +1,14 @@
 """The cost of denoising beside a scan: to the RunEngine, and until frames are in Tiled."""
 
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 from bluesky import RunEngine
@@ -33,18 +36,26 @@ def _beamline() -> Iterator[tuple[Path, str]]:
         yield Path(name), uri
 
 
-def run_engine_speed(events: int = 150, repeats: int = 3) -> tuple[float, float, float]:
-    """Return events per second with `DenoiseProcess` over a no-op's, and the added time.
+class RunEngineSpeed(NamedTuple):
+    """What a RunEngine loses to whoever works beside it."""
+
+    ratio: float
+    """Events per second with `DenoiseProcess` over those with a no-op callback."""
+    added_us: float
+    """Microseconds added to each event."""
+    handing_over_us: float
+    """Of them, processor time of the RunEngine's thread for handing an event over."""
+    beside_another: float
+    """Events per second with a no-op while an unrelated process computes, over those alone:
+    what two busy cores take from each other, whoever keeps them busy."""
+
+
+def run_engine_speed(events: int = 150, repeats: int = 5) -> RunEngineSpeed:
+    """Compare a RunEngine with `DenoiseProcess` with one that has a no-op callback.
 
     Frames travel by reference, in files. The queue is long enough never to make the
     RunEngine wait: what is measured is the cost of handing over, while the child works.
-
-    Returns
-    -------
-    tuple
-        The ratio, microseconds added to each event, and microseconds of processor time
-        that the RunEngine's thread spends on handing it over. The rest of what is added
-        is what the child and the threads that feed it take of the same cores.
+    All are measured in turns, and medians are returned.
     """
     RE = RunEngine()
     with tempfile.TemporaryDirectory() as name:
@@ -60,6 +71,9 @@ def run_engine_speed(events: int = 150, repeats: int = 3) -> tuple[float, float,
             RE.unsubscribe(token)
             return events / elapsed
 
+        def nothing(name: str, doc: dict) -> None:
+            pass
+
         spent = []
 
         with DenoiseProcess(settings) as denoise:
@@ -69,17 +83,43 @@ def run_engine_speed(events: int = 150, repeats: int = 3) -> tuple[float, float,
                 denoise(name, doc)
                 spent.append(time.thread_time() - begin)
 
-            ratios, added = [], []
+            ratios, added, others = [], [], []
             speed(hand_over)  # warm up
             denoise.wait(600)
             spent.clear()
             for _ in range(repeats):
-                alone = speed(lambda name, doc: None)
+                alone = speed(nothing)
                 beside = speed(hand_over)
                 denoise.wait(600)
                 ratios.append(beside / alone)
                 added.append((1 / beside - 1 / alone) * 1e6)
-    return median(ratios), median(added), sum(spent) / (repeats * events) * 1e6
+                with _another_process():
+                    others.append(speed(nothing) / alone)
+    handing_over = sum(spent) / (repeats * events) * 1e6
+    return RunEngineSpeed(median(ratios), median(added), handing_over, median(others))
+
+
+_COMPUTE = """
+import os, torch
+os.nice(5)
+torch.set_num_threads(1)
+convolve, image = torch.nn.Conv2d(32, 32, 3), torch.rand(1, 32, 100, 240)
+convolve(image)
+print("ready", flush=True)
+while True:
+    convolve(image)
+"""
+
+
+@contextmanager
+def _another_process() -> Iterator[None]:
+    """Keep a core busy, as the denoiser does, with the same priority."""
+    with subprocess.Popen([sys.executable, "-c", _COMPUTE], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def frames_into_tiled(frames: int = 60, repeats: int = 3) -> float:

@@ -43,7 +43,7 @@ class Backlog:
         if name in _CARRY_FRAMES:
             skipped = not self._make_room()
             self._with_frames += not skipped
-        self._documents.append((name, _without_frames(doc) if skipped else doc, skipped))
+        self._documents.append((name, _without_frames(name, doc) if skipped else doc, skipped))
 
     def take(self, most: int) -> list[tuple[str, Mapping[str, Any], bool]]:
         """Take the oldest out: name, document, and whether its frames are skipped."""
@@ -74,12 +74,22 @@ class Backlog:
         return not self._full
 
 
-def _without_frames(doc: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an event without its arrays, which are what fills the memory."""
+def _without_frames(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an event or a page of them without images, which are what fills the memory."""
     if "data" not in doc:
         return doc
-    data = {
-        key: None if isinstance(value, np.ndarray) and value.ndim >= 2 else value
-        for key, value in doc["data"].items()
-    }
+    if name == "event_page":
+        data = {
+            key: [None] * len(column) if len(column) and _is_image(column[0]) else column
+            for key, column in doc["data"].items()
+        }
+    else:
+        data = {key: None if _is_image(value) else value for key, value in doc["data"].items()}
     return {**doc, "data": data}
+
+
+def _is_image(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim >= 2
+    rows = isinstance(value, list | tuple) and len(value) and value[0]
+    return isinstance(rows, list | tuple | np.ndarray)

@@ -12,7 +12,15 @@ __all__ = ["Exposure", "find_exposure"]
 # areaDetector `cam.acquire_time`, ophyd-async `driver-acquire_time`, and the names that
 # other detectors use. `acquire_period` is the time between frames and is left out.
 _SUFFIXES = ("acquire_time", "exposure_time", "exposure_s", "exposure", "count_time")
-_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6}
+_NAMES = {
+    1.0: ("", "s", "sec", "secs", "second", "seconds"),
+    1e-3: ("ms", "msec", "millisecond", "milliseconds"),
+    # The micro sign and the Greek letter look alike.
+    1e-6: ("us", "usec", "\u00b5s", "\u03bcs", "microsecond", "microseconds"),
+    1e-9: ("ns", "nsec", "nanosecond", "nanoseconds"),
+    60.0: ("min", "minute", "minutes"),
+}
+_SECONDS = {name: factor for factor, names in _NAMES.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,12 @@ def find_exposure(
     event_keys = {key: data_keys[key] for key in data_keys if key != data_key}
     others = _of_other_detectors(descriptor, owner)
     own = _own([key for key in event_keys if key not in others], owner)
+    unknown = {}  # key -> units that are none of time
     for key in [*(key for key in extra_keys if key in event_keys), *own]:
         if event_keys[key].get("dtype") in ("number", "integer"):
-            return Exposure(key, None, _factor(event_keys[key]))
+            if (factor := _factor(event_keys[key])) is not None:
+                return Exposure(key, None, factor)
+            unknown[key] = event_keys[key]["units"]
 
     configurations = descriptor.get("configuration", {})
     for name in [owner, *(n for n in configurations if n != owner)]:
@@ -90,7 +101,9 @@ def find_exposure(
         for key in wanted:
             if key in values and _is_positive(values[key]):
                 spec = configuration.get("data_keys", {}).get(key, {})
-                return Exposure(key, float(values[key]) * _factor(spec))
+                if (factor := _factor(spec)) is not None:
+                    return Exposure(key, float(values[key]) * factor)
+                unknown[key] = spec["units"]
 
     if default_s is not None:
         return Exposure("settings", default_s)
@@ -99,8 +112,8 @@ def find_exposure(
     raise ExposureNotFound(
         f"No exposure time for {data_key!r} in stream {descriptor.get('name')!r}: looked for "
         f"{', '.join(looked_at)} among the event and configuration keys "
-        f"({', '.join(present) or 'there are none'}). Set `exposure_s`, or name the key in "
-        "`exposure_keys`."
+        f"({', '.join(present) or 'there are none'}). {_units(unknown)}Set `exposure_s`, or name "
+        "the key in `exposure_keys`."
     )
 
 
@@ -144,5 +157,13 @@ def _is_positive(value: Any) -> bool:
         return False
 
 
-def _factor(spec: Mapping[str, Any]) -> float:
-    return _SECONDS.get(str(spec.get("units") or "").strip().lower(), 1.0)
+def _factor(spec: Mapping[str, Any]) -> float | None:
+    """Return the seconds in a unit; None if it is no unit of time."""
+    return _SECONDS.get(str(spec.get("units") or "").strip().lower())
+
+
+def _units(unknown: Mapping[str, str]) -> str:
+    if not unknown:
+        return ""
+    found = ", ".join(f"{key} in {units!r}" for key, units in unknown.items())
+    return f"Not used, as its unit is none of time: {found}; expected s, ms, us, ns or min. "

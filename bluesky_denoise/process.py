@@ -283,14 +283,12 @@ class DenoiseProcess:
             give_up = self._closing or (often and now - self._restarts[0] < _RESTARTS_WITHIN_S)
             self._restarts.append(now)
         logger.error("%s; runs cut short: %s", reason, ", ".join(u[:8] for u in lost) or "none")
-        for uid, run in lost.items():
+        for run in lost.values():
             documents, new = self._open.end_of(run, self.provenance, reason)
             for name, doc in new:
                 self._subscribers(name, doc)
             with self._changed:
                 self._abandoned.append(documents)
-                if give_up:
-                    self._open.pop(uid, None)
         if not give_up:
             try:
                 self._start_child()

@@ -123,6 +123,13 @@ class TiledSink:
             pass
 
     def _sort(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Give a document to its run; one of a run that was never begun is logged."""
+        try:
+            self._add(name, doc)
+        except Exception:
+            logger.exception("A denoised %s document could not be sorted in", name)
+
+    def _add(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "start":
             uid = doc["uid"]
             self._runs[uid] = PendingRun(doc, self._settings)
@@ -130,8 +137,9 @@ class TiledSink:
             uid = self._run_of[doc["descriptor"]]
         else:
             uid = doc["run_start"]
-            self._run_of[doc["uid"]] = uid
         run = self._runs[uid]
+        if name == "descriptor":
+            self._run_of[doc["uid"]] = uid
         run.add(name, doc)
         if run.stopped and not run.backup_path:
             run.next_try = 0.0

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from event_model import pack_event_page, unpack_event_page
 from live_path import SHAPE
 
 from bluesky_denoise.backlog import Backlog
@@ -20,6 +21,15 @@ def changed():
 def event(number):
     data = {"det": np.full(SHAPE, number), "motor": 0.5, "trace": np.arange(3), "roi": [1]}
     return {"seq_num": number, "data": data}
+
+
+def full_event(number):
+    doc = event(number)
+    stamps = dict.fromkeys(doc["data"], 0.0)
+    return {**doc, "descriptor": "a", "uid": str(number), "time": 0.0} | {
+        "timestamps": stamps,
+        "filled": {},
+    }
 
 
 def skipped(batch):
@@ -70,7 +80,25 @@ def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(ch
     assert skipped(backlog.take(9)) == [False, False, True, True, True, True, False]
 
 
-@pytest.mark.parametrize("name", ["event", "event_page", "stream_datum"])
+@pytest.mark.parametrize("column", [list, np.stack, lambda frames: [f.tolist() for f in frames]])
+def test_a_page_without_room_keeps_its_events(changed, column):
+    backlog = Backlog(changed, most=1, wait_s=0)
+    page = pack_event_page(*(full_event(number) for number in (1, 2)))
+    page["data"]["det"] = column(page["data"]["det"])
+    backlog.put("event", event(0))
+    backlog.put("event_page", page)
+    _, (_, left, skip) = backlog.take(9)
+    assert skip
+    events = list(unpack_event_page(left))
+    assert [e["seq_num"] for e in events] == [1, 2]
+    assert [e["data"]["det"] for e in events] == [None, None]
+    assert [list(e["data"]["trace"]) for e in events] == [[0, 1, 2]] * 2
+    assert [e["data"]["motor"] for e in events] == [0.5, 0.5]
+    assert len(page["data"]["det"]) == 2
+    assert np.shape(page["data"]["det"][0]) == SHAPE
+
+
+@pytest.mark.parametrize("name", ["event", "stream_datum"])
 def test_all_documents_that_bring_frames_take_room(changed, name):
     backlog = Backlog(changed, most=1, wait_s=0)
     for number in (1, 2):

@@ -53,7 +53,20 @@ def test_the_period_between_frames_is_no_exposure():
         )
 
 
-@pytest.mark.parametrize(("units", "seconds"), [("s", 20.0), ("ms", 0.02), ("us", 2e-5)])
+@pytest.mark.parametrize(
+    ("units", "seconds"),
+    [
+        ("s", 20.0),
+        ("Seconds", 20.0),
+        ("ms", 0.02),
+        ("msec", 0.02),
+        ("us", 2e-5),
+        ("\u00b5s", 2e-5),
+        ("\u03bcs", 2e-5),
+        ("ns", 2e-8),
+        ("min", 1200.0),
+    ],
+)
 def test_units_are_turned_into_seconds(units, seconds):
     values = {"det": {"det_cam_acquire_time": (20.0, units)}}
     assert find_exposure(descriptor(configuration=values), "det_image").value_s == pytest.approx(
@@ -147,3 +160,14 @@ def test_an_exposure_of_a_detector_whose_name_begins_the_same_is_left_alone():
     two["configuration"] = configuration["configuration"]
     assert find_exposure(two, "det_image") == Exposure("det_cam_acquire_time", 0.5)
     assert find_exposure(two, "det_2_image") == Exposure("det_2_exposure_time", None)
+
+
+def test_a_key_whose_unit_is_none_of_time_is_not_used_but_named():
+    in_event = {"det_exposure": number("counts")}
+    configured = {"det": {"det_cam_acquire_time": (0.5, "mm")}}
+    with pytest.raises(ExposureNotFound) as refusal:
+        find_exposure(descriptor(in_event, configured), "det_image")
+    for told in ("det_exposure in 'counts'", "det_cam_acquire_time in 'mm'", "expected s, ms"):
+        assert told in str(refusal.value)
+    found = find_exposure(descriptor(in_event, configured), "det_image", default_s=2.0)
+    assert found == Exposure("settings", 2.0)

@@ -278,6 +278,16 @@ def test_a_run_that_could_not_be_denoised_has_a_stream_that_says_why(
     np.testing.assert_array_equal(run["primary"]["det_image"].read(), FRAMES[:2])
 
 
+def test_a_document_of_no_run_does_not_end_the_writing(RE, tiled, written, into_tiled, det, logged):
+    one = into_tiled()
+    one.sink("event", {"descriptor": "of a run that never began", "seq_num": 1})
+    one.sink("stop", {"uid": "b", "run_start": "nor this one"})
+    (uid,) = RE(bp.count([det], 2))
+    one.wait(uid)
+    assert in_tiled(tiled, uid)["denoised"]["det_image"].shape == (2, *SHAPE)
+    assert logged().count("could not be sorted in") == 2
+
+
 # As runs of their own
 
 
