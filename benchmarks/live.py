@@ -1,5 +1,6 @@
 """The cost of denoising beside a scan: to the RunEngine, and until frames are in Tiled."""
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,12 +51,13 @@ class RunEngineSpeed(NamedTuple):
     what two busy cores take from each other, whoever keeps them busy."""
 
 
-def run_engine_speed(events: int = 150, repeats: int = 5) -> RunEngineSpeed:
+def run_engine_speed(events: int = 20, repeats: int = 60) -> RunEngineSpeed:
     """Compare a RunEngine with `DenoiseProcess` with one that has a no-op callback.
 
     Frames travel by reference, in files. The queue is long enough never to make the
     RunEngine wait: what is measured is the cost of handing over, while the child works.
-    All are measured in turns, and medians are returned.
+    A RunEngine alone may be twice as fast in one second as in the next, so that many short
+    scans are compared, each with one just before or after it, and medians are returned.
     """
     RE = RunEngine()
     with tempfile.TemporaryDirectory() as name:
@@ -63,40 +65,50 @@ def run_engine_speed(events: int = 150, repeats: int = 5) -> RunEngineSpeed:
         det = _detector(directory)
         settings = DenoiseSettings(frames_directory=directory / "denoised", queue_size=100_000)
 
-        def speed(callback: Callable) -> float:
+        def event_s(callback: Callable) -> float:
             token = RE.subscribe(callback)
-            begin = time.perf_counter()
-            RE(bp.count([det], events))
-            elapsed = time.perf_counter() - begin
+            elapsed = _timed(lambda: RE(bp.count([det], events)))
             RE.unsubscribe(token)
-            return events / elapsed
+            return elapsed / events
 
         def nothing(name: str, doc: dict) -> None:
             pass
 
         spent = []
 
-        with DenoiseProcess(settings) as denoise:
+        with DenoiseProcess(settings) as denoise, _another_process() as another:
 
             def hand_over(name: str, doc: dict) -> None:
                 begin = time.thread_time()
                 denoise(name, doc)
                 spent.append(time.thread_time() - begin)
 
-            ratios, added, others = [], [], []
-            speed(hand_over)  # warm up
-            denoise.wait(600)
-            spent.clear()
-            for _ in range(repeats):
-                alone = speed(nothing)
-                beside = speed(hand_over)
+            def denoised() -> float:
+                seconds = event_s(hand_over)
                 denoise.wait(600)
-                ratios.append(beside / alone)
-                added.append((1 / beside - 1 / alone) * 1e6)
-                with _another_process():
-                    others.append(speed(nothing) / alone)
-    handing_over = sum(spent) / (repeats * events) * 1e6
-    return RunEngineSpeed(median(ratios), median(added), handing_over, median(others))
+                return seconds
+
+            def beside_another() -> float:
+                another.send_signal(signal.SIGCONT)
+                seconds = event_s(nothing)
+                another.send_signal(signal.SIGSTOP)
+                return seconds
+
+            denoised()  # warm up
+            spent.clear()
+            pairs: dict[Callable, list[tuple[float, float]]] = {denoised: [], beside_another: []}
+            for repeat in range(repeats):
+                for measure, found in pairs.items():
+                    if repeat % 2:
+                        found.append((event_s(nothing), measure()))
+                    else:
+                        found.append((measure(), event_s(nothing))[::-1])
+    return RunEngineSpeed(
+        median(alone / beside for alone, beside in pairs[denoised]),
+        median(beside - alone for alone, beside in pairs[denoised]) * 1e6,
+        sum(spent) / (repeats * events) * 1e6,
+        median(alone / beside for alone, beside in pairs[beside_another]),
+    )
 
 
 _COMPUTE = """
@@ -112,12 +124,13 @@ while True:
 
 
 @contextmanager
-def _another_process() -> Iterator[None]:
-    """Keep a core busy, as the denoiser does, with the same priority."""
+def _another_process() -> Iterator[subprocess.Popen]:
+    """Start a process that, when it goes on, keeps a core busy as the denoiser does."""
     with subprocess.Popen([sys.executable, "-c", _COMPUTE], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
         try:
-            yield
+            yield process
         finally:
             process.kill()
 
