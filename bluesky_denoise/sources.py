@@ -11,11 +11,14 @@ from typing import Any, Protocol
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters that detectors compress with)
 import numpy as np
-from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
+from bluesky_tiled_plugins.writing.consolidators import (
+    CONSOLIDATOR_REGISTRY,
+    consolidator_factory,
+)
 from event_model.documents import EventDescriptor, StreamResource
 from tiled.utils import path_from_uri
 
-from .errors import FrameNotReady, FrameShapeError
+from .errors import DenoiseError, FrameNotReady, FrameShapeError
 
 __all__ = ["SOURCES", "FileSeriesSource", "FrameSource", "HDF5Source", "as_stack", "open_source"]
 
@@ -117,14 +120,31 @@ class FileSeriesSource:
         """Nothing is held open."""
 
 
+READ_BY_TILED = {
+    kind for kind, reader in CONSOLIDATOR_REGISTRY.items() if hasattr(reader, "init_adapter")
+}
+"""Mimetypes of a `FileSeriesSource`."""
 SOURCES: dict[str, type[FrameSource]] = {"application/x-hdf5": HDF5Source}
 """Source by mimetype; a new kind of file is one entry. All others: `FileSeriesSource`."""
 
 
 def open_source(resource: StreamResource, descriptor: EventDescriptor) -> FrameSource:
-    """Return the source for the frames of a stream resource."""
+    """Return the source for the frames of a stream resource.
+
+    Raises
+    ------
+    DenoiseError
+        If nothing is known that reads files of this kind.
+    """
+    mimetype = resource["mimetype"]
     single_file = not resource["parameters"].get("template")
-    kind = SOURCES.get(resource["mimetype"]) if single_file else None
+    kind = SOURCES.get(mimetype) if single_file else None
+    if kind is None and mimetype not in READ_BY_TILED:
+        raise DenoiseError(
+            f"{resource['uri']} is of a kind that cannot be read, {mimetype!r}; expected one of "
+            f"{', '.join(sorted({*SOURCES, *READ_BY_TILED}))}. A Resource has the kind that "
+            "bluesky-tiled-plugins knows its spec by."
+        )
     return (kind or FileSeriesSource)(resource, descriptor)
 
 

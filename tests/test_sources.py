@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from live_path import wait_for
 
-from bluesky_denoise.errors import FrameNotReady, FrameShapeError
+from bluesky_denoise.errors import DenoiseError, FrameNotReady, FrameShapeError
 from bluesky_denoise.sources import (
     FileSeriesSource,
     HDF5Source,
@@ -274,3 +274,11 @@ def test_frames_become_a_stack(shape, stack):
 def test_what_is_no_stack_of_frames_is_refused_with_its_shape(shape):
     with pytest.raises(FrameShapeError, match=rf"'det' has shape {re.escape(str(shape))}; expect"):
         as_stack(np.zeros(shape), "det")
+
+
+@pytest.mark.parametrize("mimetype", ["application/octet-stream", "application/x-weird"])
+def test_a_kind_of_file_that_nothing_reads_is_named(mimetype):
+    with pytest.raises(DenoiseError) as refusal:
+        open_source(resource("/data/a.xyz", mimetype), descriptor((16, 20)))
+    for told in ("/data/a.xyz", repr(mimetype), "application/x-hdf5", TIFF, NPY):
+        assert told in str(refusal.value)

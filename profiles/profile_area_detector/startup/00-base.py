@@ -20,4 +20,6 @@ cat = None
 if BEAMLINE["tiled_uri"]:
     cat = from_uri(BEAMLINE["tiled_uri"])
     # A server error must not end a scan: what Tiled does not take is kept here.
-    RE.subscribe(TiledWriter(cat, backup_dictionary=RawBackup(PROFILE / "raw_backup")))
+    RE.subscribe(
+        TiledWriter(cat, batch_size=1, backup_dictionary=RawBackup(PROFILE / "raw_backup"))
+    )
