@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bluesky_denoise import Denoiser
+from bluesky_denoise.evaluation import table as evaluation
 from bluesky_denoise.models import MODELS
 from bluesky_denoise.models.checkpoint import load_checkpoint
 
@@ -121,9 +122,7 @@ def _write(rows: list[tuple[str, ...]]) -> None:
         f"Last run: {torch.cuda.get_device_name()}, Python {platform.python_version()}, "
         f"torch {torch.__version__.split('+')[0]}.",
         "",
-        f"| {' | '.join(HEAD)} |",
-        f"|{'---|' * len(HEAD)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        evaluation.markdown(evaluation.Table("", "", HEAD, rows)),
         "",
         "The first time is of `Denoiser.denoise`: integer counts in memory to rates and standard",
         "errors in memory, with checks and both transfers. The second is of the network alone,",

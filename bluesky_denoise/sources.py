@@ -120,12 +120,9 @@ class FileSeriesSource:
         """Nothing is held open."""
 
 
-READ_BY_TILED = {
-    kind for kind, reader in CONSOLIDATOR_REGISTRY.items() if hasattr(reader, "init_adapter")
-}
-"""Mimetypes of a `FileSeriesSource`."""
 SOURCES: dict[str, type[FrameSource]] = {"application/x-hdf5": HDF5Source}
-"""Source by mimetype; a new kind of file is one entry. All others: `FileSeriesSource`."""
+"""Source by mimetype; a new kind of file is one entry. Others that Tiled reads:
+`FileSeriesSource`."""
 
 
 def open_source(resource: StreamResource, descriptor: EventDescriptor) -> FrameSource:
@@ -139,10 +136,12 @@ def open_source(resource: StreamResource, descriptor: EventDescriptor) -> FrameS
     mimetype = resource["mimetype"]
     single_file = not resource["parameters"].get("template")
     kind = SOURCES.get(mimetype) if single_file else None
-    if kind is None and mimetype not in READ_BY_TILED:
+    # Looked up anew: a beamline may have registered a kind of its own.
+    read_by_tiled = {k for k, v in CONSOLIDATOR_REGISTRY.items() if hasattr(v, "init_adapter")}
+    if kind is None and mimetype not in read_by_tiled:
         raise DenoiseError(
             f"{resource['uri']} is of a kind that cannot be read, {mimetype!r}; expected one of "
-            f"{', '.join(sorted({*SOURCES, *READ_BY_TILED}))}. A Resource has the kind that "
+            f"{', '.join(sorted({*SOURCES, *read_by_tiled}))}. A Resource has the kind that "
             "bluesky-tiled-plugins knows its spec by."
         )
     return (kind or FileSeriesSource)(resource, descriptor)

@@ -160,6 +160,24 @@ def test_each_frame_has_its_exposure_in_batches_and_in_tiles(
     np.testing.assert_allclose(found.sigma, one.sigma / seconds, rtol=1e-3)
 
 
+def test_each_frame_has_its_exposure_when_memory_runs_out(denoiser, monkeypatch, counts):
+    one = denoiser.denoise(counts, 1.0)
+    monkeypatch.setattr(denoiser, "_most_pixels", 2 * 52 * 75)
+    run, shapes = denoiser._run, []
+
+    def crowded(frames, valid, seconds):
+        shapes.append(frames.shape)
+        if len(shapes) <= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return run(frames, valid, seconds)
+
+    monkeypatch.setattr(denoiser, "_run", crowded)
+    found = denoiser.denoise(counts, [0.5, 4.0])
+    assert len(shapes) > 4  # two frames, one, and then both by tiles
+    seconds = np.array([0.5, 4.0])[:, None, None]
+    np.testing.assert_allclose(found.rate, one.rate / seconds, rtol=1e-4)
+
+
 def test_memory_that_never_suffices_is_an_error(denoiser, monkeypatch, counts):
     def full(frames, valid, seconds):
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")

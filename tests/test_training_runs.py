@@ -145,3 +145,11 @@ def test_short_and_long_runs_are_joined_by_a_plus(archived, tiled, tmp_path):
 def test_a_run_that_is_not_there_is_one_line_of_error(command, tmp_path, uid):
     said = command("train", str(tmp_path / "a.safetensors"), f"tiled:{uid}", code=1)
     assert f"Error: There is no run '{uid}' in the catalog at http" in said
+
+
+def test_the_command_takes_pixels_per_step_and_the_precision(command, tmp_path):
+    output = tmp_path / "mine.safetensors"
+    command("train", str(output), "--steps", "1", "--pixels", "9216", "--mixed-precision")
+    made = load_checkpoint(output)[1]["training"]
+    assert made["settings"]["pixels"] == 9216
+    assert made["mixed_precision"] is True

@@ -66,7 +66,9 @@ def train(
     recipe: Annotated[str, typer.Option(help="default, or paper.")] = FitSettings.recipe,
     model: Annotated[str | None, typer.Option(help="Name of the network.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
-    pixels: Annotated[int, typer.Option(help="Pixels per step.")] = FitSettings.pixels,
+    pixels: Annotated[
+        int, typer.Option(help="Pixels per step; not for --recipe paper.")
+    ] = FitSettings.pixels,
     epochs: Annotated[int, typer.Option(help="For --recipe paper.")] = EPOCHS,
     start_from: Annotated[
         str | None, typer.Option(help="Name or path of weights to start from.")

@@ -17,8 +17,8 @@ WARM_UP = 3
 class Gradients:
     """Compute the loss of a batch, and leave its gradients in the parameters.
 
-    A step of our network is thousands of small kernels, and to launch them takes ten times
-    longer than they do. Where there is a GPU they are recorded once for each shape and stage
+    A step of our network is thousands of small kernels, and to launch them takes longer than
+    they do. Where there is a GPU they are recorded once for each shape and stage
     of the training, and then started all together.
 
     Parameters
