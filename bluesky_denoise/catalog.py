@@ -8,6 +8,7 @@ from tiled.client import from_context
 from tiled.client.utils import ClientError
 from tiled.queries import Eq
 
+from .derived import raw_stream_of
 from .errors import DenoiseError
 from .frame_keys import is_frame_key
 from .tiled_streams import METADATA_KEY
@@ -52,6 +53,10 @@ class DenoisedStream:
     @property
     def raw_stream(self) -> str:
         """Name of the raw stream: ``primary`` of ``denoised_2``, ``dark`` of ``denoised_dark``."""
+        recorded = self.provenance.get("raw_stream")
+        if recorded:
+            return str(recorded)
+        # Written before it was recorded: a raw stream ``dark_1`` would be taken for ``dark``.
         return re.sub(r"_\d+$", "", self.name).removeprefix("denoised").lstrip("_") or "primary"
 
 
@@ -90,6 +95,7 @@ def denoised_streams(run: Any, container: str = "denoised") -> list[DenoisedStre
                 "time": start["time"],
                 **{key: stop[key] for key in ("exit_status", "reason") if key in stop},
                 "num_events": stop.get("num_events", {}).get(name),
+                "raw_stream": raw_stream_of(name),
             }
             found.append(_describe(name, stream, provenance))
     return sorted(found, key=lambda item: item.time, reverse=True)

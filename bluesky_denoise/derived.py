@@ -12,7 +12,14 @@ from event_model.documents import EventDescriptor, RunStart, RunStop
 from .derived_stream import DerivedEvent, DerivedStream
 from .results import Regions
 
-__all__ = ["DerivedRun", "is_derived", "start_metadata", "stop_document", "stream_name"]
+__all__ = [
+    "DerivedRun",
+    "is_derived",
+    "raw_stream_of",
+    "start_metadata",
+    "stop_document",
+    "stream_name",
+]
 
 _NOT_COPIED = frozenset({"uid", "time"})
 
@@ -20,6 +27,11 @@ _NOT_COPIED = frozenset({"uid", "time"})
 def stream_name(raw_stream: str) -> str:
     """Return the name of the stream derived from a raw stream."""
     return "denoised" if raw_stream == "primary" else f"denoised_{raw_stream}"
+
+
+def raw_stream_of(name: str) -> str:
+    """Return the raw stream that a stream of a derived run belongs to."""
+    return "primary" if name == "denoised" else name.removeprefix("denoised_")
 
 
 def is_derived(start: Mapping[str, Any]) -> bool:

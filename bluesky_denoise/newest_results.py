@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .derived import raw_stream_of
 from .last_event import RawEvent
 
 __all__ = ["NewestResults", "Result"]
@@ -70,7 +71,7 @@ class NewestResults:
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
         raw_run = self._runs.get(doc["run_start"])
-        stream = _raw_stream(doc["name"])
+        stream = raw_stream_of(doc["name"])
         if raw_run is None or stream not in self._streams or "raw_seq_num" not in doc["data_keys"]:
             return
         run = self._streams_of[doc["uid"]] = raw_run, stream
@@ -94,8 +95,3 @@ class NewestResults:
         for old in [run for run in self.results if run[0] not in (*self._runs.values(), raw_run)]:
             del self.results[old]
             self.missing.pop(old, None)
-
-
-def _raw_stream(name: str) -> str:
-    """Return the raw stream that a derived stream belongs to."""
-    return "primary" if name == "denoised" else name.removeprefix("denoised_")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,7 +181,6 @@ def _frames(
     """Write the frames of one data key; yield after each few rows."""
     rate, rows = frames[key], len(columns["raw_seq_num"])
     shape = _squeezed((rows, *rate.shape[1:]))
-    raw_rows = columns["raw_seq_num"].astype(int) - 1
     kind = _group(entry, f"{key}_denoised", "NXdata", signal="rate")
     arrays = [(rate, _dataset(kind, "rate", shape, np.float32, "counts / s"), None)]
     if key + _SIGMA in frames:
@@ -192,6 +192,7 @@ def _frames(
     if of_raw in raw:
         counts = _group(entry, key, "NXdata", signal="counts")
         dtype = np.dtype(raw[of_raw].dtype)
+        raw_rows = _raw_rows(raw, columns["raw_seq_num"].astype(int))
         arrays.append((raw[of_raw], _dataset(counts, "counts", shape, dtype, "counts"), raw_rows))
         _describe(counts, axes, len(shape), f"{key}, raw")
     masked = np.ones(shape[-2:], bool)
@@ -209,6 +210,26 @@ def _frames(
     mask.attrs["description"] = "1: never denoised, which is a masked pixel"
     if f"{key}_exposure_s" in columns:
         _field(detector, "count_time", columns[f"{key}_exposure_s"], "s")
+
+
+def _raw_rows(raw: Any, seq_nums: np.ndarray) -> np.ndarray:
+    """Return the raw rows that denoised ones are of.
+
+    A point that is taken again after a pause has its number again, in both streams: the second
+    row of a number is of the second.
+    """
+    if "internal" not in raw:
+        return seq_nums - 1
+    rows: dict[int, list[int]] = {}
+    for row, seq_num in enumerate(raw["internal"].read(["seq_num"])["seq_num"]):
+        rows.setdefault(int(seq_num), []).append(row)
+    times: Counter[int] = Counter()
+    found = []
+    for seq_num in seq_nums:
+        of_it = rows.get(int(seq_num), [int(seq_num) - 1])
+        found.append(of_it[min(times[seq_num], len(of_it) - 1)])
+        times[seq_num] += 1
+    return np.array(found)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from tiled.client.utils import ClientError, handle_error
 from tiled.structures.core import Spec
 from tiled.utils import safe_json_dump
 
+from .derived import raw_stream_of
 from .errors import TiledUnavailable
 
 __all__ = ["METADATA_KEY", "NodeMissing", "StreamWriter", "read_a_pixel", "streams_of"]
@@ -135,6 +136,7 @@ class StreamWriter:
             **self._start["denoise"],
             "run_uid": self._start["uid"],
             "time": self._start["time"],
+            "raw_stream": raw_stream_of(name),
         }
         run = self._node().base
         for number in itertools.count(1):

@@ -1,4 +1,6 @@
+import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+import bluesky.preprocessors as bpp
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,6 +94,26 @@ def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, se
     assert is_complete(run)
     assert has_result(run, found.provenance) == "denoised"
     assert StoredResults(run, found.provenance).seq_nums("primary") == {1, 3}
+
+
+def test_a_raw_stream_with_a_number_is_not_taken_for_another(RE, tiled, settings, camera):
+    @bpp.run_decorator()
+    def plan():
+        for stream in ("dark", "dark_1"):
+            for _ in range(2):
+                yield from bps.trigger_and_read([camera], stream)
+
+    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = RE(plan())
+    RE.unsubscribe(token)
+    run = tiled.client[uid]
+    reprocess(run, settings.model_copy(update={"streams": ("dark_1",)}))
+    (found,) = denoised_streams(run)
+    assert found.raw_stream == "dark_1"
+    assert not is_complete(run, ("dark",))
+    assert is_complete(run, ("dark_1",))
+    assert has_result(run, found.provenance, ("dark_1",)) == "denoised_dark_1"
+    assert has_result(run, found.provenance, ("dark",)) == ""
 
 
 def test_a_run_that_failed_the_audit_needs_no_more_denoising_and_one_with_gaps_does(

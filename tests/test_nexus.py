@@ -10,7 +10,7 @@ import pytest
 from beamline import KEY, ROIS
 from bluesky_tiled_plugins import TiledWriter
 from conftest import run_engine
-from live_path import UNIT
+from live_path import UNIT, paused_scan
 from nexusformat.nexus import nxload
 from ophyd.sim import SynAxis
 
@@ -145,4 +145,21 @@ def test_a_raw_stream_is_told_from_the_name_of_the_denoised_one(run):
         "denoised_dark": "dark",
         "denoised_scan2_2": "scan2",
     }
-    assert {name: replace(denoised, name=name).raw_stream for name in named} == named
+    old = replace(denoised, provenance={})  # before it was recorded
+    assert {name: replace(old, name=name).raw_stream for name in named} == named
+    assert replace(denoised, name="denoised_7").raw_stream == "primary"
+
+
+def test_the_raw_frames_are_those_of_the_denoised_ones_after_a_pause(tiled, tmp_path):
+    detector = ReplayDetector(name="det", frames=ReplayFrames(COUNTS, 1.0))
+    with run_engine() as RE:
+        RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+        (uid,) = paused_scan(RE, [detector])
+    run = tiled.client[uid]
+    reprocess(run, DenoiseSettings(model=UNIT, tiled_uri=tiled.uri))
+    (denoised,) = denoised_streams(run)
+    np.testing.assert_array_equal(denoised.stream["raw_seq_num"].read(), [1, 2, 2, 3])
+    with h5py.File(export_nexus(run, denoised, tmp_path / "run.nxs")) as file:
+        counts = file["entry/det_image/counts"][:]
+        rates = file["entry/det_image_denoised/rate"][:]
+    np.testing.assert_array_equal(counts, rates)  # its rate is the counts, in 1 s

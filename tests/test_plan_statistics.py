@@ -199,3 +199,15 @@ def test_nothing_is_found_where_there_is_nothing(RE, raw, motor, denoiser):
     (found,) = events_of(raw, "weak_peak")
     assert not found["satellite_peak_found"]
     assert np.isnan(found["satellite_peak_center"])
+
+
+@pytest.mark.parametrize("lost", [slice(21, 41), slice(0, 20), slice(12, 30)])
+def test_no_peak_is_found_where_nothing_was_measured(lost):
+    positions, intensities, errors = map(np.array, weak_scan(np.random.default_rng(7), 41, 0, 20))
+    intensities[lost] = np.nan
+    found = search_peak(positions, intensities, errors)
+    usable = positions[np.isfinite(intensities)]
+    step = positions[1] - positions[0]
+    assert np.isfinite(found.significance)
+    assert np.abs(usable - found.position).min() <= 1.5 * step + 1e-9
+    assert found.p_value > 1e-3

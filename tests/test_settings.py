@@ -199,7 +199,15 @@ def test_the_description_holds_what_shapes_the_result_and_no_more():
         "exposure_s": 0.1,
         "exposure_keys": [],
         "model": "default",
-        "mask": "array of shape (16, 20)",
+        "mask": settings.describe()["mask"],
         "audit": True,
         "save_sigma": False,
     }
+
+
+def test_another_mask_of_the_same_shape_is_another_setting():
+    masks = [np.zeros((16, 20)), np.eye(16, 20), np.eye(16, 20, 1)]
+    told = [DenoiseSettings(mask=mask).describe()["mask"] for mask in masks]
+    assert len(set(told)) == 3
+    assert all(text.startswith("array of shape (16, 20), sha256 ") for text in told)
+    assert DenoiseSettings(mask={"det": masks[1]}).describe()["mask"] == {"det": told[1]}

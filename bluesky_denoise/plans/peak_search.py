@@ -14,6 +14,8 @@ _WIDTHS_STEPS = (0.6, 1.0, 1.6, 2.5, 4.0)
 """Widths that are tried, standard deviations in steps of the scan."""
 _TRIALS = 20_000
 _FEWEST_POINTS = 5
+_FARTHEST_STEPS, _LEAST_NORM = 1.5, 1e-3
+"""A peak is sought so near to a usable point, and only if the points see so much of it."""
 LEAST_P_VALUE = 1 / (1 + _TRIALS)
 """No chance below this can be told."""
 
@@ -117,7 +119,11 @@ def _templates(n: int, usable: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarra
     centres, widths = (a.ravel() for a in np.meshgrid(grid, np.array(_WIDTHS_STEPS)))
     shapes = _shapes(n, centres, widths)[:, used]
     shapes -= shapes.mean(axis=1, keepdims=True)
-    return centres, widths, shapes / np.linalg.norm(shapes, axis=1, keepdims=True)
+    norms = np.linalg.norm(shapes, axis=1)
+    # In a gap, where no point was measured, there is nothing to find.
+    near = np.abs(centres[:, None] - np.flatnonzero(used)).min(axis=1) <= _FARTHEST_STEPS
+    seen = near & (norms > _LEAST_NORM)
+    return centres[seen], widths[seen], shapes[seen] / norms[seen, None]
 
 
 @lru_cache(maxsize=32)

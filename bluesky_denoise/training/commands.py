@@ -26,7 +26,12 @@ from bluesky_denoise.training.fit import FitSettings, fit
 from bluesky_denoise.training.pairs import PairSource
 from bluesky_denoise.training.paper import EPOCHS, paper_settings
 from bluesky_denoise.training.split import Split, split
-from bluesky_denoise.training.tiled_runs import catalog, read_run, read_two_runs
+from bluesky_denoise.training.tiled_runs import (
+    catalog,
+    read_run,
+    read_two_runs,
+    without_api_key,
+)
 
 __all__ = ["finetune", "open_data", "train"]
 
@@ -211,6 +216,10 @@ def open_data(
         invalid = None if mask is None else load_mask(mask)
         with catalog(uri) as client:
             runs = [_run(client, uid, uri) for uid in text.removeprefix(RUN).split("+")]
+            if len(runs) > 2:
+                raise DenoiseError(
+                    f"{text} names {len(runs)} runs; expected one, or SHORT_UID+LONG_UID."
+                )
             if len(runs) == 2:
                 opened.append(read_two_runs(*runs, data_key=data_key, mask=invalid))
             else:
@@ -223,7 +232,7 @@ def _run(client: object, uid: str, uri: str) -> object:
         return client[uid]  # type: ignore[index]
     except (KeyError, ValueError) as error:  # ValueError: too short to be told from others
         raise DenoiseError(
-            f"There is no run {uid!r} in the catalog at {uri}: {str(error).strip(chr(39))}"
+            f"There is no run {uid!r} in the catalog at {without_api_key(uri)}: {str(error).strip(chr(39))}"
         ) from None
 
 
@@ -247,9 +256,9 @@ def _writes() -> bool:
 
 
 def _command(name: str) -> str:
-    """Return the command as it was typed."""
+    """Return the command as it was typed, without the key of Tiled: a card is shared."""
     after = sys.argv[sys.argv.index(name) + 1 :] if name in sys.argv else sys.argv[1:]
-    return f"bluesky-denoise {name} {shlex.join(after)}"
+    return f"bluesky-denoise {name} {shlex.join(map(without_api_key, after))}"
 
 
 @contextmanager
