@@ -14,7 +14,13 @@ from bluesky_denoise.plans import paired_exposures
 from bluesky_denoise.simulation import ReplayFrames, SceneFrames, diffraction_scene
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.training.commands import open_data
-from bluesky_denoise.training.tiled_runs import catalog, read_run, read_two_runs
+from bluesky_denoise.training.tiled_runs import (
+    _check_positions,
+    _Taken,
+    catalog,
+    read_run,
+    read_two_runs,
+)
 
 SHAPE = (48, 64)
 
@@ -153,3 +159,39 @@ def test_the_command_takes_pixels_per_step_and_the_precision(command, tmp_path):
     made = load_checkpoint(output)[1]["training"]
     assert made["settings"]["pixels"] == 9216
     assert made["mixed_precision"] is True
+
+
+def test_the_key_of_tiled_is_in_no_card_and_in_no_error(tiled, tmp_path, monkeypatch):
+    secret = tiled.uri.partition("api_key=")[2]
+    assert secret
+    monkeypatch.setattr("bluesky_denoise.training.fit.WINDOWS", 2)
+    output = tmp_path / "mine.safetensors"
+    typed = ["train", str(output), "--steps", "1", "--device", "cpu", "--uri", tiled.uri]
+    monkeypatch.setattr("sys.argv", ["bluesky-denoise", *typed])
+    assert CliRunner().invoke(app, typed).exit_code == 0
+    command = load_checkpoint(output)[1]["command"]
+    assert tiled.uri.partition("?")[0] in command
+    assert secret not in command
+    for run in ("0000", "0000+1111+2222"):
+        said = CliRunner().invoke(app, [*typed, f"tiled:{run}"])
+        assert said.exit_code == 1
+        assert secret not in said.output
+
+
+def test_three_runs_are_refused(command, archived, tmp_path):
+    camera = Camera(name="det", func=poisson(0, SHAPE), exposure_s=0.1)
+    uid = archived(bp.count([camera], 2)).metadata["start"]["uid"]
+    said = command("train", str(tmp_path / "a.safetensors"), "tiled:" + "+".join([uid] * 3), code=1)
+    assert "names 3 runs; expected one, or SHORT_UID+LONG_UID" in said
+
+
+def test_a_slow_motor_that_jitters_is_at_the_same_points():
+    rng = np.random.default_rng(3)
+    slow = np.arange(5.0).repeat(5)
+    there, back = (slow + rng.normal(0, 1e-4, 25) for _ in range(2))
+    frames, exposures = np.ones((25, 1, 4, 4), int), np.ones(25)
+    short, long = (_Taken(frames, exposures, {"slow": x}, "det") for x in (there, back))
+    _check_positions("grid", short, long)
+    moved = _Taken(frames, exposures, {"slow": back + 0.2}, "det")
+    with pytest.raises(DenoiseError, match="a tenth of a step"):
+        _check_positions("grid", short, moved)

@@ -231,9 +231,8 @@ def _run(client: object, uid: str, uri: str) -> object:
     try:
         return client[uid]  # type: ignore[index]
     except (KeyError, ValueError) as error:  # ValueError: too short to be told from others
-        raise DenoiseError(
-            f"There is no run {uid!r} in the catalog at {without_api_key(uri)}: {str(error).strip(chr(39))}"
-        ) from None
+        where, why = without_api_key(uri), str(error).strip("'")
+        raise DenoiseError(f"There is no run {uid!r} in the catalog at {where}: {why}") from None
 
 
 def _print_split(blocks: Split) -> None:
