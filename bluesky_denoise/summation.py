@@ -51,7 +51,11 @@ class Summation:
 
 
 def plain_summation(crop: Crop) -> Summation | None:
-    """Sum over the region less the mean of the frame around it."""
+    """Sum over the region less the background that the frame around it tells.
+
+    That is a plane through the frame. Where the frame lies evenly around the region it is the
+    mean; at an edge of the detector, or beside a gap, the mean would be that of another place.
+    """
     inside, around = crop.inside, crop.around
     if not inside.any():
         return None
@@ -59,8 +63,17 @@ def plain_summation(crop: Crop) -> Summation | None:
     if crop.frame.any():
         if not around.any():
             return None
-        coefficients -= around * (inside.sum() / around.sum())
+        coefficients[around] -= _plane_coefficients(inside, around)
     return Summation(coefficients, None, 1.0)
+
+
+def _plane_coefficients(inside: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """Weigh pixels so that they sum to what their least-squares plane has inside: (n,)."""
+    places = np.argwhere(around)
+    middle = places.mean(axis=0)
+    seen, wanted = (np.insert(np.argwhere(x) - middle, 0, 1.0, axis=1) for x in (around, inside))
+    # Along a direction in which the frame has one pixel, no slope can be told.
+    return seen @ np.linalg.pinv(seen.T @ seen, rcond=1e-9, hermitian=True) @ wanted.sum(axis=0)
 
 
 def ground(counts: np.ndarray, around: np.ndarray) -> np.ndarray:
