@@ -26,7 +26,9 @@ _PAGE = 50
 @app.command()
 def runs(
     uri: Address = LOCAL,
-    number: Annotated[int, typer.Option("--number", "-n", help="How many, newest first.")] = 10,
+    number: Annotated[
+        int, typer.Option("--number", "-n", min=1, help="How many, newest first.")
+    ] = 10,
     sample: Annotated[str | None, typer.Option(help="Only of this sample.")] = None,
     scan_id: Annotated[int | None, typer.Option(help="Only with this scan_id.")] = None,
     model: Annotated[
@@ -115,7 +117,10 @@ def show(
         if not 1 <= event <= len(table):
             fail(f"There is no event {event}; the stream {chosen.name} has 1 to {len(table)}.")
         row = table.iloc[event - 1]
-        draw_event(run, chosen, event, picture)
+        try:
+            draw_event(run, chosen, event, picture)
+        except (OSError, ValueError) as error:  # matplotlib's, of an ending that it cannot write
+            fail(f"{picture} cannot be written: {error}")
         told |= {"frames not ok": frames_not_ok(chosen), "picture": picture}
     for key, value in told.items():
         if value == "":

@@ -37,7 +37,7 @@ def reprocess(
 @app.command("catch-up")
 def catch_up(
     settings: SettingsFile,
-    number: Annotated[int, typer.Option("--number", "-n", help="Of the newest runs.")] = 100,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Of the newest runs.")] = 100,
 ) -> None:
     """Denoise the runs that lack a complete denoised stream, of each the frames that lack."""
     from .catalog import is_complete

@@ -68,6 +68,14 @@ def test_runs_are_listed_denoised_and_shown(command, uid, tmp_path):
         "show", uid[:8], "--stream", "denoised_7", code=1
     )
     assert (tmp_path / "event.png").stat().st_size > 10_000
+    said = command("show", uid[:8], "--picture", "event.foo", code=1)
+    assert "event.foo cannot be written" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("typed", [("runs", "-n", "-1"), ("catch-up", "settings.yaml", "-n", "0")])
+def test_a_number_of_runs_below_one_is_refused(command, typed):
+    assert "be greater than or equal" in command(*typed, code=2)
 
 
 def test_catch_up_denoises_what_lacks_a_denoised_stream_and_only_that(command, uid):

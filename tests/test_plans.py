@@ -323,6 +323,9 @@ def test_references_need_a_denoiser_that_denoises_them(RE, det, motor):
     plan = denoised_scan([det], motor, -1, 1, 3, denoised=denoised, reference_every=1)
     with pytest.raises(SettingsError, match="needs `reference_s`"):
         RE(plan)
+    plan = denoised_scan([det], motor, -1, 1, 3, denoised=denoised, reference_s=1.0)
+    with pytest.raises(SettingsError, match="needs `reference_every`"):
+        RE(plan)
 
 
 def test_pairs_are_of_the_same_points_and_carry_their_exposures(RE, raw, det, motor, denoised):

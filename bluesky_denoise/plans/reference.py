@@ -131,6 +131,10 @@ def reference_points(
     SettingsError
         If references are asked for that cannot be had.
     """
+    if every is None and exposure_s is not None:
+        raise SettingsError(
+            "`reference_s` needs `reference_every`: a reference is taken at each how many points?"
+        )
     if every is None:
         return None
     if exposure_s is None:
