@@ -19,6 +19,7 @@ from bluesky_denoise.evaluation.frame_sets import FrameSet
 from bluesky_denoise.evaluation.gates import GATES, judge
 from bluesky_denoise.evaluation.known_sets import KnownSet
 from bluesky_denoise.evaluation.peaks import PeakScore
+from bluesky_denoise.evaluation.pictures import frame_picture
 from bluesky_denoise.evaluation.plots import result_plots
 from bluesky_denoise.evaluation.regions import Satellites, region_scores, score_regions
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
@@ -279,3 +280,18 @@ def test_figures_go_between_the_markers_of_a_document_and_missed_gates_are_named
     assert "Not measured" in fill("<!-- begin spots -->\n<!-- end spots -->", [result])
     with pytest.raises(SettingsError, match="no table 'spot'; there are gates, thinned"):
         fill("<!-- begin spot -->\n<!-- end spot -->", [result])
+
+
+@pytest.mark.parametrize("masked", [np.s_[:, :150], np.s_[55:, :], np.s_[30:50, :]])
+@pytest.mark.parametrize("spot", [0.0, 5000.0])
+def test_frames_that_are_mostly_masked_are_drawn(masked, spot):
+    counts = np.random.default_rng(0).poisson(2.0, (80, 200)).astype(float)
+    counts[60, 170] += spot
+    mask = np.zeros(counts.shape, bool)
+    mask[masked] = True
+    figure = frame_picture("a frame", {"raw": counts, "ours": np.where(mask, np.nan, counts)}, mask)
+    figure.canvas.draw()
+    closer = figure.axes[-1]
+    first, last = closer.get_xlim()
+    assert 0 <= first < last <= 199
+    assert np.isfinite(closer.get_ylim()).all()

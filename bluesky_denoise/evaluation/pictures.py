@@ -86,13 +86,13 @@ def _profile(axes: "Sequence[Axes]", images: dict[str, np.ndarray], mask: np.nda
     wide = np.convolve(np.sqrt(flat), np.ones(31) / 31, mode="same")
     away = np.abs(np.sqrt(flat) - wide)
     away[:20] = away[-20:] = 0
-    away[~lit] = 0
-    middle = int(np.argmax(away if spiky else np.where(lit, flat, 0)))
+    middle = int(np.argmax(np.where(lit, away if spiky else flat, -1)))
     begin = int(np.clip(middle - 40, 0, max(len(flat) - 81, 0)))
-    near = lines[last][begin : begin + 81]
-    spread = np.nanmax(near) - np.nanmin(near) + 4 * np.sqrt(np.nanmax(near) / 9)
+    near = flat[begin : begin + 81][lit[begin : begin + 81]]
     axes[1].set(xlim=(begin, begin + 80), title="the same, closer")
-    axes[1].set_ylim(max(0, np.nanmin(near) - 0.2 * spread), np.nanmax(near) + 0.2 * spread)
+    if near.size:  # none: all of these rows are masked
+        spread = near.max() - near.min() + 4 * np.sqrt(near.max() / 9)
+        axes[1].set_ylim(max(0, near.min() - 0.2 * spread), near.max() + 0.2 * spread)
     for axis in axes:
         axis.set_xlabel("column, pixels")
     axes[1].legend(ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
