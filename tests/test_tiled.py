@@ -151,6 +151,7 @@ def test_the_metadata_of_the_stream_tell_what_made_it_and_how_it_ended(
         "weights_sha256": "0" * 64,
         "device": "cpu",
         "run_uid": start["uid"],
+        "raw_stream": "primary",
         "exit_status": "success",
         "reason": "",
         "num_events": 3,

@@ -70,7 +70,7 @@ def train(
     repeats: Repeats = False,
     recipe: Annotated[str, typer.Option(help="default, or paper.")] = FitSettings.recipe,
     model: Annotated[str | None, typer.Option(help="Name of the network.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimiser.")] = None,
     pixels: Annotated[
         int, typer.Option(help="Pixels per step; not for --recipe paper.")
     ] = FitSettings.pixels,
