@@ -46,7 +46,8 @@ class Denoised:
 
         Parameters
         ----------
-        confidence : probability, above 0 and below 1
+        confidence : probability, above 0 and at most the highest in `stretch`: 0.99 for the
+            shipped weights
 
         Returns
         -------
@@ -57,7 +58,7 @@ class Denoised:
         Raises
         ------
         ValueError
-            If the confidence is not a probability, or the network tells no errors.
+            If the confidence is no such probability, or the network tells no errors.
         """
         if not 0 < confidence < 1:
             raise ValueError(f"The confidence is {confidence!r}; expected above 0 and below 1.")
@@ -66,6 +67,11 @@ class Denoised:
                 "These weights tell no standard errors; the shipped ones (`default`) do."
             )
         known = sorted(self.stretch) or [0.5]
+        if self.stretch and confidence > known[-1]:
+            raise ValueError(
+                f"The confidence is {confidence!r}; how wide an interval must be is known up to "
+                f"{known[-1]}, as large errors are more frequent than a normal distribution has."
+            )
         values = [self.stretch.get(key, 1.0) for key in known]
         factor = NormalDist().inv_cdf(0.5 + confidence / 2)
         half = self.sigma * np.float32(factor * np.interp(confidence, known, values))

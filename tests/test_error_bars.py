@@ -94,6 +94,8 @@ def test_intervals_are_those_of_a_normal_distribution_if_nothing_is_known():
     np.testing.assert_allclose((high - low) / 2, 1.95996, rtol=1e-4)
     wider = replace(found, stretch={0.9: 1.0, 0.95: 1.5}).interval(0.95)
     np.testing.assert_allclose(wider[1] - 9, 1.5 * 1.95996, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"is 0\.999; .* is known up to 0\.95"):
+        replace(found, stretch={0.9: 1.0, 0.95: 1.5}).interval(0.999)
 
 
 def test_the_variance_loss_is_least_where_the_variance_is_right():
