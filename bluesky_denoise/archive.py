@@ -1,6 +1,6 @@
 """An archived run as documents again, with its frames read from Tiled."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from bluesky_tiled_plugins.exporters import build_descriptor_docs
@@ -45,24 +45,33 @@ def archived_documents(
         node = run[name].base
         if METADATA_KEY in node.metadata:
             continue
-        yield "descriptor", descriptor_of(run, name)
+        descriptors = _descriptors(run, name)
+        yield "descriptor", descriptors.pop(0)
         bare = (without_frames or {}).get(name, ())
-        events = archived_events(run, name, without_frames=bare)
-        yield from (("event", event) for event in events)
+        for event in archived_events(run, name, without_frames=bare):
+            while descriptors and event["time"] >= descriptors[0]["time"]:
+                yield "descriptor", descriptors.pop(0)  # a device was configured meanwhile
+            yield "event", event
     if stop := run.metadata.get("stop"):
         yield "stop", dict(stop)
 
 
 def descriptor_of(run: Any, stream: str) -> dict[str, Any]:
-    """Return the descriptor of an archived stream, all its data keys inside the events."""
+    """Return the first descriptor of an archived stream, all its data keys inside the events."""
+    return _descriptors(run, stream)[0]
+
+
+def _descriptors(run: Any, stream: str) -> list[dict[str, Any]]:
+    """Return the descriptors of a stream: one more for each time that a device was configured."""
     metadata = dict(run[stream].base.metadata)
     metadata.pop(METADATA_KEY, None)
-    descriptor = build_descriptor_docs(metadata, stream, run.metadata["start"]["uid"])[0]
-    descriptor["data_keys"] = {
-        key: {k: v for k, v in spec.items() if k != "external"}
-        for key, spec in descriptor["data_keys"].items()
-    }
-    return descriptor
+    descriptors = build_descriptor_docs(metadata, stream, run.metadata["start"]["uid"])
+    for descriptor in descriptors:
+        descriptor["data_keys"] = {
+            key: {k: v for k, v in spec.items() if k != "external"}
+            for key, spec in descriptor["data_keys"].items()
+        }
+    return descriptors
 
 
 def archived_events(
@@ -87,7 +96,7 @@ def archived_events(
         The numbers of events whose frames are not read, and left out.
     """
     node = run[stream].base
-    descriptor = descriptor_of(run, stream)
+    descriptors = _descriptors(run, stream)
     table = node["internal"].read() if "internal" in node else None
     arrays = {key: node[key] for key in node if key != "internal"}
     lengths = [array.shape[0] for array in arrays.values()]
@@ -109,17 +118,19 @@ def archived_events(
         for index in some:
             row = table.iloc[index] if table is not None else {}
             own = {} if seq_nums[index] in without_frames else frames
-            yield _event(descriptor, seq_nums[index], row, own, index - some[0])
+            yield _event(descriptors, seq_nums[index], row, own, index - some[0])
 
 
 def _event(
-    descriptor: Mapping[str, Any],
+    descriptors: Sequence[Mapping[str, Any]],
     seq_num: int,
     row: Any,
     frames: Mapping[str, Any],
     offset: int,
 ) -> dict[str, Any]:
-    time = float(row.get("time", descriptor["time"]))
+    time = float(row.get("time", descriptors[0]["time"]))
+    began = [one for one in descriptors[1:] if one["time"] <= time]
+    descriptor = began[-1] if began else descriptors[0]
     data: dict[str, Any] = {key: array[offset] for key, array in frames.items()}
     for key in descriptor["data_keys"]:
         if key in row:

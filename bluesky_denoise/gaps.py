@@ -22,7 +22,8 @@ _POLL_S = 0.1
 class _Run:
     names: dict[str, str] = field(default_factory=dict)  # descriptor -> stream
     descriptors: dict[str, str] = field(default_factory=dict)  # stream -> descriptor
-    last: dict[str, int] = field(default_factory=dict)  # stream -> seq_num
+    last: dict[str, int] = field(default_factory=dict)  # stream -> seq_num of an event
+    datums: dict[str, int] = field(default_factory=dict)  # stream -> seq_num of a datum
 
 
 class GapFiller:
@@ -61,6 +62,8 @@ class GapFiller:
             self._before(doc["descriptor"], doc["seq_num"], doc["seq_num"])
         elif name == "event_page" and doc["seq_num"]:
             self._before(doc["descriptor"], doc["seq_num"][0], doc["seq_num"][-1])
+        elif name == "stream_datum":
+            self._datum(doc)
         elif name == "stop":
             self._at_stop(doc)
         self._router(name, doc)
@@ -72,9 +75,16 @@ class GapFiller:
         run = self._runs[uid]
         stream = run.names[descriptor]
         expected = run.last.get(stream, 0) + 1
-        if first > expected:
+        if first > expected and stream in self._router.settings.streams:
             self._fill(uid, stream, descriptor, expected, first - 1)
         run.last[stream] = last
+
+    def _datum(self, doc: Mapping[str, Any]) -> None:
+        uid = self._run_of.get(doc["descriptor"])
+        if uid is not None:
+            run = self._runs[uid]
+            stream = run.names[doc["descriptor"]]
+            run.datums[stream] = max(run.datums.get(stream, 0), doc["seq_nums"]["stop"] - 1)
 
     def _at_stop(self, doc: Mapping[str, Any]) -> None:
         uid = doc["run_start"]
@@ -88,7 +98,8 @@ class GapFiller:
             self._whole(uid, wanted)
             return
         for stream, number in wanted.items():
-            last = run.last.get(stream, 0)
+            # Fly scans may have no events: what has come are their datums.
+            last = run.last.get(stream, 0) or run.datums.get(stream, 0)
             if last < number:
                 self._fill(uid, stream, run.descriptors[stream], last + 1, number)
         for descriptor in run.names:
@@ -101,7 +112,9 @@ class GapFiller:
             found[event["seq_num"]].append(event)
         for seq_num in range(first, last + 1):
             for event in found.get(seq_num, ()):
-                self._router.accept("event", {**event, "descriptor": descriptor})
+                # Its frames are inside, whatever the detector says of its files.
+                inside = {"descriptor": descriptor, "filled": dict.fromkeys(event["data"], True)}
+                self._router.accept("event", {**event, **inside})
             if seq_num not in found:
                 self._router.accept("event", _lost(descriptor, seq_num), skipped=_LOST)
         logger.warning(

@@ -95,9 +95,13 @@ class TiledSink:
             if self._closing and not self._worth_waiting():
                 for run in self._runs.values():
                     run.back_up("the denoiser was closed", _REPLAY)
-                if self._client is not None:
-                    self._client.context.close()
+                self._disconnect()
                 return
+
+    def _disconnect(self) -> None:
+        if self._client is not None:
+            self._client.context.close()
+            self._client = None
 
     def _worth_waiting(self) -> bool:
         """Tell whether something may still be written soon: only a node that is to come."""
@@ -160,7 +164,7 @@ class TiledSink:
         except Exception as error:
             run.writer = None  # its state is unknown: begin anew, which skips what is there
             if not is_refusal(error):
-                self._client = None
+                self._disconnect()
             self._failed(run, error)
         else:
             # Raw data has the server to itself for most of the time, and what comes

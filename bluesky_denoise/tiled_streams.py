@@ -183,6 +183,16 @@ def _kind(item: tuple[str, Mapping[str, Any]]) -> str:
     return "data" if item[0] in ("event", "stream_datum") else item[0]
 
 
+def _kind_of(key: str, descriptor: Mapping[str, Any]) -> str:
+    """Return the kind of a column: what a device says is an integer may become a fraction.
+
+    ophyd tells the kind of a signal by its first value.
+    """
+    kind = descriptor["data_keys"][key]["dtype"]
+    ours = key in descriptor.get("object_keys", {}).get("denoiser", ())
+    return "number" if kind == "integer" and not ours else kind
+
+
 class _Stream:
     """The node of one stream, its table and its arrays."""
 
@@ -193,7 +203,8 @@ class _Stream:
         self._arrays = [key for key in arrays if "external" not in specs[key]]
         self._scalars = [k for k, s in specs.items() if s["dtype"] != "array"]
         fields = [("seq_num", pa.int64()), ("time", pa.float64())]
-        fields += [(key, _ARROW[specs[key]["dtype"]]) for key in self._scalars]
+        self._kinds = {key: _kind_of(key, descriptor) for key in self._scalars}
+        fields += [(key, _ARROW[self._kinds[key]]) for key in self._scalars]
         fields += [(f"ts_{key}", pa.float64()) for key in [*self._scalars, *self._arrays]]
         self._schema = pa.schema(fields)
         self._table: Any = None
@@ -203,6 +214,7 @@ class _Stream:
         if resumed and "internal" in node:
             self._table = node["internal"]
             self._written = len(self._table.read(["seq_num"]))
+        if resumed:
             self._inline = {key: node[key] for key in self._arrays if key in node}
 
     def add_files(
@@ -255,7 +267,7 @@ class _Stream:
         row = {"seq_num": doc["seq_num"], "time": doc["time"]}
         for key in self._scalars:
             value = doc["data"].get(key)
-            cast = _CAST[self._descriptor["data_keys"][key]["dtype"]]
+            cast = _CAST[self._kinds[key]]
             row[key] = None if value is None else cast(value)
         return row | {f"ts_{key}": doc["timestamps"].get(key) for key in doc["data"]}
 

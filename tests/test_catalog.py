@@ -96,6 +96,32 @@ def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, se
     assert StoredResults(run, found.provenance).seq_nums("primary") == {1, 3}
 
 
+def test_an_exposure_that_was_configured_during_the_run_is_that_of_the_later_frames(
+    RE, tiled, settings
+):
+    counts = np.random.default_rng(1).poisson(5.0, (4, 16, 20)).astype(np.uint16)
+    camera = ReplayDetector(name="det", frames=ReplayFrames(counts, 1.0), exposure_s=1.0)
+
+    @bpp.run_decorator()
+    def plan():
+        for exposure_s in (1.0, 2.0):
+            yield from bps.configure(camera, {"cam.acquire_time": exposure_s})
+            for _ in range(2):
+                yield from bps.trigger_and_read([camera])
+
+    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = RE(plan())
+    RE.unsubscribe(token)
+    run = tiled.client[uid]
+    reprocess(run, settings)
+    (found,) = denoised_streams(run)
+    exposures = found.stream["det_image_exposure_s"].read()
+    np.testing.assert_array_equal(exposures, [1, 1, 2, 2])
+    raw = run["primary"]["det_image"].read().reshape(4, 16, 20)
+    rates = found.stream["det_image"].read().reshape(4, 16, 20)
+    np.testing.assert_allclose(rates, raw / np.array([1, 1, 2, 2])[:, None, None])
+
+
 def test_a_raw_stream_with_a_number_is_not_taken_for_another(RE, tiled, settings, camera):
     @bpp.run_decorator()
     def plan():

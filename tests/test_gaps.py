@@ -1,11 +1,19 @@
+import time
+
+import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
 from live_path import Camera, paused_scan, poisson, rates, settings, values
 from ophyd.sim import motor
+from ophyd_async.core import StaticPathProvider, TriggerInfo, UUIDFilenameProvider, init_devices
 
 from bluesky_denoise import DenoiseRouter, GapFiller
+from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
 from bluesky_denoise.testing import DocumentCollector, validate_documents
 
 
@@ -63,3 +71,62 @@ def test_what_is_not_in_tiled_either_is_recorded_as_lost(saved):
     reasons = values(derived, "denoise_reason")
     assert reasons[2] == reasons[3] == "lost on the message bus, and not in Tiled"
     assert np.isnan(rates(derived, "det_image")[2:4]).all()
+
+
+def test_lost_events_of_a_detector_that_writes_files_come_from_tiled(RE, raw, tiled, tmp_path):
+    frames = np.random.default_rng(1).poisson(5, (6, 16, 20)).astype(np.uint16)
+    camera = AreaDetectorReplay(
+        name="det", frames=ReplayFrames(frames, 0.5), exposure_s=0.5, directory=tmp_path
+    )
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    RE(bp.scan([camera], motor, -1, 1, 6))
+
+    def lost(name, doc):
+        datum = name == "datum" and doc["datum_kwargs"]["point_number"] == 2
+        return datum or (name == "event" and doc["seq_num"] == 3)
+
+    derived = filled(raw.documents, tiled.client, lost)
+    assert values(derived, "denoise_ok") == [True] * 6
+    np.testing.assert_allclose(rates(derived, "det_image")[:, 0], frames / 0.5)
+
+
+def test_a_fly_scan_without_events_has_no_gaps(RE, raw, tmp_path):
+    frames = np.random.default_rng(1).poisson(5, (5, 16, 20)).astype(np.uint16)
+    with init_devices():
+        where = StaticPathProvider(UUIDFilenameProvider(), tmp_path)
+        camera = AsyncReplayDetector(where, ReplayFrames(frames, 0.5), name="det")
+
+    @bpp.stage_decorator([camera])
+    @bpp.run_decorator()
+    def fly():
+        yield from bps.prepare(camera, TriggerInfo(number_of_events=5, livetime=0.5), wait=True)
+        yield from bps.declare_stream(camera, name="primary", collect=True)
+        yield from bps.kickoff(camera, wait=True)
+        yield from bps.collect_while_completing(
+            [camera], [camera], flush_period=0.05, stream_name="primary"
+        )
+
+    RE(fly())
+    assert "event" not in raw.by_name
+    derived = filled(raw.documents, None, lambda name, doc: False)
+    assert values(derived, "raw_seq_num") == [1, 2, 3, 4, 5]
+    assert values(derived, "denoise_ok") == [True] * 5
+
+
+def test_a_gap_in_a_stream_that_is_not_denoised_is_not_waited_for(RE, raw):
+    camera = Camera(name="det", func=poisson(), exposure_s=0.5)
+
+    @bpp.run_decorator()
+    def plan():
+        for _ in range(3):
+            yield from bps.trigger_and_read([camera], "other")
+        yield from bps.trigger_and_read([camera])
+
+    RE(plan())
+    other = next(d["uid"] for d in raw.by_name["descriptor"] if d["name"] == "other")
+    filler = GapFiller(DenoiseRouter(settings()), {}, patience_s=60)
+    began = time.monotonic()
+    for name, doc in raw.documents:
+        if doc.get("descriptor") != other or doc["seq_num"] != 2:
+            filler(name, doc)
+    assert time.monotonic() - began < 30

@@ -3,11 +3,14 @@
 import re
 
 import bluesky.plans as bp
+import httpx
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
 from live_path import SHAPE, settings, wait_for
-from tiled_fixtures import FRAMES, Live, check_documents, in_tiled
+from ophyd import Signal
+from tiled.client.container import Container
+from tiled_fixtures import FRAMES, INLINE, Live, check_documents, in_tiled
 
 from bluesky_denoise.backup import BackupFile, backup_files, read_backup
 from bluesky_denoise.errors import TiledUnavailable
@@ -54,6 +57,38 @@ def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
     check_documents(run, {"primary": 2, "denoised": 2})
     assert backup_files(tmp_path / "backup") == []
     assert replay_backup(one.settings) == []
+
+
+def test_frames_that_came_before_a_table_that_failed_are_completed(
+    RE, tiled, written, into_tiled, det, monkeypatch
+):
+    made, create = [], Container.create_appendable_table
+
+    def fail_once(self, *args, **kwargs):
+        if self.uri.endswith("/denoised"):
+            made.append(self.uri)
+            if len(made) == 1:
+                raise httpx.ConnectError("the server is away for a moment")
+        return create(self, *args, **kwargs)
+
+    monkeypatch.setattr(Container, "create_appendable_table", fail_once)
+    one = into_tiled(INLINE)
+    (uid,) = RE(bp.count([det], 4))
+    one.wait(uid)
+    assert len(made) == 2
+    run = in_tiled(tiled, uid)
+    np.testing.assert_array_equal(run["denoised"]["det_image"].read(), FRAMES[:4] * 2)
+
+
+def test_a_signal_that_said_it_was_an_integer_keeps_its_fractions(RE, tiled, into_tiled, det):
+    RE.subscribe(TiledWriter(tiled.client))  # finds the kind from all values, not from the first
+    one = into_tiled()
+    signal = Signal(name="energy", value=0)  # ophyd takes it for an integer
+    (uid,) = RE(bp.list_scan([det], signal, [0, 0.5, 1.5]))
+    one.wait(uid)
+    stream = in_tiled(tiled, uid)["denoised"]
+    np.testing.assert_array_equal(stream["energy"].read(), [0, 0.5, 1.5])
+    assert stream["raw_seq_num"].read().dtype == np.int64
 
 
 @pytest.mark.parametrize("layout", ["stream", "run"])
