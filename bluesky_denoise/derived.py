@@ -1,5 +1,6 @@
 """Results in, documents out: the run that is derived from a raw run."""
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ __all__ = [
     "stop_document",
     "stream_name",
 ]
+
+logger = logging.getLogger(__name__)
 
 _NOT_COPIED = frozenset({"uid", "time"})
 
@@ -150,5 +153,11 @@ class DerivedRun:
             Why it failed.
         """
         for stream in self._streams.values():
-            stream.close()
+            try:
+                stream.close()
+            except Exception as error:
+                logger.exception("The file of %s could not be closed", stream.name)
+                why = str(error).partition("\n")[0]
+                reason = "; ".join(filter(None, [reason, f"{type(error).__name__}: {why}"]))
+                exit_status = "fail"
         self._emit("stop", self.open().compose_stop(exit_status=exit_status, reason=reason))

@@ -1,5 +1,6 @@
 """One stream of a derived run: its descriptor, its file, its events."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from .frame_store import GROUP, FrameStore
 from .results import Regions, event_keys, hinted_keys, number_keys
 
 __all__ = ["DerivedEvent", "DerivedStream"]
+
+logger = logging.getLogger(__name__)
 
 _SCALARS = frozenset({"number", "integer", "boolean", "string"})
 
@@ -154,7 +157,11 @@ class DerivedStream:
         rows = {key: self._rows(key, events) for key in self._row_shapes}
         if self._store:
             for key, array in rows.items():
-                at = self._store.append(key, array)
+                try:
+                    at = self._store.append(key, array)
+                except OSError as error:
+                    self._not_saved(key, events, error)
+                    continue
                 datum = self._compose_datum[key](
                     indices={"start": at.start, "stop": at.stop},
                     seq_nums={"start": at.start + 1, "stop": at.stop + 1},
@@ -174,6 +181,13 @@ class DerivedStream:
                     data=data, timestamps=stamps, time=event.time, validate=bool(self._store)
                 ),
             )
+
+    def _not_saved(self, key: str, events: list[DerivedEvent], error: OSError) -> None:
+        """Record that frames could not be saved; their numbers are there all the same."""
+        reason = f"{key!r} could not be saved in {self._store.path.parent}: {error}"
+        logger.error("%d events of %s: %s", len(events), self.name, reason)
+        for event in events:
+            event.problems.append(reason)
 
     def _rows(self, name: str, events: list[DerivedEvent]) -> np.ndarray:
         """Return an array for all events, NaN where there is none; note what does not fit."""

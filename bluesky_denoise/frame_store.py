@@ -1,5 +1,6 @@
 """Denoised frames in HDF5, readable while they are written."""
 
+import re
 from pathlib import Path
 
 import h5py
@@ -41,11 +42,16 @@ class FrameStore:
             )
             for key, shape in shapes.items()
         }
+        self._rows = dict.fromkeys(shapes, 0)  # that there should be
+        self._told = dict.fromkeys(shapes, 0)  # of them, those that `append` has returned
         # From here on readers may open the file while it grows; no dataset can be added.
         self._file.swmr_mode = True
 
     def append(self, key: str, rows: np.ndarray) -> range:
         """Append rows, and make them readable at once.
+
+        Rows that cannot be written keep their place: they are NaN, and the next rows that can
+        be are returned together with them.
 
         Parameters
         ----------
@@ -57,14 +63,25 @@ class FrameStore:
         Returns
         -------
         range
-            Where the rows are in the dataset.
+            Where the rows are in the dataset, with those before that could not be written.
+
+        Raises
+        ------
+        OSError
+            If they cannot be written: the disk is full, or away.
         """
-        dataset = self._datasets[key]
-        first = dataset.shape[0]
-        dataset.resize(first + len(rows), axis=0)
-        dataset[first:] = rows
-        dataset.flush()
-        return range(first, first + len(rows))
+        dataset, first = self._datasets[key], self._rows[key]
+        self._rows[key] = last = first + len(rows)
+        try:
+            dataset.resize(last, axis=0)
+            dataset[first:] = rows
+            dataset.flush()
+        except (OSError, RuntimeError) as error:  # h5py raises either, with all that HDF5 knows
+            why = re.search(r"error message = '([^']+)'", str(error))
+            raise OSError(why[1] if why else str(error).partition("\n")[0]) from error
+        written = range(self._told[key], last)
+        self._told[key] = last
+        return written
 
     def close(self) -> None:
         """Close the file."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -46,3 +47,14 @@ class Talkative(UnitDenoiser):
 def blabbing():
     """Fail to load, with `DENOISE_TEST_SECRET` in the message."""
     raise ValueError(f"the secret is {os.environ['DENOISE_TEST_SECRET']}")
+
+
+class FillsTheDisk(UnitDenoiser):
+    """Leaves no room for files of its process to grow once it has denoised three frames."""
+
+    def denoise(self, counts, exposure_s, mask=None):
+        if sum(self.calls) >= 3:
+            used = Path(os.environ["DENOISE_TEST_FRAMES"]).rglob("*.h5")
+            room = max(file.stat().st_size for file in used) + 1000
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        return super().denoise(counts, exposure_s, mask)

@@ -29,6 +29,8 @@ import bluesky_denoise.process as process_module
 from bluesky_denoise.backup import backup_files, read_backup
 from bluesky_denoise.errors import DenoiseTimeout
 from bluesky_denoise.process import DenoiseProcess
+from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, assert_emitted, validate_documents
 
 # The child dies
@@ -208,6 +210,44 @@ def all_bytes(*directories):
         for path in Path(directory).rglob("*"):
             if path.is_file():
                 yield path, path.read_bytes()
+
+
+def test_a_disk_that_stays_full_ends_the_run_and_says_why(RE, tiled, gate, tmp_path, monkeypatch):
+    frames = np.random.default_rng(0).poisson(5, (6, 200, 200)).astype(np.uint16)
+    monkeypatch.setenv("DENOISE_TEST_FRAMES", str(tmp_path / "denoised"))
+    options = settings(
+        model="child_denoisers:FillsTheDisk",
+        tiled_uri=tiled.uri,
+        frames_directory=tmp_path / "denoised",
+        exposure_s=1.0,
+    )
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    det = ReplayDetector(name="det", frames=ReplayFrames(frames, 1.0))
+    derived = DocumentCollector()
+    with DenoiseProcess(options) as denoise:
+        denoise.subscribe(derived)
+        RE.subscribe(denoise)
+
+        @bpp.run_decorator()
+        def plan():
+            for number in range(1, 7):
+                yield from bps.trigger_and_read([det])
+                wait_for(
+                    lambda number=number: len(derived.by_name.get("event", [])) == number,
+                    what=f"event {number}",
+                )
+
+        (uid,) = RE(plan())
+        denoise.wait(30)
+    stream = tiled.client[uid]["denoised"]
+    assert values(derived, "denoise_ok") == [True] * 3 + [False] * 3
+    np.testing.assert_array_equal(stream["raw_seq_num"].read(), [1, 2, 3, 4, 5, 6])
+    np.testing.assert_array_equal(stream["det_image"].read().reshape(3, 200, 200), frames[:3])
+    reason = stream["denoise_reason"].read()[3]
+    assert reason.endswith("File too large")
+    ended = stream.metadata["denoise"]
+    assert (ended["exit_status"], ended["num_events"]) == ("fail", 6)
+    assert tiled.client[uid].metadata["stop"]["exit_status"] == "success"
 
 
 def test_tiled_is_stopped_in_mid_run_and_comes_back_and_its_key_is_nowhere(

@@ -1,12 +1,15 @@
 """What goes wrong with a run, and what its denoised stream says of it."""
 
+import itertools
 import logging
 import re
+import resource
 import threading
 import time
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from live_path import (
@@ -255,3 +258,33 @@ def test_validating_helpers_would_see_a_lost_event(RE, raw, build):
     lost = [item for item in derived.documents if item != ("event", by_stream(derived)[1])]
     with pytest.raises(AssertionError, match="seq_num 3; expected 2"):
         validate_documents(lost)
+
+
+def test_a_disk_that_is_full_for_a_moment_costs_one_frame_and_shifts_none(RE, raw, build, tmp_path):
+    shape = (200, 200)
+    _, derived = build(exposure_s=1.0)
+    levels = itertools.count(1)
+    det = PlainImage(name="det", func=lambda: np.full(shape, next(levels), np.uint32))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @bpp.run_decorator()
+    def plan():
+        for number in range(6):
+            if number == 3:
+                (path,) = (tmp_path / "denoised").rglob("*.h5")
+                full = path.stat().st_size + 1000
+                resource.setrlimit(resource.RLIMIT_FSIZE, (full, hard))
+            try:
+                yield from bps.trigger_and_read([det])
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    RE(plan())
+    assert values(derived, "raw_seq_num") == [1, 2, 3, 4, 5, 6]
+    assert values(derived, "denoise_ok") == [True, True, True, False, True, True]
+    assert "'det' could not be saved in " in values(derived, "denoise_reason")[3]
+    assert values(derived, "denoise_reason")[3].endswith("File too large")
+    taken = [np.mean(event["data"]["det"]) for event in raw.by_name["event"]]
+    taken[3] = np.nan
+    np.testing.assert_array_equal([frame.mean() for frame in rates(derived, "det")], taken)
+    assert derived.by_name["stop"][0]["exit_status"] == "success"
