@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _FOR_LATER = frozenset({"start", "resource", "datum", "stream_resource"})
 """Documents that nothing follows from until the next one comes: not worth a message."""
 _MOST_PER_MESSAGE = 64
+_SHARE_FOR_TILED = 0.6
+"""Of the time in which the child is to end, so much is for what Tiled still has to take."""
 _MOST_RESTARTS, _RESTARTS_WITHIN_S = 5, 60.0
 
 
@@ -72,6 +74,7 @@ class DenoiseProcess:
         self._last_event = LastEvent(settings.streams, settings.data_keys)
         self._child_ready = False
         self._closing = self._closed = False
+        self._close_by = 0.0
         self._restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
         self._refused: dict[str, str] = {}  # raw runs since the last `wait`, and why
         self._backups: list[str] = []
@@ -143,8 +146,8 @@ class DenoiseProcess:
             if self._closing:
                 return
             self._closing = True
+            self._close_by = deadline = time.monotonic() + timeout
             self._changed.notify_all()
-        deadline = time.monotonic() + timeout
         self._feeder.join(timeout)
         self._child.end(deadline - time.monotonic())
         self._receiver.join(1.0)
@@ -213,7 +216,8 @@ class DenoiseProcess:
         if self._abandoned:
             return "abandoned", self._abandoned.popleft()
         if not self._backlog:
-            return "close", None
+            left_s = max(0.0, self._close_by - time.monotonic())
+            return "close", _SHARE_FOR_TILED * left_s
         batch = self._backlog.take(_MOST_PER_MESSAGE)
         for name, doc, _ in batch:
             if name == "start" and doc["uid"] in self._open:

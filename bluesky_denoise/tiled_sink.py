@@ -1,5 +1,6 @@
 """Derived runs into Tiled, on a thread of their own, with a backup for when it is down."""
 
+import contextlib
 import logging
 import queue
 import threading
@@ -68,7 +69,7 @@ class TiledSink:
         self._queue.put((name, doc))
 
     def close(self, timeout: float | None = None) -> list[Path]:
-        """Write what can be written, and end the thread.
+        """Write what can be written, and end the thread; the rest is backed up.
 
         Parameters
         ----------
@@ -82,7 +83,21 @@ class TiledSink:
         """
         self._queue.put(None)
         self._thread.join(timeout)
+        if self._thread.is_alive():  # Tiled takes a request, and does not answer
+            self._back_up_all()
         return self._left + [run.backup_path for run in self._runs.values() if run.backup_path]
+
+    def _back_up_all(self) -> None:
+        """Back up what waits, from another thread: ours is held up by Tiled.
+
+        What it writes meanwhile is recognised when the backup is replayed.
+        """
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (item := self._queue.get_nowait()) is not None:
+                    self._sort(*item)
+        for run in list(self._runs.values()):
+            run.back_up("Tiled did not answer before the denoiser was closed", _REPLAY)
 
     def _loop(self) -> None:
         while True:

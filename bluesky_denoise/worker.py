@@ -2,8 +2,9 @@
 
 Messages from the parent are ``("documents", [(name, doc, skipped), ...])``,
 ``("abandoned", [(name, doc), ...])`` for a derived run that an earlier child left open,
-and ``("close", None)``. Messages to the parent are ``("started", provenance)`` or
-``("failed", exception)``, ``("documents", [(name, doc), ...])`` of derived runs,
+and ``("close", seconds)``, of which so many are for Tiled. Messages to the parent are
+``("started", provenance)`` or ``("failed", exception)``,
+``("documents", [(name, doc), ...])`` of derived runs,
 ``("ready", documents)`` with the last of what came of a message, when it can take more,
 ``("done", (raw_run_uid, why Tiled refuses it or ""))``, ``("log", record)`` and
 ``("closed", backup_files)``.
@@ -31,6 +32,8 @@ Document = tuple[str, Mapping[str, Any]]
 
 _SKIPPED = "skipped: the queue of the denoiser was full"
 _MOST_AT_ONCE = 256
+_ALONE_S = 60.0
+"""How long a child whose parent is gone waits for Tiled."""
 _NICENESS = 5
 """Of a core that both want, the RunEngine gets three quarters. More would starve a scan that
 waits for its results wherever other programs keep all cores busy."""
@@ -140,7 +143,7 @@ class _Worker:
                     for name, doc in content:
                         self._sink(name, doc)
             elif kind == "close":
-                backups = self.close("the denoiser was closed during the run")
+                backups = self.close("the denoiser was closed during the run", content)
                 self._pipe.send("closed", backups)
                 return
 
@@ -181,11 +184,11 @@ class _Worker:
     def _done(self, raw_run_uid: str, refusal: str = "") -> None:
         self._pipe.tell("done", (raw_run_uid, refusal))
 
-    def close(self, reason: str) -> list[str]:
+    def close(self, reason: str, tiled_s: float = _ALONE_S) -> list[str]:
         self._router.close(reason)
         with contextlib.suppress(OSError):
             self._hand_on("documents")
-        return [str(path) for path in self._sink.close()] if self._sink else []
+        return [str(path) for path in self._sink.close(tiled_s)] if self._sink else []
 
 
 def _cores() -> int:

@@ -32,6 +32,7 @@ from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, assert_emitted, validate_documents
+from bluesky_denoise.tiled_sink import replay_backup
 
 # The child dies
 
@@ -210,6 +211,34 @@ def all_bytes(*directories):
         for path in Path(directory).rglob("*"):
             if path.is_file():
                 yield path, path.read_bytes()
+
+
+def test_a_tiled_that_hangs_as_the_denoiser_is_closed_costs_no_result(RE, raw, elsewhere, tmp_path):
+    client = from_uri(elsewhere.uri)
+    writing = RE.subscribe(TiledWriter(client, batch_size=1))
+    (uid,) = RE(bp.count([replay()], 4))
+    RE.unsubscribe(writing)
+    backup = tmp_path / "backup"
+    options = settings(
+        tiled_uri=elsewhere.uri, frames_directory=tmp_path / "denoised", backup_directory=backup
+    )
+    derived = DocumentCollector()
+    denoise = DenoiseProcess(options)
+    denoise.subscribe(derived)
+    elsewhere.process.send_signal(signal.SIGSTOP)
+    try:
+        for name, doc in raw.documents:
+            denoise(name, doc)
+        wait_for(lambda: "stop" in derived.by_name, what="the denoised run")
+        denoise.close(timeout=12)
+    finally:
+        elsewhere.process.send_signal(signal.SIGCONT)
+    (path,) = backup_files(backup)
+    assert [name for name, _ in read_backup(path)].count("event") == 4
+    assert replay_backup(options) == [uid]
+    with client.context:
+        frames = client[uid]["denoised"]["det_image"].read()
+    np.testing.assert_array_equal(frames, FRAMES[:4] * 2)
 
 
 def test_a_disk_that_stays_full_ends_the_run_and_says_why(RE, tiled, gate, tmp_path, monkeypatch):
