@@ -26,9 +26,9 @@ class Result:
 
     def answers(self, wanted: RawEvent) -> bool:
         """Tell whether it is of this raw event, or of a later one."""
-        # A point that is taken again has the same number; its time tells it from the first.
-        again = self.seq_num == wanted.seq_num and self.time >= wanted.time
-        return self.seq_num > wanted.seq_num or again
+        # After a pause points are taken again, with the numbers that they had: their time tells
+        # them from the first, and from those that came after the first.
+        return self.seq_num >= wanted.seq_num and self.time >= wanted.time
 
 
 class NewestResults:

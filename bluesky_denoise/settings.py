@@ -155,10 +155,12 @@ class DenoiseSettings(BaseModel):
             return values
         parts = urlsplit(values["tiled_uri"])
         query = dict(parse_qsl(parts.query))
-        key = query.pop("api_key", None) or os.environ.get("TILED_API_KEY")
+        own = query.pop("api_key", None)
         clean = urlunsplit(parts._replace(query=urlencode(query)))
         values = {**values, "tiled_uri": clean}
-        if key and values.get("tiled_api_key") is None:
+        # The key in an address is that of its server, whatever key there was for another.
+        key = own or values.get("tiled_api_key") or os.environ.get("TILED_API_KEY")
+        if key:
             values["tiled_api_key"] = key
         return values
 

@@ -17,6 +17,7 @@ from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devi
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import DenoiseError, DenoiseTimeout, SettingsError
 from bluesky_denoise.last_event import LastEvent, RawEvent
+from bluesky_denoise.newest_results import Result
 from bluesky_denoise.plans import denoised_count
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.results import event_keys, number_keys
@@ -381,3 +382,14 @@ def test_the_last_event_is_that_of_a_running_run_with_frames(RE, det):
     assert seen[1][:3] == (uid, "primary", 1)
     assert seen[2] == seen[1]
     assert last.value is None
+
+
+def test_only_what_was_denoised_since_answers_for_a_point_that_is_taken_again():
+    """After a pause: points 1 and 2 were taken, and are taken again."""
+    second = Result(2, 11.0, {})
+    assert second.answers(RawEvent("run", "primary", 1, 10.0))
+    assert not second.answers(RawEvent("run", "primary", 1, 20.0))
+    assert not second.answers(RawEvent("run", "primary", 2, 21.0))
+    assert Result(1, 20.0, {}).answers(RawEvent("run", "primary", 1, 20.0))
+    assert not Result(1, 20.0, {}).answers(RawEvent("run", "primary", 2, 21.0))
+    assert Result(3, 30.0, {}).answers(RawEvent("run", "primary", 3, 0.0))  # of a fly scan

@@ -132,6 +132,8 @@ def test_the_key_of_the_environment_is_used_where_the_address_has_none(monkeypat
     )
     with_key = DenoiseSettings(tiled_uri="http://localhost?api_key=own")
     assert with_key.tiled_api_key.get_secret_value() == "own"
+    other = DenoiseSettings(tiled_uri="http://other?api_key=its", tiled_api_key="of another")
+    assert other.tiled_api_key.get_secret_value() == "its"
     assert DenoiseSettings().tiled_api_key is None
 
 
