@@ -124,6 +124,11 @@ def cut(
     )
     region, inner = region[window], counts[window]
     valid = valid_pixels(inner, None if mask is None else np.asarray(mask)[window])
+    if (inner[valid] < 0).any():
+        raise FrameValueError(
+            f"{int((inner[valid] < 0).sum())} pixels in or around the region are negative (least "
+            f"{inner[valid].min()}); expected counts. Put flags such as -1 into the mask."
+        )
     frame = _widen(region, background_px) & ~region
     known = np.where(valid, inner, 0).astype(np.float64)
     origin = (window[0].start, window[1].start)

@@ -145,7 +145,7 @@ def measure_roi(
     FrameShapeError
         If the counts are not (H, W), or the region does not fit them.
     FrameValueError
-        If the exposure is not above 0, or the counts are no numbers.
+        If the exposure is not above 0, or the counts are no numbers or negative.
     MaskError
         If the mask does not have the shape of the frame.
 
