@@ -132,8 +132,29 @@ def test_what_is_lost_by_spreading_costs_more_than_noise():
     valid = torch.ones_like(truth)
     wide = torch.nn.functional.avg_pool2d(truth, (1, 5), 1, (0, 2), count_include_pad=False)
     noisy = known_rate_loss(wide, truth, valid, spread=truth)
-    spread = known_rate_loss(wide, truth, valid, spread=wide)
+    spread, more = (
+        known_rate_loss(wide, truth, valid, spread=wide, spread_weight=weight)
+        for weight in (2.0, 5.0)
+    )
     assert spread.item() > noisy.item() + 0.5
+    assert more.item() > spread.item() + 0.5
+
+
+def test_the_settings_say_what_spreading_costs():
+    torch.manual_seed(0)
+    batch = TensorBatch(
+        counts=torch.poisson(torch.full((1, 1, 64, 64), 2.0)),
+        target=torch.full((1, 1, 64, 64), 2.0),
+        ratio=torch.zeros(1),
+        valid=torch.ones(1, 1, 64, 64),
+    )
+    batch.target[..., 30:33] = 9.0
+    model = build_model("photon_exchange")
+    losses = [
+        PhotonRecipe(FitSettings(spread_weight=weight)).loss(model, batch, 0).item()
+        for weight in (0.0, 2.0, 5.0)
+    ]
+    assert losses == sorted(set(losses))
 
 
 def test_calibration_leaves_estimates_alone_and_tells_rising_intervals():

@@ -272,13 +272,16 @@ def test_a_stopped_fit_does_not_go_on_with_other_settings(tmp_path, monkeypatch)
         fit(output, settings=QUICK, report=stop)
     with pytest.raises(CheckpointError, match="belongs to a run with other settings"):
         fit(output, settings=replace(QUICK, steps=4))
+    with pytest.raises(CheckpointError, match=r"parent None, now [0-9a-f]{64}"):
+        fit(output, settings=QUICK, start_from="default")
 
 
 def test_a_fit_can_start_from_the_shipped_weights(tmp_path):
     settings = replace(QUICK, steps=1, learning_rate=1e-9)
     output = fit(tmp_path / "a.safetensors", settings=settings, start_from="default")
-    model, _ = load_checkpoint(output)
-    shipped, _ = load_checkpoint("default")
+    model, card = load_checkpoint(output)
+    shipped, shipped_card = load_checkpoint("default")
+    assert card["parent"] == {"weights": "default", "sha256": shipped_card["sha256"]}
     theirs = dict(shipped.named_parameters())
     for name, mine in model.named_parameters():
         if not name.startswith("error."):  # error bars are fitted anew

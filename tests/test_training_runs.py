@@ -153,11 +153,15 @@ def test_a_run_that_is_not_there_is_one_line_of_error(command, tmp_path, uid):
     assert f"Error: There is no run '{uid}' in the catalog at http" in said
 
 
-def test_the_command_takes_pixels_per_step_and_the_precision(command, tmp_path):
+def test_the_command_takes_what_decides_the_weights_and_the_precision(command, tmp_path):
     output = tmp_path / "mine.safetensors"
-    command("train", str(output), "--steps", "1", "--pixels", "9216", "--mixed-precision")
+    said = ["--pixels", "9216", "--learning-rate", "0.001", "--spread-weight", "3"]
+    command("train", str(output), "--steps", "1", *said, "--mixed-precision")
     made = load_checkpoint(output)[1]["training"]
-    assert made["settings"]["pixels"] == 9216
+    settings = made["settings"]
+    assert settings["pixels"] == 9216
+    assert settings["learning_rate"] == 0.001
+    assert settings["spread_weight"] == 3.0
     assert made["mixed_precision"] is True
 
 

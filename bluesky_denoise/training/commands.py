@@ -74,6 +74,16 @@ def train(
     pixels: Annotated[
         int, typer.Option(help="Pixels per step; not for --recipe paper.")
     ] = FitSettings.pixels,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Highest rate of the optimiser.")
+    ] = None,
+    spread_weight: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="What spreading costs against noise: more keeps weak peaks higher.",
+        ),
+    ] = FitSettings.spread_weight,
     epochs: Annotated[int, typer.Option(help="For --recipe paper.")] = EPOCHS,
     start_from: Annotated[
         str | None, typer.Option(help="Name or path of weights to start from.")
@@ -112,6 +122,8 @@ def train(
             settings,
             recipe=recipe,
             steps=steps or settings.steps,
+            learning_rate=learning_rate or settings.learning_rate,
+            spread_weight=spread_weight,
             held_out_share=held_out_share,
             gap_frames=gap,
             seed=seed,

@@ -129,10 +129,7 @@ def finetune(
         windows=len(scored),
     )
     if result.promoted:
-        about = {
-            "parent": {"weights": str(start_from), "sha256": parent_card["sha256"]},
-            "metrics": {"held_out": _metrics(result, scored)},
-        }
+        about = {"metrics": {"held_out": _metrics(result, scored)}}
         save_checkpoint(model, output, found | about | (card or {}))
     for path in (candidate, candidate.with_suffix(".json")):
         path.unlink()

@@ -114,8 +114,8 @@ def fit(
     with process_group(device) as ranks:
         mixed = ranks.device != "cpu" if mixed_precision is None else mixed_precision
         torch.manual_seed(settings.seed)
-        model = _fresh_model(settings.model, start_from)
-        job = _Job(output, settings, recipe, data, card or {}, ranks, mixed, workers)
+        model, parent = _fresh_model(settings.model, start_from)
+        job = _Job(output, settings, recipe, data, parent, card or {}, ranks, mixed, workers)
         job.run(model.to(ranks.device, memory_format=torch.channels_last), report)
     return output
 
@@ -124,16 +124,19 @@ def _opened(source: Path | PairSource) -> PairSource:
     return read_file(Path(source)) if isinstance(source, str | Path) else source
 
 
-def _fresh_model(name: str, start_from: str | Path | None) -> nn.Module:
+def _fresh_model(
+    name: str, start_from: str | Path | None
+) -> tuple[nn.Module, dict[str, str] | None]:
+    """Return a network to train, and which weights it has if they are not random."""
     if start_from is None:
-        return build_model(name)
+        return build_model(name), None
     model, found = load_checkpoint(start_from)
     if found["model"] != name:
         raise CheckpointError(
             f"Weights {start_from} belong to network {found['model']!r}, not {name!r}; "
             f"networks: {sorted(MODELS)}."
         )
-    return model.train()
+    return model.train(), {"weights": str(start_from), "sha256": found["sha256"]}
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class _Job:
     settings: FitSettings
     recipe: Recipe
     data: Split
+    parent: dict[str, str] | None
     card: dict[str, object]
     ranks: Ranks
     mixed: bool
@@ -210,6 +214,7 @@ class _Job:
             "settings": vars(self.settings).copy(),
             "data": self.data.record,
             "processes": self.ranks.number,
+            "parent": self.parent and self.parent["sha256"],
         }
 
     def _keep(
@@ -286,6 +291,8 @@ class _Job:
                 **seen.scores(),
             },
         }
+        if self.parent:
+            entries["parent"] = self.parent
         if stretch:
             entries["stretch"] = stretch
         save_checkpoint(average, self.output, entries | self.card)

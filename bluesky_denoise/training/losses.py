@@ -23,9 +23,6 @@ GOOD = 2e-4
 """Divergence per count that is good enough: less of it in a tile, by luck, is no gain."""
 VARIANCE_FREEDOM = 5.0
 """Degrees of freedom of the distribution that errors are taken to have."""
-SPREAD_WEIGHT = 2.0
-"""Weight of what is lost by spreading alone: what noise costs has 1. Squared error alone
-would buy less noise with wider and lower peaks."""
 
 
 def mean_deviance(estimate: Tensor, expected: Tensor, valid: Tensor) -> Tensor:
@@ -80,6 +77,7 @@ def known_rate_loss(
     valid: Tensor,
     strict: float = 0.0,
     spread: Tensor | None = None,
+    spread_weight: float = 1.0,
 ) -> Tensor:
     """Compare with known expected counts, by pixels and by boxes: (B,).
 
@@ -87,12 +85,13 @@ def known_rate_loss(
     The noise that a bright peak keeps would still outweigh a bias of all the background around
     it, so that of tiles is added. The logarithm also forgives a frame that is far off: ``strict``
     adds that many times the divergence over that of a raw frame of some counts. ``spread`` is
-    what the network makes of the expected counts themselves, without noise, if that is known.
+    what the network makes of the expected counts themselves, without noise, if that is known;
+    what is lost there costs ``spread_weight`` times as much.
     """
     images = [estimate] if spread is None else [estimate, spread]
 
     def divergence(truth: Tensor, out: Tensor, *spread: Tensor) -> Tensor:
-        lost = [SPREAD_WEIGHT * _deviance(image, truth) for image in spread]
+        lost = [spread_weight * _deviance(image, truth) for image in spread]
         return sum(lost, _deviance(out, truth))
 
     each, level = divergence(expected, *images), expected.clamp_max(1)

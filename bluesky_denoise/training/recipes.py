@@ -39,6 +39,9 @@ class FitSettings:
     """Highest rate of the optimiser."""
     average: float = 0.998
     """Decay of the moving average of the weights, which is what is saved; 0: no average."""
+    spread_weight: float = 2.0
+    """What spreading costs, the noise that is left being 1: squared error alone would buy less
+    noise with wider and lower peaks."""
     real_share: float = 0.4
     """Chance that a training frame is a measured one."""
     held_out_share: float = 0.2
@@ -114,6 +117,7 @@ def batch_loss(
     *,
     variance: Tensor | None = None,
     spread: Tensor | None = None,
+    spread_weight: float = FitSettings.spread_weight,
 ) -> Tensor:
     """Return the mean loss of a batch.
 
@@ -124,9 +128,10 @@ def batch_loss(
     strict : see `known_rate_loss`
     variance : (B, 1, H, W) squared error that the network expects, if it does
     spread : (B, 1, H, W) the target with its photons exchanged as those of the counts, if known
+    spread_weight : what spreading costs
     """
     target, ratio, valid = batch.target, batch.ratio, batch.valid
-    known = known_rate_loss(estimate, target, valid, strict, spread)
+    known = known_rate_loss(estimate, target, valid, strict, spread, spread_weight)
     left = remainder_loss(estimate, target, ratio.clamp_min(1e-3), valid)
     loss = torch.where(ratio > 0, left, known)
     if variance is not None:
@@ -166,7 +171,14 @@ class PhotonRecipe:
             with torch.autocast(batch.counts.device.type, enabled=False):
                 return batch_loss(estimate.float(), batch, strict)
         found = model(batch.counts, batch.valid, batch.target)
-        return batch_loss(found.counts, batch, strict, variance=found.variance, spread=found.spread)
+        return batch_loss(
+            found.counts,
+            batch,
+            strict,
+            variance=found.variance,
+            spread=found.spread,
+            spread_weight=self.settings.spread_weight,
+        )
 
     def stage(self, step: int) -> Hashable:
         """Tell whether frames far off cost more by now."""
