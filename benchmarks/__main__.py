@@ -25,7 +25,7 @@ def main() -> None:
     rows += [
         ("RunEngine events/s, with DenoiseProcess over with a no-op", f"{found.ratio:.2f}"),
         (
-            "the same of a no-op, while a process that knows no Bluesky computes instead",
+            "the same of a no-op, while a process that knows no Bluesky denoises instead",
             f"{found.beside_another:.2f}",
         ),
         ("added to each event", f"{found.added_us:.0f} us"),

@@ -47,8 +47,8 @@ class RunEngineSpeed(NamedTuple):
     handing_over_us: float
     """Of them, processor time of the RunEngine's thread for handing an event over."""
     beside_another: float
-    """Events per second with a no-op while an unrelated process computes, over those alone:
-    what two busy cores take from each other, whoever keeps them busy."""
+    """Events per second with a no-op while a process denoises that knows no Bluesky, over those
+    alone: what two busy cores take from each other, and no handing over can be blamed for."""
 
 
 def run_engine_speed(events: int = 20, repeats: int = 60) -> RunEngineSpeed:
@@ -112,20 +112,23 @@ def run_engine_speed(events: int = 20, repeats: int = 60) -> RunEngineSpeed:
 
 
 _COMPUTE = """
-import os, torch
+import os
+from bluesky_denoise import Denoiser
+from bluesky_denoise.memory import keep_freed_memory
+from bluesky_denoise.simulation import recorded_frames
 os.nice(5)
-torch.set_num_threads(1)
-convolve, image = torch.nn.Conv2d(32, 32, 3), torch.rand(1, 32, 100, 240)
-convolve(image)
+keep_freed_memory()
+denoiser, frames = Denoiser.load(threads=1), recorded_frames().counts[:1]
+denoiser.denoise(frames, 1.0)
 print("ready", flush=True)
 while True:
-    convolve(image)
+    denoiser.denoise(frames, 1.0)
 """
 
 
 @contextmanager
 def _another_process() -> Iterator[subprocess.Popen]:
-    """Start a process that, when it goes on, keeps a core busy as the denoiser does."""
+    """Start a process that, when it goes on, denoises one frame over and over."""
     with subprocess.Popen([sys.executable, "-c", _COMPUTE], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGSTOP)
