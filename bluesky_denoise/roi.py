@@ -221,7 +221,7 @@ def values(weighing: Weighing) -> ROIValues:
         intensity_error=error / seconds,
         background=background / seconds,
         raw_sum=total / seconds if inside.any() else np.nan,
-        raw_sum_error=np.sqrt(max(total, 1.0)) / seconds if inside.any() else np.nan,
+        raw_sum_error=float(np.sqrt(max(total, 1.0))) / seconds if inside.any() else np.nan,
         denoised_sum=float(np.nansum(whole[inside])) if inside.any() else np.nan,
         center_row=shape.row + crop.origin[0],
         center_row_error=shape.row_error,

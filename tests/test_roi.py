@@ -376,3 +376,13 @@ def test_a_slope_does_not_bias_the_plain_sum_where_the_frame_lies_to_one_side(wh
     assert {values.method for values in found} == {"sum"}
     assert abs(np.mean(pulls)) < 0.3
     assert 0.8 < np.std(pulls) < 1.2
+
+
+def test_values_are_plain_numbers_that_any_document_takes():
+    counts = np.random.default_rng(3).poisson(
+        gaussian_peak(SHAPE, satellite(np.random.default_rng(4), 5.0, 2.0)) + 1.0
+    )
+    found = measure_roi(counts, np.float32(0.5), BOX, Smoother()).as_dict()
+    assert {name: type(value) for name, value in found.items() if name != "method"} == (
+        dict.fromkeys(found.keys() - {"method"}, float)
+    )
