@@ -9,7 +9,7 @@ import h5py
 import hdf5plugin  # noqa: F401  (registers the filters that detectors compress with)
 import numpy as np
 
-from bluesky_denoise.errors import FrameShapeError
+from bluesky_denoise.errors import FrameShapeError, MaskError
 
 __all__ = ["FrameFile", "check_stack", "find_files", "read_frame_file", "usable_mask"]
 
@@ -184,6 +184,8 @@ def usable_mask(frames: np.ndarray, mask: np.ndarray | None, name: str) -> np.nd
     ------
     FrameShapeError
         If the mask has another shape than the frames.
+    MaskError
+        If no pixel is left.
     """
     flagged = np.zeros(frames.shape[1:], bool)
     for frame in frames:
@@ -195,10 +197,14 @@ def usable_mask(frames: np.ndarray, mask: np.ndarray | None, name: str) -> np.nd
             flagged |= frame == 2**16 - 1
         if frame.dtype.kind in "if":
             flagged |= frame < 0
-    if mask is None:
-        return flagged
-    if mask.shape != flagged.shape:
+    if mask is not None and mask.shape != flagged.shape:
         raise FrameShapeError(
             f"{name} has frames {frames.shape} and mask {mask.shape}; expected (n, H, W), (H, W)."
         )
-    return flagged | mask
+    invalid = flagged if mask is None else flagged | mask
+    if invalid.all():
+        raise MaskError(
+            f"{name} has no valid pixel: of {flagged.size}, {int(flagged.sum())} are flagged in "
+            f"a frame and {int((invalid & ~flagged).sum())} more masked (nonzero means invalid)."
+        )
+    return invalid

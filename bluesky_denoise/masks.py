@@ -28,7 +28,7 @@ def load_mask(source: str | Path | np.ndarray) -> np.ndarray:
     Raises
     ------
     MaskError
-        If the file cannot be read, or does not hold a two-dimensional array.
+        If the file cannot be read, does not hold a two-dimensional array, or leaves no pixel.
     """
     where = "The mask array" if isinstance(source, np.ndarray) else f"Mask {source}"
     values = source if isinstance(source, np.ndarray) else _read(str(source))
@@ -38,6 +38,11 @@ def load_mask(source: str | Path | np.ndarray) -> np.ndarray:
             "expected (H, W) numbers, nonzero where a pixel is invalid."
         )
     mask = values != 0
+    if mask.all():
+        raise MaskError(
+            f"{where} leaves no pixel of {mask.shape}: nonzero means invalid. Invert it if it "
+            "marks the valid pixels."
+        )
     mask.flags.writeable = False
     return mask
 

@@ -79,6 +79,11 @@ def test_a_mask_must_have_two_axes_and_numbers(values):
         load_mask(values)
 
 
+def test_a_mask_that_leaves_no_pixel_is_refused():
+    with pytest.raises(MaskError, match=r"leaves no pixel of \(16, 20\): nonzero means invalid"):
+        load_mask(np.ones((16, 20), np.uint8))
+
+
 def test_a_bad_mask_is_found_when_the_settings_are_made(tmp_path):
     with pytest.raises(SettingsError, match=r"'mask': Mask .*nowhere\.npy cannot be read"):
         DenoiseSettings(mask=tmp_path / "nowhere.npy")

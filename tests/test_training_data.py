@@ -2,7 +2,12 @@ import h5py
 import numpy as np
 import pytest
 
-from bluesky_denoise.errors import FrameShapeError, FrameValueError, SettingsError
+from bluesky_denoise.errors import (
+    FrameShapeError,
+    FrameValueError,
+    MaskError,
+    SettingsError,
+)
 from bluesky_denoise.frame_files import find_files
 from bluesky_denoise.training.data import SimulatedScenes
 from bluesky_denoise.training.files import read_file
@@ -245,3 +250,13 @@ def test_no_share_holds_nothing_out():
     data = split([thinned(100)], share=0)
     assert data.held_out == []
     assert len(data.training[0]) == 100
+
+
+def test_frames_without_a_valid_pixel_are_refused(tmp_path, rng):
+    counts = rng.poisson(2.0, (3, 16, 16)).astype(np.int32)
+    path = write(tmp_path / "inverted.h5", frames=counts, mask=np.ones((16, 16), np.uint8))
+    with pytest.raises(MaskError, match=r"inverted has no valid pixel: of 256, 0 are flagged.*256"):
+        read_file(path)
+    path = write(tmp_path / "flags.h5", frames=np.full_like(counts, -1))
+    with pytest.raises(MaskError, match="flags has no valid pixel: of 256, 256 are flagged"):
+        read_file(path)
