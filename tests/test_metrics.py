@@ -139,3 +139,13 @@ def test_classical_denoisers_beat_the_raw_frame_on_a_smooth_scene(rng, denoise):
     assert (found[mask] == 0).all()
     error = np.mean((found - truth)[~mask] ** 2)
     assert error < 0.25 * np.mean((counts - truth)[~mask] ** 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("denoise", [anscombe_bm3d, anscombe_nlm])
+@pytest.mark.parametrize("shape", [(8, 8), (1, 60), (3, 5), (1, 1)], ids=str)
+def test_classical_denoisers_take_the_smallest_frames(rng, denoise, shape):
+    pytest.importorskip("bm3d")
+    found = denoise(rng.poisson(20.0, shape))
+    assert found.shape == shape
+    assert ((found > 2) & (found < 50)).all()

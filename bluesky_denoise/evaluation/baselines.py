@@ -15,6 +15,8 @@ __all__ = [
 
 SIGMAS = (0.0, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 """Widths that `best_gaussian` tries, pixels."""
+BM3D_PX = 16
+"""Least side of what BM3D is given; smaller frames are mirrored at their ends."""
 
 
 def gaussian(counts: np.ndarray, sigma_px: float, mask: np.ndarray | None = None) -> np.ndarray:
@@ -116,9 +118,14 @@ def anscombe_bm3d(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndar
     from bm3d import bm3d
 
     stable, valid = _stabilised(counts, mask)
+    rows, cols = stable.shape
+    # On 8 x 8 pixels it crashes the process, smaller ones it refuses.
+    padding = [(0, max(0, BM3D_PX - size)) for size in stable.shape]
+    stable = np.pad(stable, padding, mode="symmetric")
     # BM3D's own scale is [0, 1]; the noise of the transform is 1 in any case.
     top = max(float(stable.max()), 1.0)
-    return unbiased_inverse(bm3d(stable / top, sigma_psd=1 / top) * top) * valid
+    found = bm3d(stable / top, sigma_psd=1 / top)[:rows, :cols] * top
+    return unbiased_inverse(found) * valid
 
 
 def anscombe_nlm(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

@@ -68,8 +68,11 @@ def speed_scores(
                     least[name] = min(least.get(name, seconds), seconds)
         if process.returncode:
             errors.seek(0)
-            end = errors.read().decode(errors="replace").strip()[-500:]
-            raise TimingError(f"Nothing could be timed; the process for it wrote: {end}")
+            end = errors.read().decode(errors="replace").strip()[-500:] or "nothing"
+            raise TimingError(
+                f"Nothing could be timed; the process for it ended with {process.returncode} and "
+                f"wrote: {end}"
+            )
     ours = least.pop(timing.OURS)
     size = " x ".join(map(str, counts.shape))
     return [SpeedScore(name, seconds / ours, size) for name, seconds in least.items()]
