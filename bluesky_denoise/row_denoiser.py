@@ -123,6 +123,8 @@ class RowDenoiser:
     def _look_at(self, stream: RawStream, row: Row, frame: Frame, alone: bool) -> None:
         """Measure the frames of one row, and audit them if nothing else waits."""
         name, result = frame.data_key, row.result
+        if np.isnan(result.rates[name]).all((1, 2)).any():
+            result.problems.append(f"{name}: no pixel is valid, all are masked or hold no counts")
         result.numbers |= measure(frame, result.rates[name], stream.regions[name], self._denoiser)
         # A denoiser without a card, such as a test's, claims nothing that could be audited.
         if self._settings.audit and alone and self._denoiser.card:

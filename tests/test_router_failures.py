@@ -61,6 +61,16 @@ def test_a_frame_whose_shape_changes_is_told_and_the_others_are_denoised(RE, raw
     assert derived.by_name["stop"][0]["num_events"] == {"denoised": 4}
 
 
+def test_a_frame_without_a_valid_pixel_is_told(RE, raw, build):
+    _, derived = build(exposure_s=1.0, frames_directory=None)
+    det = AnyShape(name="det", func=lambda: np.zeros(SHAPE))
+    frames = iter([np.ones(SHAPE), np.full(SHAPE, np.nan), np.ones(SHAPE)])
+    det.sim_set_func(lambda: next(frames))
+    RE(bp.count([det], 3))
+    assert values(derived, "denoise_ok") == [True, False, True]
+    assert values(derived, "denoise_reason")[1].startswith("det: no pixel is valid")
+
+
 def test_skipped_events_are_recorded_and_counted(RE, raw, build, logged):
     RE(bp.count([Camera(name="det", func=poisson())], 4))
     router = DenoiseRouter(settings(), UnitDenoiser())
