@@ -36,7 +36,7 @@ class ROI:
             try:
                 start, stop = (int(edge) for edge in value)
                 exact = start == value[0] and stop == value[1]
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 exact = False
             if not exact or not 0 <= start < stop:
                 raise SettingsError(
@@ -44,10 +44,7 @@ class ROI:
                     "with 0 <= first < last."
                 )
             object.__setattr__(self, name, (start, stop))
-        if int(self.background_px) != self.background_px or self.background_px < 0:
-            raise SettingsError(
-                f"The background_px of a ROI is {self.background_px!r}; expected pixels, >= 0."
-            )
+        object.__setattr__(self, "background_px", _pixels(self.background_px))
 
     def check(self, shape: tuple[int, int]) -> None:
         """Raise `FrameShapeError` if the rectangle is not inside of frames (H, W)."""
@@ -56,6 +53,17 @@ class ROI:
                 f"A ROI of rows {self.rows} and columns {self.cols} does not fit frames of shape "
                 f"{tuple(shape)}."
             )
+
+
+def _pixels(value: object) -> int:
+    try:
+        width = int(value)
+        exact = width == value
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    if not exact or width < 0:
+        raise SettingsError(f"The background_px of a ROI is {value!r}; expected pixels, >= 0.")
+    return width
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +125,7 @@ def cut(
             )
         found = np.nonzero(region.any(1))[0], np.nonzero(region.any(0))[0]
         (top, bottom), (left, right) = ((int(f[0]), int(f[-1]) + 1) for f in found)
+    background_px = _pixels(background_px)
     reach = background_px + MARGIN_PX
     window = (
         slice(max(top - reach, 0), min(bottom + reach, counts.shape[0])),

@@ -15,6 +15,7 @@ from bluesky_denoise.summation import (
     choose_summation,
     excess,
     ground,
+    made_up,
     plain_summation,
     significance,
 )
@@ -69,13 +70,13 @@ class ROIValues:
     """Its standard error."""
     covered: float
     """Share of the peak that valid pixels see, 0 to 1; the intensity is corrected for it.
-    1 where nothing is masked, or no peak is significant."""
+    1 where nothing is masked, no peak is significant, or no background is seen."""
     significance: float
     """Of the peak over its background in the raw counts, standard deviations."""
     method: str
     """``profile``: an ellipse from the denoised frame; ``sum``: the plain sum over the region
-    less the background, where no peak is significant, several are, or photons cannot be told
-    apart (counts that are no integers >= 0)."""
+    less the background, where no peak is significant, more than one peak is there, or photons
+    cannot be told apart (counts that are no integers >= 0)."""
 
     def as_dict(self) -> dict[str, float | str]:
         """Return the values under their names."""
@@ -134,7 +135,8 @@ def measure_roi(
     mask : (H, W) bool, True where a pixel is invalid
     rate : (H, W) counts / s, the denoised frame, where it is known already
     rng : deals the photons; a fixed seed if None, so that a frame always gives the same
-    background_px : width of the frame around a region given as an array
+    background_px : width of the frame around a region given as an array, pixels. It lies in the
+        holes of such a region, too: mask what shall have no say
 
     Returns
     -------
@@ -148,6 +150,8 @@ def measure_roi(
         If the exposure is not above 0, or the counts are no numbers or negative.
     MaskError
         If the mask does not have the shape of the frame.
+    SettingsError
+        If ``background_px`` is not pixels, 0 or more.
 
     References
     ----------
@@ -190,8 +194,12 @@ def weigh(
     else:
         whole, rates = (rates[0], rates[1:]) if len(rates) else (np.zeros(crop.counts.shape), rates)
     nothing = plain_summation(crop)
-    if parts is None or nothing is None or not len(rates):
-        return Weighing(crop, crop.counts[None], [] if nothing is None else [nothing], whole)
+    if nothing is None:
+        return Weighing(crop, crop.counts[None], [], whole)
+    if parts is None or not len(rates):
+        ellipse = _peak(crop, whole * crop.exposure_s)[0]
+        one = None if ellipse is None else made_up(crop, ellipse)
+        return Weighing(crop, crop.counts[None], [one or nothing], whole)
     chosen = [
         choose_summation(crop, crop.counts - part, rate * crop.exposure_s) or nothing
         for part, rate in zip(parts, rates, strict=True)

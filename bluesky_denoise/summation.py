@@ -22,6 +22,7 @@ __all__ = [
     "choose_summation",
     "excess",
     "ground",
+    "made_up",
     "plain_summation",
     "significance",
 ]
@@ -34,6 +35,8 @@ REACHES = (2.8, 3.2, 4.0, 6.0)
 """Sizes of the ellipse that are tried, standard deviations."""
 SLOPING = 12.0
 """Chi-square of the two slopes of a background from which it is taken for a plane."""
+FULLY_SEEN = 0.99
+"""Share of a peak in valid pixels above which the mask hides nothing to speak of."""
 TAIL = 0.02
 """Share of a peak's photons that may lie outside of 2.8 standard deviations unforeseen."""
 
@@ -47,7 +50,7 @@ class Summation:
     profile: np.ndarray | None
     """(h, w) share of the peak that valid pixels see; None for the plain sum."""
     covered: float
-    """Sum of the profile; 1 for the plain sum."""
+    """Share of the peak that valid pixels see; 1 for the plain sum where none is masked."""
 
 
 def plain_summation(crop: Crop) -> Summation | None:
@@ -152,9 +155,8 @@ def choose_summation(crop: Crop, others: np.ndarray, expected: np.ndarray) -> Su
     noise = 1 / np.sqrt(max(float(others[around].sum()), 1.0))
     outside = inside & (ellipse.distance(under.shape) > 3)
     if not outside_is_quiet(others, under, outside, noise):
-        return None
-    profile = ellipse.profile(crop.region)
-    known = profile * crop.valid
+        return made_up(crop, ellipse)
+    known = ellipse.profile(crop.region) * crop.valid
     core = weights(ellipse, REACHES[0], inside)
     strength = float((core * (others - under)).sum() / max((core * known).sum(), 0.05)) * scale
     best: tuple[float, Summation] | None = None
@@ -169,9 +171,31 @@ def choose_summation(crop: Crop, others: np.ndarray, expected: np.ndarray) -> Su
         if best is None or risk < best[0]:
             best = risk, Summation(coefficients, known, float(known.sum()))
     whole = _variance(plain.coefficients, known, strength, under * scale)
-    if best is None or (known.sum() > 0.99 and whole < best[0]):
+    if best is None or (known.sum() > FULLY_SEEN and whole < best[0]):
         return None
     return best[1]
+
+
+def made_up(crop: Crop, ellipse: Ellipse) -> Summation | None:
+    """Sum plainly, and make up for what the mask hides of a peak: its share of the core.
+
+    For a region that holds more than one Gaussian: tails, or a second peak.
+
+    Returns
+    -------
+    Summation or None
+        None where next to nothing is hidden, and where the visible part does not tell.
+    """
+    known = ellipse.profile(crop.region) * crop.valid
+    seen = float(known.sum())
+    plain = plain_summation(crop)
+    if plain is None or seen > FULLY_SEEN or not crop.around.any():
+        return None
+    core = weights(ellipse, REACHES[0], crop.inside)
+    peak = linear_coefficients(known, core, crop.around * 1.0)
+    if peak is None:
+        return None
+    return Summation(plain.coefficients + (1 - seen) * peak, None, seen)
 
 
 def _variance(

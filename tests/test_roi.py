@@ -165,6 +165,34 @@ def test_masked_pixels_in_a_peak_are_made_up_for():
     assert found.covered == pytest.approx(1 - lost, abs=0.06)
 
 
+@pytest.mark.parametrize("factor", [1, 1.0001], ids=["photons", "no photons"])
+@pytest.mark.parametrize("strength", [500, 4_000, 20_000])
+def test_what_a_mask_hides_of_a_bright_peak_is_made_up_for(strength, factor):
+    rng = np.random.default_rng(16)
+    mask = np.zeros(SHAPE, bool)
+    mask[:, 22:24] = True
+    truth = gaussian_peak(SHAPE, Peak(22.0, 22.5, strength, 2.0, 2.0)) + 1.0
+    seen = 1 - (truth - 1)[mask].sum() / strength
+    assert seen == pytest.approx(0.62, abs=0.01)
+    for _ in range(3):
+        counts = rng.poisson(truth) * factor
+        found = measure_roi(counts, 1.0, BOX, Denoiser.load(), mask=mask)
+        assert found.intensity == pytest.approx(strength, abs=4 * found.intensity_error)
+        assert found.covered == pytest.approx(seen, abs=0.06)
+
+
+def test_a_mask_through_one_of_two_peaks_is_made_up_for():
+    rng = np.random.default_rng(17)
+    mask = np.zeros(SHAPE, bool)
+    mask[:, 15:17] = True
+    strong, weak = Peak(22.0, 15.0, 8_000.0, 1.5, 1.5), Peak(22.0, 31.0, 2_000.0, 1.5, 1.5)
+    counts = rng.poisson(gaussian_peak(SHAPE, strong) + gaussian_peak(SHAPE, weak) + 0.2)
+    found = measure_roi(counts, 1.0, BOX, Denoiser.load(), mask=mask)
+    assert found.intensity == pytest.approx(10_000, rel=0.12)
+    assert found.method == "sum"
+    assert found.covered < 0.7
+
+
 def test_two_peaks_in_one_region_are_both_counted():
     rng = np.random.default_rng(8)
     rate = 0.2 + sum(gaussian_peak(SHAPE, Peak(22.0, col, 150.0, 1.5, 1.5)) for col in (15.0, 30.0))
@@ -252,8 +280,22 @@ def test_what_does_not_fit_is_refused_with_both_shapes():
         measure_roi(counts, 1.0, ROI((0, 4), (0, 4)), Smoother(), mask=np.zeros((3, 3)))
     with pytest.raises(FrameValueError, match="exposure is 0"):
         measure_roi(counts, 0, ROI((0, 4), (0, 4)), Smoother())
-    with pytest.raises(SettingsError, match="background_px"):
-        ROI((0, 4), (0, 4), background_px=-1)
+    with pytest.raises(SettingsError, match="background_px of a ROI is -1"):
+        measure_roi(counts, 1.0, np.ones((32, 32), bool), Smoother(), background_px=-1)
+
+
+@pytest.mark.parametrize("width", [-1, 1.5, "a", None, float("nan"), float("inf")], ids=str)
+def test_a_roi_refuses_a_frame_of_no_width(width):
+    with pytest.raises(SettingsError, match="background_px of a ROI is"):
+        ROI((0, 4), (0, 4), width)
+
+
+@pytest.mark.parametrize("width", [4.0, np.uint8(4), np.int64(4)], ids=lambda w: type(w).__name__)
+def test_a_roi_takes_any_number_for_a_width(width):
+    roi = ROI((270, 300), (270, 300), width)
+    assert roi == ROI((270, 300), (270, 300), 4)
+    counts = np.random.default_rng(18).poisson(1.0, (320, 320))
+    assert np.isfinite(measure_roi(counts, 1.0, roi, Smoother()).intensity)
 
 
 def test_the_shipped_weights_give_unbiased_intensities():
