@@ -217,7 +217,8 @@ def _train_paper(steps: int, console: Console) -> Iterable[Denoiser]:
     frames = sorted(TRAINED_ON.glob("*.h5"))
     for name in PAPER:
         path = Path("checkpoints") / f"{name}_{steps}.safetensors"
-        if not path.exists():
+        # A training that was killed leaves weights, too, and goes on from its last state.
+        if not path.exists() or path.with_suffix(".resume").exists():
             settings = FitSettings(model=name, steps=steps, held_out_share=0.0)
             with _progress(console) as bar:
                 task = bar.add_task(f"training {name}", total=steps)
@@ -225,7 +226,7 @@ def _train_paper(steps: int, console: Console) -> Iterable[Denoiser]:
                     path,
                     frames,
                     settings,
-                    report=lambda *_, bar=bar, task=task: bar.advance(task),
+                    report=lambda now, bar=bar, task=task: bar.update(task, completed=now.step + 1),
                 )
         yield Denoiser.load(path)
 

@@ -85,12 +85,12 @@ def read_frame_file(path: Path) -> FrameFile:
     with file:
         about = dict(file.attrs)
         try:
-            if "frames" in file:
-                return _stack(file, file["frames"], about)
+            if isinstance(data := file.get("frames"), h5py.Dataset):
+                return _stack(file, data, about)
             if f"{LOW}/data" in file:
-                return _exposures(file, about)
+                return _exposures(file, about, path)
             return _only_stack(file, path, about)
-        except OSError as error:
+        except (OSError, KeyError) as error:
             raise FrameShapeError(f"The frames of {path} cannot be read: {error}.") from None
 
 
@@ -98,17 +98,34 @@ def _stack(file: h5py.File, data: h5py.Dataset, about: dict[str, Any]) -> FrameF
     return FrameFile(data[...], _mask(file, data.shape), about=about | dict(data.attrs))
 
 
-def _exposures(file: h5py.File, about: dict[str, Any]) -> FrameFile:
+def _exposures(file: h5py.File, about: dict[str, Any], path: Path) -> FrameFile:
     groups = [file[name] for name in (LOW, HIGH) if f"{name}/data" in file]
+    for data in (group["data"] for group in groups):
+        if not isinstance(data, h5py.Dataset) or data.ndim != 3:
+            raise FrameShapeError(
+                f"{path} has {data.name}, a {type(data).__name__.lower()} of shape "
+                f"{getattr(data, 'shape', None)}; expected frames (H, W, n)."
+            )
     stacks = [np.moveaxis(group["data"][...], -1, 0) for group in groups]
-    exposures = [_exposure(group) for group in groups]
+    exposures = [_exposure(group, path) for group in groups]
     low, high = [*stacks, None][:2], [*exposures, None][:2]
     return FrameFile(low[0], _mask(file, low[0].shape), low[1], (high[0], high[1]), about)
 
 
-def _exposure(group: h5py.Group) -> float | None:
+def _exposure(group: h5py.Group, path: Path) -> float | None:
     found = group.attrs.get("exposure_s", group["data"].attrs.get("exposure_s"))
-    return float(found) if found is not None else None
+    if found is None:
+        return None
+    try:
+        seconds = np.unique(np.asarray(found, dtype=np.float64))
+    except (TypeError, ValueError):
+        seconds = np.empty(0)
+    if len(seconds) != 1 or not 0 < seconds[0] < np.inf:
+        raise FrameShapeError(
+            f"{path} has the attribute exposure_s = {found!r} at {group.name}; expected one "
+            "number of seconds, > 0."
+        )
+    return float(seconds[0])
 
 
 def _only_stack(file: h5py.File, path: Path, about: dict[str, Any]) -> FrameFile:
@@ -130,22 +147,34 @@ def _only_stack(file: h5py.File, path: Path, about: dict[str, Any]) -> FrameFile
 
 
 def _datasets(file: h5py.File) -> list[h5py.Dataset]:
+    """List the data sets of a file, those behind links included, each once."""
     found: dict[Any, h5py.Dataset] = {}
-
-    def visit(_: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            found.setdefault(item.id, item)
-
-    file.visititems(visit)
+    groups, seen = [file["/"]], {file["/"].id}
+    while groups:
+        group = groups.pop()
+        for name in group:
+            item = group.get(name)  # None for a link to nothing
+            if isinstance(item, h5py.Dataset):
+                found.setdefault(item.id, item)
+            elif isinstance(item, h5py.Group) and item.id not in seen:
+                seen.add(item.id)
+                groups.append(item)
     return list(found.values())
 
 
 def _mask(file: h5py.File, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Read the mask of the file; one of any other name or place only if it fits the frames."""
+    """Read the mask of the file; one of another name or place only if it fits the frames."""
     if "mask" in file:
-        return file["mask"][...] != 0
+        data = file.get("mask")
+        if not isinstance(data, h5py.Dataset) or data.dtype.kind not in "biuf":
+            raise FrameShapeError(
+                f"{file.filename} has a `mask` that is {data!r}; expected a data set (H, W) of "
+                "numbers, nonzero where a pixel is invalid."
+            )
+        return data[...] != 0
     for data in _datasets(file):
-        if data.name.rsplit("/", 1)[-1] in MASKS and data.shape == shape[1:]:
+        named = data.name.rsplit("/", 1)[-1] in MASKS
+        if named and data.shape == shape[1:] and data.dtype.kind in "biuf":
             return data[...] != 0
     return None
 
@@ -193,7 +222,7 @@ def usable_mask(frames: np.ndarray, mask: np.ndarray | None, name: str) -> np.nd
             flagged |= ~np.isfinite(frame)
         elif frame.dtype.itemsize >= 4:
             flagged |= frame == 2**32 - 1
-        elif frame.dtype == np.uint16:
+        elif frame.dtype.kind == "u" and frame.dtype.itemsize == 2:
             flagged |= frame == 2**16 - 1
         if frame.dtype.kind in "if":
             flagged |= frame < 0

@@ -1,6 +1,7 @@
 """Masks of invalid pixels, read from arrays and files."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -32,6 +33,11 @@ def load_mask(source: str | Path | np.ndarray) -> np.ndarray:
     """
     where = "The mask array" if isinstance(source, np.ndarray) else f"Mask {source}"
     values = source if isinstance(source, np.ndarray) else _read(str(source))
+    if not isinstance(values, np.ndarray):
+        raise MaskError(
+            f"{where} is a {type(values).__name__}; expected an array (H, W) of numbers, nonzero "
+            "where a pixel is invalid."
+        )
     if values.ndim != 2 or values.dtype.kind not in "biuf":
         raise MaskError(
             f"{where} has shape {values.shape} and dtype {values.dtype}; "
@@ -47,7 +53,7 @@ def load_mask(source: str | Path | np.ndarray) -> np.ndarray:
     return mask
 
 
-def _read(source: str) -> np.ndarray:
+def _read(source: str) -> Any:
     name, _, dataset = source.partition("::")
     suffix = Path(name).suffix.lower()
     try:
@@ -55,7 +61,8 @@ def _read(source: str) -> np.ndarray:
             return np.load(name, allow_pickle=False)
         if suffix in (".h5", ".hdf5", ".hdf", ".nxs"):
             with h5py.File(name) as file:
-                return file[dataset or "mask"][()]
+                found = file[dataset or "mask"]
+                return found[()] if isinstance(found, h5py.Dataset) else found
         if suffix in (".tif", ".tiff"):
             import tifffile  # optional
 

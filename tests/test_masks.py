@@ -73,6 +73,21 @@ def test_a_dataset_that_is_not_there_is_named(tmp_path):
         load_mask(tmp_path / "bad.h5")
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(None, "Group"), ("mask.npy", "bytes"), (h5py.Empty("u1"), "Empty")],
+    ids=["group", "text", "empty"],
+)
+def test_a_dataset_that_is_no_array_is_named(tmp_path, content, found):
+    with h5py.File(tmp_path / "bad.h5", "w") as file:
+        if content is None:
+            file.create_group("mask")
+        else:
+            file["mask"] = content
+    with pytest.raises(MaskError, match=rf"bad\.h5 is a {found}; expected an array \(H, W\)"):
+        load_mask(tmp_path / "bad.h5")
+
+
 @pytest.mark.parametrize("values", [np.zeros(16), np.zeros((2, 16, 16)), np.full((2, 2), "a")])
 def test_a_mask_must_have_two_axes_and_numbers(values):
     with pytest.raises(MaskError, match=r"The mask array has shape .*expected \(H, W\) numbers"):

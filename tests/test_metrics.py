@@ -143,7 +143,7 @@ def test_classical_denoisers_beat_the_raw_frame_on_a_smooth_scene(rng, denoise):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("denoise", [anscombe_bm3d, anscombe_nlm])
-@pytest.mark.parametrize("shape", [(8, 8), (1, 60), (3, 5), (1, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(8, 8), (1, 60), (60, 1), (3, 5), (1, 1)], ids=str)
 def test_classical_denoisers_take_the_smallest_frames(rng, denoise, shape):
     pytest.importorskip("bm3d")
     found = denoise(rng.poisson(20.0, shape))

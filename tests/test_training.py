@@ -236,6 +236,47 @@ def test_a_stopped_fit_does_not_go_on_with_other_data(tmp_path, scan, monkeypatc
         fit(output, [scan], QUICK)
 
 
+@pytest.mark.parametrize("changed", ["frames", "mask", "precision"])
+def test_a_stopped_fit_goes_on_with_the_same_frames_and_precision_only(
+    tmp_path, rng, monkeypatch, changed
+):
+    monkeypatch.setattr("bluesky_denoise.training.fit.SAVE_EVERY", 1)
+    counts, mask = rng.poisson(3.0, (4, 64, 64)), np.zeros((64, 64), bool)
+    output = tmp_path / "part.safetensors"
+
+    def stop(now):
+        if now.step == 1:
+            raise KeyboardInterrupt
+
+    def go_on(mixed=False, report=None):
+        source = ThinnedFrames(counts=counts.copy(), mask=mask.copy(), name="scan")
+        return fit(output, [source], QUICK, mixed_precision=mixed, device="cpu", report=report)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on(report=stop)
+    if changed == "precision":
+        with pytest.raises(CheckpointError, match="other mixed_precision False, now True"):
+            go_on(mixed=True)
+        return
+    (counts if changed == "frames" else mask)[..., 3, 3] = 1
+    with pytest.raises(CheckpointError, match=r"other frames or masks [0-9a-f]+, now [0-9a-f]+"):
+        go_on()
+
+
+def test_weights_are_not_written_over_those_started_from(tmp_path):
+    first = fit(tmp_path / "a.safetensors", settings=QUICK)
+    before = first.read_bytes()
+    with pytest.raises(SettingsError, match=r"a\.safetensors cannot be written over the weights"):
+        fit(first, settings=QUICK, start_from=str(first))
+    assert first.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"a\.safetensors cannot be written: .*File exists"):
+        fit(tmp_path / "file" / "a.safetensors", settings=QUICK)
+
+
 def test_processes_draw_different_batches():
     recipe = PhotonRecipe(QUICK)
     first, second = (recipe.batch(0, [], rank, 2) for rank in (0, 1))

@@ -1,3 +1,5 @@
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -36,8 +38,8 @@ def write(path, **datasets):
     return path
 
 
-def thinned(number, name="scan"):
-    counts = np.random.default_rng(1).poisson(5.0, (number, 40, 48))
+def thinned(number, name="scan", seed=1):
+    counts = np.random.default_rng(seed).poisson(5.0, (number, 40, 48))
     return ThinnedFrames(counts=counts, mask=np.zeros((40, 48), bool), name=name)
 
 
@@ -181,12 +183,72 @@ def test_repeats_may_come_from_an_integrating_detector(tmp_path, rng):
             {"low_count__data": np.zeros((16, 16, 2)), "high_count__data": np.ones((16, 16, 2))},
             r"\[0\.0, 512\.0\] counts in short and long frames",
         ),
+        ({"low_count__data": np.ones((16, 16))}, r"/low_count/data, a dataset of shape \(16, 16\)"),
+        ({"frames": np.ones((2, 16, 16), int), "mask__data": np.ones((16, 16))}, "`mask` that is"),
+        ({"low_count__data__a": np.ones(3)}, "/low_count/data, a group of shape None; expected"),
     ],
 )
 def test_files_that_cannot_be_learnt_from_say_why(tmp_path, datasets, message):
     path = write(tmp_path / "a.h5", **datasets)
     with pytest.raises((FrameShapeError, FrameValueError), match=message):
         read_file(path)
+
+
+@pytest.mark.parametrize("told", [1.0, [1.0], [1.0, 1.0, 1.0]], ids=str)
+def test_exposures_may_be_told_for_each_frame(tmp_path, told):
+    path = write(tmp_path / "a.h5", low_count__data=np.ones((16, 16, 3)))
+    with h5py.File(path, "a") as file:
+        file["high_count/data"] = np.ones((16, 16, 3))
+        file["low_count"].attrs["exposure_s"] = told
+        file["high_count"].attrs["exposure_s"] = 5.0
+    np.testing.assert_array_equal(read_file(path).ratios, 5.0)
+
+
+@pytest.mark.parametrize("told", ["1 s", [1.0, 2.0], 0.0, np.nan], ids=str)
+def test_exposures_that_are_no_seconds_are_named(tmp_path, told):
+    path = write(tmp_path / "a.h5", low_count__data=np.ones((16, 16, 3)))
+    with h5py.File(path, "a") as file:
+        file["low_count"].attrs["exposure_s"] = told
+    with pytest.raises(FrameShapeError, match=r"exposure_s = .* at /low_count; expected one numb"):
+        read_file(path)
+
+
+def test_frames_behind_links_are_read_and_links_to_nothing_are_not(tmp_path, rng):
+    write(tmp_path / "scan_data.h5", entry__data__data=rng.poisson(3.0, (4, 32, 32)))
+    master = write(tmp_path / "scan_master.h5", entry__note="x")
+    with h5py.File(master, "a") as file:
+        file["entry/data_000001"] = h5py.ExternalLink("scan_data.h5", "/entry/data/data")
+        file["entry/loop"] = h5py.SoftLink("/entry")
+        file["frames"] = h5py.ExternalLink("gone.h5", "/x")
+    assert read_file(master).counts.shape == (4, 32, 32)
+    (tmp_path / "scan_data.h5").unlink()
+    with pytest.raises(FrameShapeError, match=r"scan_master\.h5 has \['entry', 'frames'\]; expect"):
+        read_file(master)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_flags_are_masked_in_either_byte_order(tmp_path, rng, order):
+    counts = rng.poisson(3.0, (4, 40, 48)).astype(f"{order}u2")
+    counts[:, 7, 7] = 65535
+    assert read_file(write(tmp_path / "a.h5", frames=counts)).mask.sum() == 1
+
+
+def test_attributes_of_any_kind_go_into_the_card(tmp_path, rng):
+    path = write(tmp_path / "a.h5", frames=rng.poisson(3.0, (4, 40, 48)))
+    with h5py.File(path, "a") as file:
+        file.attrs.update(detector=np.array([b"Pilatus"]), exposure_s=np.ones(2))
+    about = read_file(path).about
+    assert json.loads(json.dumps(about)) == about
+    assert (about["detector"], about["exposure_s"]) == (["Pilatus"], [1.0, 1.0])
+
+
+def test_a_mask_is_added_to_that_of_a_file(tmp_path, rng):
+    first, second = np.zeros((2, 40, 48), bool)
+    first[0], second[:, 0] = True, True
+    path = write(tmp_path / "a.h5", frames=rng.poisson(3.0, (4, 40, 48)), mask=first)
+    np.testing.assert_array_equal(read_file(path, mask=second).mask, first | second)
+    with pytest.raises(FrameShapeError, match=r"a mask \(40, 48\); the one given is \(4, 4\)"):
+        read_file(path, mask=np.zeros((4, 4), bool))
 
 
 def test_what_is_no_hdf5_is_refused(tmp_path):
@@ -222,7 +284,7 @@ def test_a_short_run_is_trained_on_whole_and_repeats_need_no_gap():
 
 
 def test_whole_runs_are_held_out_and_never_trained_on():
-    data = split([thinned(5, "a"), SimulatedScenes()], [thinned(5, "b")])
+    data = split([thinned(5, "a"), SimulatedScenes()], [thinned(5, "b", seed=2)])
     assert [source.name for source in data.training] == ["a", "simulated scenes"]
     assert [source.name for source in data.held_out] == ["b"]
     assert data.record[-1]["held_out"] == "all frames"
@@ -233,11 +295,29 @@ def test_whole_runs_are_held_out_and_never_trained_on():
 def test_runs_of_one_name_are_told_apart_by_their_folder(tmp_path, rng):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        write(tmp_path / folder / "scan.h5", frames=rng.poisson(3.0, (3, 40, 48)))
-    first, second = (read_file(tmp_path / folder / "scan.h5") for folder in ("a", "b"))
+        (tmp_path / folder / "run1").mkdir()
+        write(tmp_path / folder / "run1" / "scan.h5", frames=rng.poisson(3.0, (3, 40, 48)))
+    first, second = (read_file(tmp_path / folder / "run1" / "scan.h5") for folder in ("a", "b"))
     assert split([first], [second]).held_out == [second]
-    with pytest.raises(SettingsError, match=r"a/scan\.h5 cannot be trained on and held out"):
+    with pytest.raises(SettingsError, match=r"run1/scan\.h5 cannot be trained on and held out\."):
         split([first, second], [first])
+
+
+def test_a_copy_of_what_is_trained_on_is_not_held_out(tmp_path, rng):
+    counts = rng.poisson(3.0, (3, 40, 48))
+    paths = [write(tmp_path / name, frames=counts) for name in ("scan.h5", "copy.h5")]
+    first, second = (read_file(path) for path in paths)
+    with pytest.raises(SettingsError, match=r"copy\.h5 cannot be .*scan\.h5 has frames of it"):
+        split([first], [second])
+
+
+def test_the_frames_of_a_point_are_in_one_block():
+    counts = np.random.default_rng(1).poisson(5.0, (110, 40, 48))
+    mask = np.zeros((40, 48), bool)
+    source = ThinnedFrames(counts=counts, mask=mask, name="scan", per_point=10)
+    (entry,) = split([source], share=0.25, gap_frames=3).record
+    assert entry["training"] == "frames 0 to 69"
+    assert entry["held_out"] == "frames 80 to 109"
 
 
 @pytest.mark.parametrize("change", [{"share": 0.6}, {"share": -0.1}, {"gap_frames": -1}])

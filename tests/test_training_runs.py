@@ -1,4 +1,6 @@
+import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
@@ -8,12 +10,18 @@ from ophyd.sim import motor
 from typer.testing import CliRunner
 
 from bluesky_denoise.cli import app
-from bluesky_denoise.errors import DenoiseError, FrameShapeError, TiledUnavailable
+from bluesky_denoise.errors import (
+    DenoiseError,
+    FrameShapeError,
+    SettingsError,
+    TiledUnavailable,
+)
 from bluesky_denoise.models.checkpoint import load_checkpoint
 from bluesky_denoise.plans import paired_exposures
 from bluesky_denoise.simulation import ReplayFrames, SceneFrames, diffraction_scene
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.training.commands import open_data
+from bluesky_denoise.training.split import split
 from bluesky_denoise.training.tiled_runs import (
     _check_positions,
     _Taken,
@@ -87,6 +95,45 @@ def test_repeated_frames_of_a_run_are_targets_for_each_other(archived):
     assert source.kind == "repeats"
     assert source.about["exposure_s"] == 0.5
     assert len(source) == 5
+
+
+def test_repeats_of_different_exposures_are_refused(archived, detector):
+    def plan():
+        yield from bps.open_run()
+        for seconds in (0.05, 1.0):
+            yield from bps.mv(detector.cam.acquire_time, seconds)
+            yield from bps.trigger(detector, wait=True)
+            yield from bps.create()
+            yield from bps.read(detector)
+            yield from bps.read(detector.cam.acquire_time)
+            yield from bps.save()
+        yield from bps.close_run()
+
+    run = archived(bpp.stage_wrapper(plan(), [detector]))
+    with pytest.raises(DenoiseError, match=r"has exposures of 0\.05 to 1 s; repeats are equal"):
+        read_run(run, repeats=True)
+
+
+def test_held_out_runs_are_not_the_half_of_a_pair_that_is_trained_on(archived):
+    frames = ReplayFrames(np.random.default_rng(0).poisson(5.0, (6, *SHAPE)), 0.4)
+    detector = ReplayDetector(name="det", frames=frames)
+    runs = []
+    for seconds in (0.1, 0.4):
+        detector.cam.acquire_time.put(seconds)
+        runs.append(archived(bp.count([detector], 3)))
+    pairs = read_two_runs(*runs)
+    mask = np.zeros(SHAPE, bool)
+    mask[0] = True
+    for run in runs:
+        with pytest.raises(SettingsError, match=r"held out \(\w+\+\w+ has frames of it\)"):
+            split([pairs], [read_run(run, mask=mask)])
+
+
+def test_the_frames_of_a_point_are_kept_together(archived, tmp_path):
+    frames = ReplayFrames(np.random.default_rng(0).poisson(3.0, (12, *SHAPE)), 1.0)
+    camera = AreaDetectorReplay(name="det", frames=frames, directory=tmp_path, num_images=3)
+    assert read_run(archived(bp.count([camera], 4))).per_point == 3
+    assert read_run(archived(bp.count([camera], 1))).per_point == 1
 
 
 def test_a_run_without_frames_is_refused(archived):
@@ -163,6 +210,16 @@ def test_the_command_takes_what_decides_the_weights_and_the_precision(command, t
     assert settings["learning_rate"] == 0.001
     assert settings["spread_weight"] == 3.0
     assert made["mixed_precision"] is True
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--threads", "0"], ["--seed", "-1"], ["--workers", "-1"], ["--learning-rate", "0"]],
+    ids=" ".join,
+)
+def test_numbers_out_of_range_are_refused(command, tmp_path, wrong):
+    said = command("train", str(tmp_path / "a.safetensors"), "--steps", "1", *wrong, code=2)
+    assert f"Invalid value for '{wrong[0]}'" in said
 
 
 def test_the_key_of_tiled_is_in_no_card_and_in_no_error(tiled, tmp_path, monkeypatch):

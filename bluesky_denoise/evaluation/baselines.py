@@ -152,8 +152,11 @@ def anscombe_nlm(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarr
     from skimage.restoration import denoise_nl_means
 
     stable, valid = _stabilised(counts, mask)
+    rows, cols = stable.shape
+    # It would take frames one pixel wide for lines of one dimension.
+    stable = np.pad(stable, [(0, max(0, 2 - size)) for size in stable.shape], mode="symmetric")
     smooth = denoise_nl_means(stable, patch_size=5, patch_distance=6, h=0.8, sigma=1.0)
-    return unbiased_inverse(smooth) * valid
+    return unbiased_inverse(smooth[:rows, :cols]) * valid
 
 
 def _stabilised(counts: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

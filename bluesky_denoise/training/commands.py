@@ -50,14 +50,14 @@ Share = Annotated[
 ]
 Gap = Annotated[int, typer.Option(help="Frames left out between both blocks.")]
 Repeats = Annotated[bool, typer.Option("--repeats", help="All frames of a run show one scene.")]
-Mask = Annotated[str | None, typer.Option(help="Mask of runs: .npy, .tif or .h5.")]
+Mask = Annotated[str | None, typer.Option(help="Mask of all frames: .npy, .tif or .h5.")]
 Key = Annotated[str | None, typer.Option(help="Data key of the frames of runs.")]
 Uri = Annotated[
     str, typer.Option("--uri", envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; None: cuda where there is one.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 LOCAL = "http://localhost:8000"
 
 
@@ -75,7 +75,7 @@ def train(
         int, typer.Option(help="Pixels per step; not for --recipe paper.")
     ] = FitSettings.pixels,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="Highest rate of the optimiser.")
+        float | None, typer.Option(min=1e-12, help="Highest rate of the optimiser.")
     ] = None,
     spread_weight: Annotated[
         float,
@@ -84,7 +84,7 @@ def train(
             help="What spreading costs against noise: more keeps weak peaks higher.",
         ),
     ] = FitSettings.spread_weight,
-    epochs: Annotated[int, typer.Option(help="For --recipe paper.")] = EPOCHS,
+    epochs: Annotated[int, typer.Option(min=1, help="For --recipe paper.")] = EPOCHS,
     start_from: Annotated[
         str | None, typer.Option(help="Name or path of weights to start from.")
     ] = None,
@@ -101,7 +101,7 @@ def train(
             help="Convolutions in bfloat16, or all in float32. None: bfloat16 on a GPU.",
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that draw batches ahead.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw batches ahead.")] = 0,
 ) -> None:
     """Train a network on simulated scenes and on measured frames.
 
@@ -122,7 +122,7 @@ def train(
             settings,
             recipe=recipe,
             steps=steps or settings.steps,
-            learning_rate=learning_rate or settings.learning_rate,
+            learning_rate=settings.learning_rate if learning_rate is None else learning_rate,
             spread_weight=spread_weight,
             held_out_share=held_out_share,
             gap_frames=gap,
@@ -157,7 +157,7 @@ def finetune(
     start_from: Annotated[
         str, typer.Option(help="Name or path of the weights to adapt.")
     ] = "default",
-    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = ADAPTING.steps,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = ADAPTING.steps,
     seed: Seed = 0,
     mask: Mask = None,
     data_key: Key = None,
@@ -217,15 +217,16 @@ def open_data(
     given : paths of HDF5 files or folders; ``tiled:UID``; ``tiled:SHORT_UID+LONG_UID``
     uri : address of the Tiled server
     repeats : all single frames of a source show one scene
-    mask : file of the invalid pixels of runs; HDF5 files carry their own
+    mask : file of the invalid pixels of all frames, beside the masks that HDF5 files carry
     data_key : of the frames of runs; None: the only one
     """
     opened: list[PairSource] = []
+    invalid = None if mask is None else load_mask(mask)
     for text in given:
         if not text.startswith(RUN):
-            opened += [read_file(path, repeats=repeats) for path in find_files([Path(text)])]
+            for path in find_files([Path(text)]):
+                opened.append(read_file(path, repeats=repeats, mask=invalid))
             continue
-        invalid = None if mask is None else load_mask(mask)
         with catalog(uri) as client:
             runs = [_run(client, uid, uri) for uid in text.removeprefix(RUN).split("+")]
             if len(runs) > 2:

@@ -23,13 +23,16 @@ ABOUT = ("detector", "exposure_s", "source", "licence", "license")
 """Attributes that go into the card."""
 
 
-def read_file(path: Path, *, repeats: bool = False) -> RecordedPairs:
+def read_file(
+    path: Path, *, repeats: bool = False, mask: np.ndarray | None = None
+) -> RecordedPairs:
     """Read the frames of an HDF5 file.
 
     Parameters
     ----------
     path : in a layout of :func:`~bluesky_denoise.frame_files.read_frame_file`
     repeats : all frames show one scene; the same as an attribute ``repeats`` of 1
+    mask : (H, W) bool, True where invalid, beside the mask of the file
 
     Returns
     -------
@@ -48,11 +51,20 @@ def read_file(path: Path, *, repeats: bool = False) -> RecordedPairs:
     found = read_frame_file(path)
     about: dict[str, Any] = {"file": "/".join(path.resolve().parts[-2:])}
     about |= {key: _plain(found.about[key]) for key in ABOUT if key in found.about}
+    name, invalid = path.stem, _both(found.mask, mask, path)
     if found.long is not None:
         exposures = list(found.exposures_s)
-        return _archive_pairs(path.stem, found.frames, found.long, found.mask, about, exposures)
-    repeats = repeats or bool(found.about.get("repeats", False))
-    return single_frames(found.frames, found.mask, path.stem, about, repeats=repeats)
+        return _archive_pairs(name, found.frames, found.long, invalid, about, exposures)
+    repeats = repeats or bool(np.any(found.about.get("repeats", False)))
+    return single_frames(found.frames, invalid, name, about, repeats=repeats)
+
+
+def _both(one: np.ndarray | None, two: np.ndarray | None, path: Path) -> np.ndarray | None:
+    if one is None or two is None:
+        return one if two is None else two
+    if one.shape != two.shape:
+        raise FrameShapeError(f"{path} has a mask {one.shape}; the one given is {two.shape}.")
+    return one | two
 
 
 def single_frames(
@@ -114,4 +126,8 @@ def _archive_pairs(
 def _plain(value: Any) -> Any:
     """Return an attribute as JSON can hold it."""
     value = value.tolist() if hasattr(value, "tolist") else value
-    return value.decode() if isinstance(value, bytes) else value
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str | int | float) else str(value)

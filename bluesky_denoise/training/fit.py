@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bluesky_denoise.training.calibration import STEPS, TOLD, calibrate
 from bluesky_denoise.training.data import Batch
 from bluesky_denoise.training.files import read_file
 from bluesky_denoise.training.gradients import Gradients
-from bluesky_denoise.training.pairs import PairSource
+from bluesky_denoise.training.pairs import PairSource, RecordedPairs
 from bluesky_denoise.training.paper import PaperRecipe
 from bluesky_denoise.training.parallel import Ranks, process_group
 from bluesky_denoise.training.progress import Progress, Seen
@@ -105,6 +106,11 @@ def fit(
         )
     if output.suffix != ".safetensors":
         raise CheckpointError(f"Weights are saved as .safetensors, not as {output.name!r}.")
+    if start_from is not None and Path(start_from).resolve() == output.resolve():
+        raise SettingsError(
+            f"{output} cannot be written over the weights that the training starts from: stopped, "
+            "it could not go on. Give another name, or use `finetune`."
+        )
     recipe = RECIPES[settings.recipe](settings)
     opened, kept = ([_opened(source) for source in group] for group in (sources, held_out))
     data = split(opened, kept, share=settings.held_out_share, gap_frames=settings.gap_frames)
@@ -120,8 +126,25 @@ def fit(
     return output
 
 
+def _make_folder(output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+
+
 def _opened(source: Path | PairSource) -> PairSource:
     return read_file(Path(source)) if isinstance(source, str | Path) else source
+
+
+def _digest(sources: Sequence[PairSource]) -> str:
+    """Return a hash by which frames and masks are known again; simulated scenes have none."""
+    found = blake2b(digest_size=8)
+    for source in sources:
+        if isinstance(source, RecordedPairs):
+            found.update(" ".join(source.digests).encode())
+            found.update(np.packbits(source.mask).data)
+    return found.hexdigest()
 
 
 def _fresh_model(
@@ -158,7 +181,7 @@ class _Job:
         settings, ranks = self.settings, self.ranks
         writes = ranks.rank == 0
         if writes:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.output)
         average = copy.deepcopy(model).requires_grad_(False)
         optimiser = self.recipe.optimiser(model.parameters())
         first, seen = self._load(model, average, optimiser)
@@ -213,6 +236,8 @@ class _Job:
         return {
             "settings": vars(self.settings).copy(),
             "data": self.data.record,
+            "frames or masks": _digest((*self.data.training, *self.data.held_out)),
+            "mixed_precision": self.mixed,
             "processes": self.ranks.number,
             "parent": self.parent and self.parent["sha256"],
         }

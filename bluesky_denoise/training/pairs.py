@@ -1,9 +1,10 @@
 """Pairs to learn from: counts to denoise, and independent counts of the same scene."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -107,12 +108,18 @@ class RecordedPairs(PairSource, Protocol):
     """What is known of the run: file, detector, exposure, licence."""
     kind: str
     """How the pairs are made, in a word or two."""
+    mask: np.ndarray
+    """(H, W) bool, True where invalid."""
     shape: tuple[int, int]
     """Rows and columns of a frame."""
     least: int
     """Frames that a block must have."""
     changing: bool
     """Whether neighbours differ by more than noise, so that a split needs a gap."""
+    per_point: int
+    """Frames of one scene that follow each other, which a split keeps together."""
+    digests: Sequence[str]
+    """A hash of each array of frames."""
 
     def __len__(self) -> int:
         """Return the number of frames to denoise."""
@@ -138,6 +145,8 @@ class _Recorded(ABC):
     """What is known of the run: file, detector, exposure, licence."""
     first: int = 0
     """Number of the first frame in the whole run."""
+    per_point: int = 1
+    """Frames of one scene that follow each other, which a split keeps together."""
 
     least = 1
     changing = True
@@ -165,6 +174,11 @@ class _Recorded(ABC):
         """Return frames ``first`` to ``last - 1`` alone."""
         return replace(self, first=self.first + first, **self._arrays(slice(first, last)))
 
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """A hash of each array of frames, masked pixels included."""
+        return tuple(_digest(frames) for frames in self._arrays(slice(None)).values())
+
     def _arrays(self, frames: slice) -> dict[str, np.ndarray]:
         return {"counts": self.counts[frames]}
 
@@ -176,6 +190,13 @@ class _Recorded(ABC):
     @abstractmethod
     def pair(self, index: int, window: Window, rng: np.random.Generator) -> Pair:
         """Return the pair of one frame, seen through a window."""
+
+
+def _digest(frames: np.ndarray) -> str:
+    found = blake2b(f"{frames.dtype} {frames.shape}".encode(), digest_size=16)
+    for frame in frames:
+        found.update(np.ascontiguousarray(frame).data)
+    return found.hexdigest()
 
 
 class ThinnedFrames(_Recorded):

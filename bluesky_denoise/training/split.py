@@ -30,8 +30,8 @@ def split(
     """Hold out the last block of each run that is long enough, and whole runs.
 
     Neighbouring frames of a scan show nearly the same scene, so a gap is left out between
-    the blocks; frames that repeat one scene need none. A run that would keep less than half
-    of its frames for training is trained on whole.
+    the blocks, and all frames of a point are in one; frames that repeat one scene need no gap.
+    A run that would keep less than half of its frames for training is trained on whole.
 
     Parameters
     ----------
@@ -50,10 +50,11 @@ def split(
             f"A share of {share} of the frames with a gap of {gap_frames} cannot be held out; "
             "expected 0 to 0.5, and a gap of 0 or more."
         )
-    both = {_identity(source) for source in sources} & {_identity(source) for source in held_out}
-    if both:
-        names = ", ".join(sorted(file or name for name, file in both))
-        raise SettingsError(f"{names} cannot be trained on and held out.")
+    for source in held_out:
+        both = [other for other in sources if _identity(other) & _identity(source)]
+        if both:
+            told = f" ({_named(both[0])} has frames of it)" if both[0].name != source.name else ""
+            raise SettingsError(f"{_named(source)} cannot be trained on and held out{told}.")
     training: list[PairSource] = []
     kept: list[PairSource] = []
     record: list[dict[str, Any]] = []
@@ -80,10 +81,18 @@ def split(
     return Split(training, kept, record)
 
 
-def _identity(source: PairSource) -> tuple[str, str]:
-    """Return name and file: runs of one name may lie in different folders."""
+def _identity(source: PairSource) -> set[str]:
+    """Return what no other source has: names and paths are of no use, the frames tell."""
+    if not isinstance(source, RecordedPairs):
+        return {source.name}
+    # One run read with another mask has other hashes.
+    runs = [source.about["run"]] if "run" in source.about else source.about.get("runs", [])
+    return {*source.digests, *runs}
+
+
+def _named(source: PairSource) -> str:
     about = source.about if isinstance(source, RecordedPairs) else {}
-    return source.name, str(about.get("file", ""))
+    return str(about.get("file", source.name))
 
 
 def _blocks(source: RecordedPairs, share: float, gap_frames: int) -> tuple[int, int] | None:
@@ -92,9 +101,10 @@ def _blocks(source: RecordedPairs, share: float, gap_frames: int) -> tuple[int, 
     if share == 0:
         return None
     held = max(round(share * number), source.least)
-    gap = gap_frames if source.changing else 0
-    first = number - held - gap
-    return (first, number - held) if first >= max(number / 2, source.least) else None
+    gap, together = (gap_frames, source.per_point) if source.changing else (0, 1)
+    last = (number - held) // together * together
+    first = (last - gap) // together * together
+    return (first, last) if first >= max(number / 2, source.least) else None
 
 
 def _entry(source: PairSource, whole: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,16 @@ def read_run(
     found = _taken(run, single, data_key)
     frames = found.frames.reshape(-1, *found.frames.shape[2:])  # (N, n, H, W) -> (N n, H, W)
     about = {"run": name, "streams": [single]} | _told(found, "exposure_s")
-    return single_frames(frames, _bool(mask), name, about, repeats=repeats)
+    known = found.exposures_s[np.isfinite(found.exposures_s)]
+    if repeats and len(known) and np.ptp(known) > 0.01 * known.max():
+        raise DenoiseError(
+            f"Run {name} has exposures of {known.min():g} to {known.max():g} s; repeats are equal "
+            "exposures of one scene."
+        )
+    source = single_frames(frames, _bool(mask), name, about, repeats=repeats)
+    # A single point can only be cut inside.
+    together = found.frames.shape[1] if len(found.frames) > 1 else 1
+    return replace(source, per_point=together)
 
 
 def read_two_runs(
