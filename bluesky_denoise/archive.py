@@ -7,7 +7,7 @@ from bluesky_tiled_plugins.exporters import build_descriptor_docs
 
 from .tiled_streams import METADATA_KEY
 
-__all__ = ["archived_documents", "archived_events"]
+__all__ = ["archived_documents", "archived_events", "descriptors_of"]
 
 _ROWS_AT_ONCE = 16
 
@@ -45,7 +45,7 @@ def archived_documents(
         node = run[name].base
         if METADATA_KEY in node.metadata:
             continue
-        descriptors = _descriptors(run, name)
+        descriptors = descriptors_of(run, name)
         yield "descriptor", descriptors.pop(0)
         bare = (without_frames or {}).get(name, ())
         for event in archived_events(run, name, without_frames=bare):
@@ -56,13 +56,11 @@ def archived_documents(
         yield "stop", dict(stop)
 
 
-def descriptor_of(run: Any, stream: str) -> dict[str, Any]:
-    """Return the first descriptor of an archived stream, all its data keys inside the events."""
-    return _descriptors(run, stream)[0]
+def descriptors_of(run: Any, stream: str) -> list[dict[str, Any]]:
+    """Return the descriptors of an archived stream, all its data keys inside the events.
 
-
-def _descriptors(run: Any, stream: str) -> list[dict[str, Any]]:
-    """Return the descriptors of a stream: one more for each time that a device was configured."""
+    There is one more for each time that a device was configured during the run.
+    """
     metadata = dict(run[stream].base.metadata)
     metadata.pop(METADATA_KEY, None)
     descriptors = build_descriptor_docs(metadata, stream, run.metadata["start"]["uid"])
@@ -96,7 +94,7 @@ def archived_events(
         The numbers of events whose frames are not read, and left out.
     """
     node = run[stream].base
-    descriptors = _descriptors(run, stream)
+    descriptors = descriptors_of(run, stream)
     table = node["internal"].read() if "internal" in node else None
     arrays = {key: node[key] for key in node if key != "internal"}
     lengths = [array.shape[0] for array in arrays.values()]

@@ -3,11 +3,11 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .archive import archived_documents, archived_events
+from .archive import archived_documents, archived_events, descriptors_of
 from .router import DenoiseRouter
 
 __all__ = ["GapFiller"]
@@ -76,7 +76,7 @@ class GapFiller:
         stream = run.names[descriptor]
         expected = run.last.get(stream, 0) + 1
         if first > expected and stream in self._router.settings.streams:
-            self._fill(uid, stream, descriptor, expected, first - 1)
+            self._fill(uid, stream, run.names, descriptor, expected, first - 1)
         run.last[stream] = last
 
     def _datum(self, doc: Mapping[str, Any]) -> None:
@@ -94,49 +94,81 @@ class GapFiller:
             for stream, number in (doc.get("num_events") or {}).items()
             if stream in self._router.settings.streams
         }
-        if run is None or any(s not in run.descriptors for s in wanted):
+        if run is None:
             self._whole(uid, wanted)
             return
         for stream, number in wanted.items():
             # Fly scans may have no events: what has come are their datums.
             last = run.last.get(stream, 0) or run.datums.get(stream, 0)
             if last < number:
-                self._fill(uid, stream, run.descriptors[stream], last + 1, number)
+                self._fill(uid, stream, run.names, run.descriptors.get(stream), last + 1, number)
         for descriptor in run.names:
             self._run_of.pop(descriptor, None)
 
-    def _fill(self, uid: str, stream: str, descriptor: str, first: int, last: int) -> None:
-        """Send the events of a gap to the router: from Tiled, or as lost."""
+    def _fill(
+        self,
+        uid: str,
+        stream: str,
+        known: Container[str],
+        newest: str | None,
+        first: int,
+        last: int,
+    ) -> None:
+        """Send the events of a gap to the router: from Tiled, or as lost.
+
+        Parameters
+        ----------
+        uid, stream :
+            Of the run, and the name of its stream.
+        known :
+            The descriptors that have come.
+        newest :
+            The one of them that lost events are recorded under; None: none of this stream.
+        first, last :
+            Numbers of the events.
+        """
+        descriptors, events = self._fetch(uid, stream, first, last)
         found = defaultdict(list)  # more than one where a point was taken again
-        for event in self._fetch(uid, stream, first, last):
+        for event in events:
             found[event["seq_num"]].append(event)
+        sent: set[str] = set()
         for seq_num in range(first, last + 1):
             for event in found.get(seq_num, ()):
+                newest = event["descriptor"]  # that of its time: it tells the exposure
+                if newest not in known and newest not in sent:
+                    self._router.accept("descriptor", descriptors[newest])
+                    sent.add(newest)
                 # Its frames are inside, whatever the detector says of its files.
-                inside = {"descriptor": descriptor, "filled": dict.fromkeys(event["data"], True)}
+                inside = {"filled": dict.fromkeys(event["data"], True)}
                 self._router.accept("event", {**event, **inside})
-            if seq_num not in found:
-                self._router.accept("event", _lost(descriptor, seq_num), skipped=_LOST)
+            if seq_num not in found and newest is not None:
+                self._router.accept("event", _lost(newest, seq_num), skipped=_LOST)
         logger.warning(
             "Run %.8s, stream %s: events %d to %d were lost on the bus; %d of them came from Tiled",
             *(uid, stream, first, last, len(found)),
         )
 
-    def _fetch(self, uid: str, stream: str, first: int, last: int) -> list[dict[str, Any]]:
-        if self._client is None:
-            return []
-        deadline = time.monotonic() + self._patience_s
+    def _fetch(
+        self, uid: str, stream: str, first: int, last: int
+    ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+        """Return the descriptors by uid, and the events that are in Tiled."""
+        descriptors: dict[str, dict[str, Any]] = {}
         events: list[dict[str, Any]] = []
+        if self._client is None:
+            return descriptors, events
+        deadline = time.monotonic() + self._patience_s
         while True:
             try:
-                events = list(archived_events(self._client[uid], stream, first, last))
+                run = self._client[uid]
+                events = list(archived_events(run, stream, first, last))
+                descriptors = {doc["uid"]: doc for doc in descriptors_of(run, stream)}
             except Exception as error:
                 logger.debug("Run %.8s cannot be read from Tiled yet: %s", uid, error)
             if (
                 len({event["seq_num"] for event in events}) == last - first + 1
                 or time.monotonic() >= deadline
             ):
-                return events
+                return descriptors, events
             time.sleep(_POLL_S)
 
     def _whole(self, uid: str, wanted: Mapping[str, int]) -> None:

@@ -122,8 +122,16 @@ class DenoisedRun:
             stream.rows = known.rows
         self._streams[doc["uid"]] = self._by_name[doc["name"]] = stream
 
-    def _event(self, doc: Mapping[str, Any]) -> None:
+    def _stream_of(self, doc: Mapping[str, Any]) -> RawStream | None:
+        """Return the stream of an event or stream datum, with the configuration of its time."""
         stream = self._streams.get(doc["descriptor"])
+        if stream is not None and stream is not self._by_name[stream.descriptor["name"]]:
+            self.flush()  # what waits was taken with another configuration
+            self._by_name[stream.descriptor["name"]] = stream
+        return stream
+
+    def _event(self, doc: Mapping[str, Any]) -> None:
+        stream = self._stream_of(doc)
         if stream is None:
             return
         known = stream.rows.get(doc["seq_num"])
@@ -139,7 +147,7 @@ class DenoisedRun:
         self._resources[doc["uid"]] = doc
 
     def _stream_datum(self, doc: Mapping[str, Any]) -> None:
-        stream = self._streams.get(doc["descriptor"])
+        stream = self._stream_of(doc)
         resource = self._resources.get(doc["stream_resource"])
         if stream is None or resource is None:
             return

@@ -13,7 +13,7 @@ from ophyd_async.core import StaticPathProvider, TriggerInfo, UUIDFilenameProvid
 from bluesky_denoise import DenoiseRouter, GapFiller
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
-from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, validate_documents
 
 
@@ -63,6 +63,63 @@ def test_a_point_that_was_taken_again_and_lost_comes_from_tiled_twice(RE, raw, t
 def test_a_run_whose_beginning_was_lost_is_denoised_from_tiled(saved, tiled, gone):
     derived = filled(saved, tiled.client, lambda name, doc: name == gone)
     np.testing.assert_allclose(rates(derived, "det_image"), expected(saved))
+
+
+@pytest.fixture
+def configured(RE, raw, tiled):
+    """Take three frames of 1 s and two of 0.1 s into one run; return the documents."""
+    frames = np.random.default_rng(1).poisson(5, (5, 16, 20))
+    camera = ReplayDetector(name="det", frames=ReplayFrames(frames, 1.0), exposure_s=1.0)
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+
+    @bpp.stage_decorator([camera])
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.repeat(lambda: bps.trigger_and_read([camera]), 3)
+        yield from bps.configure(camera, {"cam.acquire_time": 0.1})
+        yield from bps.repeat(lambda: bps.trigger_and_read([camera]), 2)
+
+    RE(plan())
+    assert [name for name, _ in raw.documents].count("descriptor") == 2
+    return raw.documents
+
+
+@pytest.mark.parametrize("gone", [(3,), (4,), (2, 3, 4), ("second",), (3, "second")], ids=str)
+def test_lost_events_have_the_exposure_of_their_time(configured, tiled, gone):
+    second = [doc["uid"] for name, doc in configured if name == "descriptor"][1]
+
+    def lost(name, doc):
+        return doc.get("seq_num") in gone or (doc["uid"] == second and "second" in gone)
+
+    derived = filled(configured, tiled.client, lost)
+    assert values(derived, "raw_seq_num") == [1, 2, 3, 4, 5]
+    assert values(derived, "det_image_exposure_s") == [1.0, 1.0, 1.0, 0.1, 0.1]
+    assert values(derived, "denoise_ok") == [True] * 5
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["in Tiled", "nowhere"])
+def test_a_stream_whose_descriptor_was_lost_leaves_the_others_alone(RE, raw, tiled, found):
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    camera = Camera(name="det", func=poisson(), exposure_s=0.5)
+
+    @bpp.stage_decorator([camera])
+    @bpp.run_decorator()
+    def plan():
+        for _ in range(3):
+            yield from bps.trigger_and_read([camera])
+            yield from bps.trigger_and_read([camera], name="dark")
+
+    RE(plan())
+    derived = DocumentCollector()
+    router = DenoiseRouter(settings(streams=("primary", "dark")))
+    router.subscribe(derived)
+    filler = GapFiller(router, tiled.client if found else None, patience_s=0.2)
+    for name, doc in raw.documents:
+        if not (name == "descriptor" and doc["name"] == "dark"):
+            filler(name, doc)
+    validate_documents(derived.documents)
+    streams = {"denoised": 3} | ({"denoised_dark": 3} if found else {})
+    assert derived.by_name["stop"][0]["num_events"] == streams
 
 
 def test_what_is_not_in_tiled_either_is_recorded_as_lost(saved):

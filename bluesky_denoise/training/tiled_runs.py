@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tiled.client import from_uri
 
-from bluesky_denoise.archive import archived_events, descriptor_of
+from bluesky_denoise.archive import archived_events, descriptors_of
 from bluesky_denoise.errors import DenoiseError, FrameShapeError, TiledUnavailable
 from bluesky_denoise.exposure import find_exposure
 from bluesky_denoise.frame_files import usable_mask
@@ -193,7 +193,7 @@ def _check_positions(name: str, short: _Taken, long: _Taken) -> None:
 
 
 def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
-    descriptor = descriptor_of(run, stream)
+    descriptor = descriptors_of(run, stream)[0]
     keys = descriptor["data_keys"]
     images = [key for key in keys if is_frame_key(keys[key])]
     if data_key is None and len(images) == 1:
