@@ -9,7 +9,7 @@ import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
-from beamline import after_saves, denoised_here, detector, events_of, paused_after
+from beamline import KEY, after_saves, denoised_here, detector, events_of, paused_after
 from bluesky.simulators import check_limits, summarize_plan
 from bluesky.utils import FailedStatus, RunEngineInterrupted
 from ophyd.sim import SynAxis
@@ -25,7 +25,7 @@ from bluesky_denoise.plans import (
     paired_exposures,
     short_exposure_wrapper,
 )
-from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
 
 STREAMS = ("primary", "reference", "short")
@@ -303,6 +303,29 @@ def test_a_detector_that_is_not_denoised_is_refused_before_the_run(name, RE, raw
     assert "start" not in raw.by_name
     with pytest.raises(SettingsError, match="No detectors read nothing"):
         RE(asking_for([], motor, denoised)[name])
+
+
+@pytest.mark.parametrize("keys", [("det",), (KEY,)])
+@pytest.mark.parametrize(
+    "kind", ["in events", "in files", "in files that are described when staged"]
+)
+def test_a_denoiser_may_be_told_the_detector_or_its_frames(kind, keys, RE, raw, motor, tmp_path):
+    class Late(AreaDetectorReplay):
+        """Describes what it reads as areaDetector's file plugins do: while it is staged."""
+
+        def describe(self):
+            return super().describe() if self._file else {}
+
+    frames = detector(motor).frames
+    if kind == "in events":
+        det = ReplayDetector(name="det", frames=frames)
+    else:
+        made = AreaDetectorReplay if kind == "in files" else Late
+        det = made(name="det", frames=frames, directory=tmp_path)
+    denoised = denoised_here(RE, UnitDenoiser(), data_keys=keys, timeout_s=2)
+    RE(denoised_scan([det], motor, 0, 0.2, 3, denoised=denoised))
+    numbers = [e["denoised_satellite_intensity"] for e in events_of(raw, "signals")]
+    assert numbers == pytest.approx([100] * 3, abs=40)  # counts / s, three standard deviations
 
 
 def test_signals_whose_denoiser_sees_no_documents_say_what_to_subscribe(RE, det, motor):
