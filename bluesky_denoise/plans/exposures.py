@@ -6,7 +6,7 @@ from typing import Any
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 from bluesky.protocols import Readable
-from bluesky.utils import MsgGenerator, make_decorator
+from bluesky.utils import Msg, MsgGenerator, make_decorator
 
 from ..errors import SettingsError
 
@@ -127,7 +127,8 @@ def short_exposure_wrapper(
     """Run a plan with shorter exposures, and put them back when it ends.
 
     The start documents of its runs get ``exposures``: for each detector ``full_s``,
-    ``short_s`` and ``factor``.
+    ``short_s`` and ``factor``. Where the ``stage_sigs`` of a detector set its exposure, that
+    is the full one; it is set shorter again once the detector is staged.
 
     Parameters
     ----------
@@ -182,9 +183,13 @@ def _exposed(
 ) -> MsgGenerator:
     """Run a plan at the exposures, and factors, that come of the full ones."""
     signals = [exposure_signal(detector) for detector in detectors]
+    owners = [_owners(*pair) for pair in zip(detectors, signals, strict=True)]
+    staged = [_when_staged(*pair) for pair in zip(owners, signals, strict=True)]
 
     def shortened() -> MsgGenerator:
-        full = yield from _read(signals)
+        # What a detector is staged with is what it would expose without this plan.
+        now = yield from _read(signals)
+        full = [n if s is None else s for n, s in zip(now, staged, strict=True)]
         short, factors = zip(*map(shorten, full), strict=True) if full else ((), ())
         exposures = {
             detector.name: {"full_s": full_s, "short_s": short_s, "factor": factor}
@@ -192,10 +197,37 @@ def _exposed(
                 detectors, full, short, factors, strict=True
             )
         }
+
+        def set_again(msg: Msg) -> tuple[None, MsgGenerator | None]:
+            if msg.command != "stage":
+                return None, None
+            overridden = [i for i, s in enumerate(staged) if s is not None and msg.obj in owners[i]]
+            return None, _set([signals[i] for i in overridden], [short[i] for i in overridden])
+
         yield from _set(signals, short)
-        return (yield from bpp.inject_md_wrapper(plan, {"exposures": exposures}))
+        exposed = bpp.inject_md_wrapper(plan, {"exposures": exposures})
+        return (yield from bpp.plan_mutator(exposed, set_again))
 
     return (yield from keep_exposures_wrapper(shortened(), detectors))
+
+
+def _owners(detector: Any, signal: Any) -> list[Any]:
+    """Return the devices that may set a signal when they are staged, the last to do so first."""
+    owners = []
+    device = getattr(signal, "parent", None)
+    while device is not None:
+        owners.append(device)
+        device = device.parent
+    return owners if detector in owners else [*owners, detector]
+
+
+def _when_staged(owners: Sequence[Any], signal: Any) -> float | None:
+    """Return what staging sets a signal to, by `stage_sigs`; None: it leaves it."""
+    for device in owners:
+        for key, value in getattr(device, "stage_sigs", {}).items():
+            if (getattr(device, key, None) if isinstance(key, str) else key) is signal:
+                return float(value)
+    return None
 
 
 def _read(signals: Sequence[Any]) -> MsgGenerator[list[float]]:
