@@ -118,7 +118,7 @@ def test_an_absolute_error_ends_points_beside_the_peak(RE, raw, motor, denoised)
     assert all(5.0 < e["satellite_point_intensity_error"] <= 10.0 for e in points)
 
 
-def adaptive_steps(RE, raw, motor, values, backstep):
+def adaptive_steps(RE, raw, motor, values, backstep, denoiser=None):
     """Return where an adaptive scan goes when it measures `values`, from 0 to 2."""
     rates = iter(values)
 
@@ -131,7 +131,7 @@ def adaptive_steps(RE, raw, motor, values, backstep):
             return frame
 
     raw.clear()
-    denoised = denoised_here(RE, UnitDenoiser(), timeout_s=2, on_timeout="nan")
+    denoised = denoised_here(RE, denoiser or UnitDenoiser(), timeout_s=2, on_timeout="nan")
     det = ReplayDetector(name="det", frames=Told(), exposure_s=1.0)
     args = ([det], INTENSITY, motor, 0, 2, 0.1, 1.0, 100.0, backstep, 0.8)
     RE(adaptive_denoised_scan(*args, denoised=denoised))
@@ -144,6 +144,24 @@ def test_an_adaptive_scan_steps_back_where_it_has_gone_too_far(RE, raw, motor):
     assert (np.diff(onward) > 0).all()
     back = adaptive_steps(RE, raw, motor, flat_then_steep, True)
     assert (np.diff(back)[:4] < 0).any()
+
+
+@pytest.mark.parametrize("backstep", [False, True])
+def test_an_adaptive_scan_goes_on_behind_a_point_that_was_not_denoised(backstep, RE, raw, motor):
+    """As fast as 100 counts / s in 0.45, the first step, are wanted."""
+
+    class Failing(UnitDenoiser):
+        def denoise(self, counts, exposure_s, mask=None):
+            if counts.max() == 1200:  # of the third point
+                raise RuntimeError("the GPU is lost")
+            return super().denoise(counts, exposure_s, mask)
+
+    rising = [1000 + 100 * point for point in range(5)]
+    positions = adaptive_steps(RE, raw, motor, rising, backstep, Failing())
+    assert np.isnan([e[INTENSITY] for e in events_of(raw, "signals")]).tolist() == [
+        *(False, False, True, False, False)
+    ]
+    assert np.diff(positions) == pytest.approx([0.45] * 4, rel=0.01)
 
 
 # References

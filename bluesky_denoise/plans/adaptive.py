@@ -232,7 +232,7 @@ def adaptive_denoised_scan(
     def scan() -> MsgGenerator[None]:
         # Tiled takes the type of a column from the first point.
         position, step = float(start), (max_step - min_step) / 2
-        past = _NAN
+        past, past_position = _NAN, position
         while position * sign < stop * sign:
             yield from bps.checkpoint()
             yield from bps.mv(motor, position)
@@ -241,17 +241,19 @@ def adaptive_denoised_scan(
             if reference is not None:
                 yield from reference.after_point(detectors, [motor], readings)
             value = float(readings.get(target_field, {"value": _NAN})["value"])
-            slope = abs(value - past) / step
+            # Points that could not be denoised may lie between the two.
+            way = abs(position - past_position)
+            slope = abs(value - past) / way if way else _NAN
             if np.isfinite(slope):
                 wanted = target_delta / slope if slope else step * 1.1
                 new_step = float(np.clip(wanted, min_step, max_step))
                 if backstep and new_step < step * threshold:
-                    position -= step * sign
-                    step, value = new_step, past
+                    position, value = past_position, past
+                    step = new_step
                 else:
                     step = 0.2 * new_step + 0.8 * step
             if np.isfinite(value):
-                past = value
+                past, past_position = value, position
             position += step * sign
 
     return (yield from shown_with_references(scan(), detectors, reference))
