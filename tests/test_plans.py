@@ -184,6 +184,22 @@ def test_a_pause_while_a_result_is_waited_for_takes_no_frame_again(
     assert len({(e["descriptor"], e["seq_num"]) for e in frames}) == len(frames) > 2
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "denoised_count"])
+def test_a_motor_that_is_moved_during_a_pause_is_moved_back(name, RE, raw, det, motor, denoised):
+    def pause(msg):
+        return None, bps.pause() if msg.command == "trigger" and msg.obj is det else None
+
+    with pytest.raises(RunEngineInterrupted):
+        RE(bpp.plan_mutator(plans(det, motor, denoised)[name], pause))
+    while RE.state == "paused":
+        motor.set(7.0)
+        with contextlib.suppress(RunEngineInterrupted):
+            RE.resume()
+    positions = [e["data"]["motor"] for e in raw.by_name["event"] if "motor" in e["data"]]
+    assert len(positions) > 2
+    assert 7.0 not in positions
+
+
 @pytest.mark.parametrize("name", ["adaptive_exposure_scan", "find_weak_peak"])
 def test_plans_that_set_an_exposure_record_the_full_one_too(name, RE, raw, det, motor, denoised):
     RE(plans(det, motor, denoised)[name])

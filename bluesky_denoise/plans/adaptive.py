@@ -129,18 +129,18 @@ def adaptive_exposure_scan(
     _md.setdefault("num_points", num)
 
     def one_point(position: float) -> MsgGenerator[ExposureTally]:
-        yield from bps.checkpoint()
-        yield from bps.mv(motor, position)
         tally = ExposureTally(relative_error, max_frames, absolute_error)
         while not tally.enough:
             yield from bps.checkpoint()
+            # At each frame: the motor may have been moved during a pause.
+            yield from bps.mv(motor, position)
             yield from bps.trigger_and_read([*detectors, motor])
             readings = yield from read_denoised(denoised, [motor])
             intensity = number(readings, denoised, f"{roi}_intensity")
             error = number(readings, denoised, f"{roi}_intensity_error")
             tally.add(intensity, error, exposure_s)
         if reference is not None:
-            yield from reference.after_point(detectors, [motor], readings)
+            yield from reference.after_point(detectors, {motor: position}, readings)
         # Plain values of this plan, put at once: `bps.mv` would wait for NaN to equal NaN.
         point.intensity.put(tally.intensity)
         point.intensity_error.put(tally.error)
@@ -149,6 +149,7 @@ def adaptive_exposure_scan(
         point.saved_s.put((max_frames - tally.frames) * exposure_s)
         point.reached.put(tally.reached)
         yield from bps.checkpoint()
+        yield from bps.mv(motor, position)
         yield from bps.trigger_and_read([point, motor], "points")
         return tally
 
@@ -239,7 +240,7 @@ def adaptive_denoised_scan(
             yield from bps.trigger_and_read([*detectors, motor])
             readings = yield from read_denoised(denoised, [motor])
             if reference is not None:
-                yield from reference.after_point(detectors, [motor], readings)
+                yield from reference.after_point(detectors, {motor: position}, readings)
             value = float(readings.get(target_field, {"value": _NAN})["value"])
             # Points that could not be denoised may lie between the two.
             way = abs(position - past_position)

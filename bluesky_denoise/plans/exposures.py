@@ -1,6 +1,6 @@
 """Shorter exposures for any plan, put back when it ends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import bluesky.plan_stubs as bps
@@ -14,7 +14,9 @@ __all__ = [
     "ExposureReading",
     "exposure_signal",
     "keep_exposures_wrapper",
+    "read_values",
     "set_exposure_wrapper",
+    "set_values",
     "short_exposure_decorator",
     "short_exposure_wrapper",
 ]
@@ -115,8 +117,8 @@ def keep_exposures_wrapper(plan: MsgGenerator, detectors: Sequence[Readable]) ->
     signals = [exposure_signal(detector) for detector in detectors]
 
     def kept() -> MsgGenerator:
-        before = yield from _read(signals)
-        return (yield from bpp.finalize_wrapper(plan, lambda: _set(signals, before)))
+        before = yield from read_values(signals)
+        return (yield from bpp.finalize_wrapper(plan, lambda: set_values(signals, before)))
 
     return (yield from kept())
 
@@ -188,7 +190,7 @@ def _exposed(
 
     def shortened() -> MsgGenerator:
         # What a detector is staged with is what it would expose without this plan.
-        now = yield from _read(signals)
+        now = yield from read_values(signals)
         full = [n if s is None else s for n, s in zip(now, staged, strict=True)]
         short, factors = zip(*map(shorten, full), strict=True) if full else ((), ())
         exposures = {
@@ -202,9 +204,11 @@ def _exposed(
             if msg.command != "stage":
                 return None, None
             overridden = [i for i, s in enumerate(staged) if s is not None and msg.obj in owners[i]]
-            return None, _set([signals[i] for i in overridden], [short[i] for i in overridden])
+            return None, set_values(
+                [signals[i] for i in overridden], [short[i] for i in overridden]
+            )
 
-        yield from _set(signals, short)
+        yield from set_values(signals, short)
         exposed = bpp.inject_md_wrapper(plan, {"exposures": exposures})
         return (yield from bpp.plan_mutator(exposed, set_again))
 
@@ -230,14 +234,16 @@ def _when_staged(owners: Sequence[Any], signal: Any) -> float | None:
     return None
 
 
-def _read(signals: Sequence[Any]) -> MsgGenerator[list[float]]:
+def read_values(signals: Sequence[Any]) -> MsgGenerator[list[float]]:
+    """Read signals (a stub); 1 for each where the plan is only looked at."""
     values = []
     for signal in signals:
         values.append(float((yield from bps.rd(signal, default_value=1.0))))
     return values
 
 
-def _set(signals: Sequence[Any], values: Sequence[float]) -> MsgGenerator:
-    pairs = [item for pair in zip(signals, values, strict=True) for item in pair]
+def set_values(devices: Iterable[Any], values: Iterable[Any]) -> MsgGenerator:
+    """Set signals or motors, all at once, and wait for them (a stub)."""
+    pairs = [item for pair in zip(devices, values, strict=True) for item in pair]
     if pairs:
         yield from bps.mv(*pairs)

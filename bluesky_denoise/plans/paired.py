@@ -11,7 +11,7 @@ from bluesky.utils import MsgGenerator
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_detectors
-from .exposures import ExposureReading, exposure_signal, keep_exposures_wrapper
+from .exposures import ExposureReading, exposure_signal, keep_exposures_wrapper, set_values
 from .scans import read_denoised, shown_in_wrapper
 
 __all__ = ["paired_exposures"]
@@ -68,27 +68,29 @@ def paired_exposures(
     signals = [exposure_signal(detector) for detector in detectors]
     readings = [ExposureReading(detector) for detector in detectors]
 
-    def pair(devices: Sequence[Any], motors: Sequence[Any]) -> MsgGenerator:
+    def pair(devices: Sequence[Any], step: Mapping[Any, Any]) -> MsgGenerator:
         for stream, exposure_s in (("short", short_s), ("long", long_s)):
-            yield from bps.checkpoint()
-            for signal in signals:
-                yield from bps.mv(signal, exposure_s)
+            if stream == "long":
+                yield from bps.checkpoint()
+                # A motor may have been moved during a pause.
+                yield from set_values(step, step.values())
+            yield from set_values(signals, [exposure_s] * len(signals))
             # The exposure is read in the event: a descriptor tells that of the first frame only.
             yield from bps.trigger_and_read([*devices, *readings], stream)
             if denoised is not None and stream == "short":
-                yield from read_denoised(denoised, motors)
+                yield from read_denoised(denoised, list(step))
         return {}
 
     def per_step(
         detectors: Sequence[Any], step: Mapping[Any, Any], pos_cache: dict[Any, Any]
     ) -> MsgGenerator:
         def take_reading(devices: Sequence[Any]) -> MsgGenerator:
-            return (yield from pair(devices, list(step)))
+            return (yield from pair(devices, step))
 
         yield from bps.one_nd_step(detectors, step, pos_cache, take_reading)
 
     def per_shot(detectors: Sequence[Any]) -> MsgGenerator:
-        yield from pair(detectors, [])
+        yield from pair(detectors, {})
 
     exposures = {d.name: {"short_s": short_s, "long_s": long_s} for d in detectors}
     md = {"plan_name": "paired_exposures", "exposures": exposures, **(md or {})}

@@ -84,7 +84,7 @@ def denoised_per_step(
         yield from bps.one_nd_step(detectors, step, pos_cache, take_reading)
         readings = yield from read_denoised(denoised, list(step), stream=stream)
         if reference is not None:
-            yield from reference.after_point(detectors, list(step), readings)
+            yield from reference.after_point(detectors, step, readings)
 
     def per_step_of_one(detectors: Sequence[Any], motor: Any, step: Any) -> MsgGenerator:
         yield from per_step(detectors, {motor: step}, {motor: None})
@@ -114,7 +114,7 @@ def denoised_per_shot(
         yield from bps.one_shot(detectors)
         readings = yield from read_denoised(denoised, stream=stream)
         if reference is not None:
-            yield from reference.after_point(detectors, [], readings)
+            yield from reference.after_point(detectors, {}, readings)
 
     return per_shot
 

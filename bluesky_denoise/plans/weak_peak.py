@@ -132,7 +132,7 @@ def find_weak_peak(
             yield from bps.trigger_and_read([*detectors, *exposures_read, motor])
             readings = yield from read_denoised(denoised, [motor], stream=stream)
             if reference is not None:
-                yield from reference.after_point(detectors, [motor], readings)
+                yield from reference.after_point(detectors, {motor: position}, readings)
             intensities.append(number(readings, denoised, f"{roi}_intensity"))
             errors.append(number(readings, denoised, f"{roi}_intensity_error"))
         return search_peak(positions, intensities, errors)
