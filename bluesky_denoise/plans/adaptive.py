@@ -92,7 +92,8 @@ def adaptive_exposure_scan(
         Of each frame, seconds, > 0.
     absolute_error :
         Also enough once the error is this small, counts / s: it spares points beside the
-        peak, which never reach a relative error.
+        peak, which never reach a relative error. Their intensities are not corrected, and too
+        low by up to one count over the exposure of the point.
     reference_every, reference_s :
         As :func:`denoised_scan` has them; the last short frame of the point is compared.
     md :
