@@ -57,6 +57,35 @@ def test_all_detectors_are_exposed_shorter_and_recorded_each_with_its_own(RE, ra
     assert (det.cam.acquire_time.get(), other.cam.acquire_time.get()) == (0.5, 2.0)
 
 
+def test_plans_within_each_other_record_the_exposures_of_each_detector(RE, raw, det, motor):
+    other = ReplayDetector(name="other", frames=detector().frames, exposure_s=2.0)
+    plan = short_exposure_wrapper(bp.count([det, other]), [det], 5)
+    RE(short_exposure_wrapper(plan, [other], 4))
+    assert raw.by_name["start"][-1]["exposures"] == {
+        "det": {"full_s": 0.5, "short_s": 0.1, "factor": 5},
+        "other": {"full_s": 2.0, "short_s": 0.5, "factor": 4},
+    }
+
+
+def test_the_exposure_of_the_innermost_plan_is_recorded_with_the_full_one(
+    RE, raw, det, motor, denoised
+):
+    args = ([det], denoised, "satellite", motor, 0, 1, 2)
+    asked = {"relative_error": 0.1, "max_frames": 2, "exposure_s": 0.1}
+    RE(short_exposure_wrapper(adaptive_exposure_scan(*args, **asked), [det], 20))
+    assert raw.by_name["start"][-1]["exposures"] == {
+        "det": {"full_s": 0.5, "short_s": 0.1, "factor": 5}
+    }
+    exposures = [e["denoised_det_image_exposure_s"] for e in events_of(raw, "signals")]
+    assert set(exposures) == {0.1}
+    raw.clear()
+    RE(short_exposure_wrapper(paired_exposures([det], short_s=0.1, long_s=1.0), [det], 20))
+    assert raw.by_name["start"][-1]["exposures"] == {"det": {"short_s": 0.1, "long_s": 1.0}}
+    own = bp.count([det], md={"exposures": "mine"})
+    RE(short_exposure_wrapper(own, [det], 5))
+    assert raw.by_name["start"][-1]["exposures"] == "mine"
+
+
 def test_a_detector_s_own_hook_comes_before_what_is_usual(det):
     class Drv(Device):
         acquire_time = Component(Signal, value=1.0)

@@ -1,6 +1,6 @@
 """Shorter exposures for any plan, put back when it ends."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import bluesky.plan_stubs as bps
@@ -209,10 +209,27 @@ def _exposed(
             )
 
         yield from set_values(signals, short)
-        exposed = bpp.inject_md_wrapper(plan, {"exposures": exposures})
+        exposed = bpp.msg_mutator(plan, lambda msg: _recorded(msg, exposures))
         return (yield from bpp.plan_mutator(exposed, set_again))
 
     return (yield from keep_exposures_wrapper(shortened(), detectors))
+
+
+def _recorded(msg: Msg, exposures: Mapping[str, Mapping[str, float]]) -> Msg:
+    """Add exposures to the metadata of a run, unless a plan in between has set others."""
+    if msg.command != "open_run":
+        return msg
+    inner = msg.kwargs.get("exposures", {})
+    if not isinstance(inner, Mapping):
+        return msg
+    merged = {**exposures, **inner}
+    for name in exposures.keys() & inner.keys():
+        own = inner[name]
+        if isinstance(own, Mapping) and {"full_s", "short_s"} <= own.keys():
+            # What was the full exposure to it has been set by this plan.
+            full_s = exposures[name]["full_s"]
+            merged[name] = {**own, "full_s": full_s, "factor": full_s / own["short_s"]}
+    return msg._replace(kwargs={**msg.kwargs, "exposures": merged})
 
 
 def _owners(detector: Any, signal: Any) -> list[Any]:
