@@ -5,6 +5,7 @@ import bluesky.plans as bp
 import pytest
 from beamline import denoised_here, detector, events_of, paused_after
 from bluesky.utils import RunEngineInterrupted
+from ophyd import Component, Device, Signal
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 
 from bluesky_denoise.errors import SettingsError
@@ -52,6 +53,31 @@ def test_an_exposure_is_put_back_when_the_plan_fails(RE, det):
     with pytest.raises(ValueError, match="no beam"):
         RE(short_exposure_wrapper(failing(), [det], 20))
     assert det.cam.acquire_time.get() == 0.5
+
+
+def test_an_exposure_that_cannot_be_put_back_leaves_no_other_short(RE, det):
+    class Lost(Signal):
+        connected = True
+
+        def set(self, value, **kwargs):  # refuses at once, as a signal of EPICS does
+            if not self.connected:
+                raise ConnectionError("the IOC is gone")
+            return super().set(value, **kwargs)
+
+    class Other(Device):
+        exposure_signal = Component(Lost, value=2.0)
+
+    other = Other(name="other")
+
+    def plan():
+        yield from bps.null()
+        other.exposure_signal.connected = False
+
+    for detectors in ([other, det], [det, other]):
+        other.exposure_signal.connected = True
+        with pytest.raises(ConnectionError, match="the IOC is gone"):
+            RE(short_exposure_wrapper(plan(), detectors, 20))
+        assert det.cam.acquire_time.get() == 0.5
 
 
 @pytest.mark.parametrize("by", ["detector", "camera", "signal"])

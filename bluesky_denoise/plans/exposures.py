@@ -1,6 +1,7 @@
 """Shorter exposures for any plan, put back when it ends."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import bluesky.plan_stubs as bps
@@ -118,7 +119,12 @@ def keep_exposures_wrapper(plan: MsgGenerator, detectors: Sequence[Readable]) ->
 
     def kept() -> MsgGenerator:
         before = yield from read_values(signals)
-        return (yield from bpp.finalize_wrapper(plan, lambda: set_values(signals, before)))
+        # One in the other: if an exposure cannot be put back, the others still are.
+        kept_each = plan
+        for signal, value in zip(signals, before, strict=True):
+            put_back = partial(set_values, [signal], [value])
+            kept_each = bpp.finalize_wrapper(kept_each, put_back)
+        return (yield from kept_each)
 
     return (yield from kept())
 
