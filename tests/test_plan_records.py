@@ -4,7 +4,7 @@ import bluesky.plans as bp
 import numpy as np
 import pytest
 from beamline import denoised_here, detector, events_of
-from ophyd import Component, Device, Signal
+from ophyd import Component, Device, Kind, Signal
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.frames import Denoised
@@ -103,6 +103,23 @@ def test_a_detector_s_own_hook_comes_before_what_is_usual(det):
 def test_pairs_record_both_exposures(RE, raw, det):
     RE(paired_exposures([det], num=1, short_s=0.1, long_s=1.0))
     assert raw.by_name["start"][0]["exposures"] == {"det": {"short_s": 0.1, "long_s": 1.0}}
+
+
+@pytest.mark.parametrize("plan", ["pairs", "references", "find_weak_peak"])
+def test_a_detector_may_read_its_exposure_itself(plan, RE, raw, det, motor, denoised):
+    det.cam.kind = det.cam.acquire_time.kind = Kind.normal
+    if plan == "pairs":
+        RE(paired_exposures([det], motor, -1, 1, num=2, short_s=0.1, long_s=1.0))
+        expected = {"short": [0.1] * 2, "long": [1.0] * 2}
+    elif plan == "references":
+        RE(denoised_count([det], 2, denoised=denoised, reference_every=1, reference_s=2.0))
+        expected = {"primary": [0.5] * 2, "reference": [2.0] * 2}
+    else:
+        args = ([det], denoised, "satellite", motor, 4, 5, 5)
+        RE(find_weak_peak(*args, exposure_s=0.1))
+        expected = {"primary": [0.1] * 5}
+    for stream, exposures in expected.items():
+        assert [e["det_cam_acquire_time"] for e in events_of(raw, stream)] == exposures
 
 
 # Adaptive scans

@@ -10,9 +10,11 @@ from bluesky.protocols import Readable
 from bluesky.utils import Msg, MsgGenerator, make_decorator
 
 from ..errors import SettingsError
+from .checks import described
 
 __all__ = [
     "ExposureReading",
+    "exposure_readings",
     "exposure_signal",
     "keep_exposures_wrapper",
     "read_values",
@@ -103,6 +105,12 @@ class ExposureReading:
     def describe_configuration(self) -> dict[str, Any]:
         """Return nothing."""
         return {}
+
+
+def exposure_readings(detectors: Sequence[Readable]) -> list[ExposureReading]:
+    """Return the exposures to read with detectors, less those that they read themselves."""
+    readings = zip(map(ExposureReading, detectors), detectors, strict=True)
+    return [reading for reading, detector in readings if reading.name not in described(detector)]
 
 
 def keep_exposures_wrapper(plan: MsgGenerator, detectors: Sequence[Readable]) -> MsgGenerator:

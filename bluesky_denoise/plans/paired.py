@@ -11,7 +11,7 @@ from bluesky.utils import MsgGenerator
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_detectors
-from .exposures import ExposureReading, exposure_signal, keep_exposures_wrapper, set_values
+from .exposures import exposure_readings, exposure_signal, keep_exposures_wrapper, set_values
 from .scans import read_denoised, shown_in_wrapper
 
 __all__ = ["paired_exposures"]
@@ -66,7 +66,7 @@ def paired_exposures(
     if denoised is not None:
         check_detectors(denoised, detectors)
     signals = [exposure_signal(detector) for detector in detectors]
-    readings = [ExposureReading(detector) for detector in detectors]
+    readings = exposure_readings(detectors)
 
     def pair(devices: Sequence[Any], step: Mapping[Any, Any]) -> MsgGenerator:
         for stream, exposure_s in (("short", short_s), ("long", long_s)):

@@ -12,7 +12,7 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .exposures import ExposureReading, exposure_signal, read_values, set_values
+from .exposures import exposure_readings, exposure_signal, read_values, set_values
 
 __all__ = ["ReferencePoints", "reference_points"]
 
@@ -81,7 +81,7 @@ class ReferencePoints:
         if (self._points - 1) % self._every:
             return
         signals = [exposure_signal(detector) for detector in detectors]
-        readings = [ExposureReading(detector) for detector in detectors]
+        readings = exposure_readings(detectors)
         before = yield from read_values(signals)
         yield from bps.checkpoint()
         # A motor may have been moved during a pause.

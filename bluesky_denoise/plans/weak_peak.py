@@ -14,7 +14,7 @@ from ophyd import Component, Device, Kind, Signal
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_detectors, check_roi, number
-from .exposures import ExposureReading, exposure_signal, set_exposure_wrapper
+from .exposures import exposure_readings, exposure_signal, set_exposure_wrapper
 from .peak_search import LEAST_P_VALUE, PeakCandidate, search_peak
 from .reference import reference_points
 from .scans import plan_metadata, read_denoised, shown_in_wrapper
@@ -112,7 +112,7 @@ def find_weak_peak(
     coarse_chance = max(_COARSE_CHANCE, false_alarm)
     fine_chance = false_alarm / coarse_chance
     exposures = [exposure_signal(detector) for detector in detectors]
-    exposures_read = [ExposureReading(detector) for detector in detectors]
+    exposures_read = exposure_readings(detectors)
     reference = reference_points(denoised, reference_every, reference_s)
     result = _WeakPeak(name=f"{roi}_peak")
     args = {
