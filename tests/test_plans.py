@@ -13,6 +13,7 @@ from beamline import KEY, after_saves, denoised_here, detector, events_of, pause
 from bluesky.simulators import check_limits, summarize_plan
 from bluesky.utils import FailedStatus, RunEngineInterrupted
 from ophyd.sim import SynAxis
+from ophyd_async.core import init_devices, soft_signal_rw
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import (
@@ -289,6 +290,15 @@ def test_a_reference_that_disagrees_is_reported(RE, det, motor, denoised, logged
     det.frames = Fading()
     RE(denoised_count([det], 1, denoised=denoised, reference_every=1, reference_s=4.0))
     assert "ROI satellite, point 1: the short exposure differs from the reference" in logged()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "denoised_count"])
+def test_what_is_scanned_need_not_have_hints(name, RE, raw, det, denoised):
+    with init_devices():
+        temperature = soft_signal_rw(float, 0.0, name="temperature")
+    RE(plans(det, temperature, denoised)[name])
+    assert raw.by_name["stop"][0]["exit_status"] == "success"
+    assert {-1.0, 1.0} & {e["data"].get("temperature") for e in raw.by_name["event"]}
 
 
 def asking_for(detectors, motor, denoised):

@@ -7,7 +7,7 @@ import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 from bluesky.protocols import NamedMovable, Readable, Reading
-from bluesky.utils import Msg, MsgGenerator
+from bluesky.utils import Msg, MsgGenerator, get_hinted_fields
 
 from ..devices import DenoisedSignals
 from .checks import check_detectors
@@ -214,6 +214,7 @@ def plan_metadata(
     md: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return what `bluesky.plans` write into the start document of a scan of one motor."""
+    fields = get_hinted_fields(motor)
     return {
         "detectors": [detector.name for detector in detectors],
         "motors": [motor.name],
@@ -223,7 +224,7 @@ def plan_metadata(
             **plan_args,
         },
         "plan_name": plan_name,
-        "hints": {"dimensions": [(motor.hints["fields"], "primary")]},
+        "hints": {"dimensions": [(fields, "primary")]} if fields else {},
         **(md or {}),
     }
 
