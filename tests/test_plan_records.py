@@ -357,11 +357,14 @@ def test_references_that_cannot_be_are_refused(RE, det, denoised, every, exposur
         RE(plan)
 
 
-def test_pairs_that_cannot_be_are_refused(RE, raw, det, denoised):
+def test_pairs_that_cannot_be_are_refused(RE, raw, det, motor, denoised):
     for exposures in ({"short_s": 0.0, "long_s": 1.0}, {"short_s": 0.1, "long_s": -1.0}):
         with pytest.raises(SettingsError, match="expected above 0"):
             RE(paired_exposures([det], num=1, **exposures))
+    for args in ((), (motor, -1, 1)):
+        with pytest.raises(SettingsError, match="num is 0; expected at least 1 pair"):
+            RE(paired_exposures([det], *args, num=0, short_s=0.1, long_s=1.0))
     primary_only = denoised_here(RE, UnitDenoiser())
-    with pytest.raises(SettingsError, match=r"`streams` of its denoiser to \['short'\]"):
+    with pytest.raises(SettingsError, match=r"plan go into 'short'\. Name it in the `st"):
         RE(paired_exposures([det], num=1, short_s=0.1, long_s=1.0, denoised=primary_only))
     assert "start" not in raw.by_name

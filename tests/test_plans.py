@@ -331,6 +331,18 @@ def test_a_detector_that_is_not_denoised_is_refused_before_the_run(name, RE, raw
         RE(asking_for([], motor, denoised)[name])
 
 
+@pytest.mark.parametrize("name", sorted(asking_for([], SynAxis(name="m"), None)))
+def test_frames_of_a_stream_that_is_not_denoised_are_refused_before_the_run(
+    name, RE, raw, det, motor
+):
+    denoised = denoised_here(RE, UnitDenoiser(), streams=("long",))
+    stream = "short" if name == "paired_exposures" else "primary"
+    message = f"follows the streams long; the frames of this plan go into '{stream}'. Name it in"
+    with pytest.raises(SettingsError, match=message):
+        RE(asking_for([det], motor, denoised)[name])
+    assert "start" not in raw.by_name
+
+
 @pytest.mark.parametrize("keys", [("det",), (KEY,)])
 @pytest.mark.parametrize(
     "kind", ["in events", "in files", "in files that are described when staged"]

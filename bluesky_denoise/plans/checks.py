@@ -20,13 +20,21 @@ def check_roi(denoised: DenoisedSignals, roi: str) -> None:
         raise SettingsError(f"{denoised.name} has no ROI {roi!r}; it has {known}.")
 
 
-def check_detectors(denoised: DenoisedSignals, detectors: Sequence[Readable]) -> None:
+def check_detectors(
+    denoised: DenoisedSignals, detectors: Sequence[Readable], stream: str = "primary"
+) -> None:
     """Raise `SettingsError` if no detector gives the frames that the signals are of.
 
-    As for the denoiser, a detector may be meant by its name. One that does not describe its
-    frames before it is staged, as those of ophyd-async and areaDetectors that write files do
-    not, is left to be found out at the first point.
+    Or if the stream that the frames go into is not denoised. As for the denoiser, a detector
+    may be meant by its name. One that does not describe its frames before it is staged, as
+    those of ophyd-async and areaDetectors that write files do not, is left to be found out at
+    the first point.
     """
+    if stream not in denoised.streams:
+        raise SettingsError(
+            f"{denoised.name} follows the streams {', '.join(denoised.streams)}; the frames of "
+            f"this plan go into {stream!r}. Name it in the `streams` of the denoiser."
+        )
     wanted = denoised.data_keys
     given: list[str] = []
     for detector in detectors:

@@ -38,7 +38,7 @@ def paired_exposures(
     *args :
         As `bluesky.plans.scan` has them; none: `num` pairs without moving anything.
     num :
-        Number of points.
+        Number of points; None: one pair, or the last of `args`.
     short_s, long_s :
         The exposures, seconds, > 0.
     denoised :
@@ -50,7 +50,8 @@ def paired_exposures(
     Raises
     ------
     SettingsError
-        If an exposure is not above 0, or the stream ``short`` is not denoised.
+        If an exposure or the number is not above 0, no detector is the one that is denoised,
+        or the stream ``short`` is not.
 
     Examples
     --------
@@ -58,13 +59,10 @@ def paired_exposures(
     """
     if not (short_s > 0 and long_s > 0):
         raise SettingsError(f"The exposures are {short_s!r} s and {long_s!r} s; expected above 0.")
-    if denoised is not None and "short" not in denoised.streams:
-        raise SettingsError(
-            f"{denoised.name} follows the streams {', '.join(denoised.streams)}; set the "
-            "`streams` of its denoiser to ['short']."
-        )
+    if num is not None and num < 1:
+        raise SettingsError(f"num is {num!r}; expected at least 1 pair.")
     if denoised is not None:
-        check_detectors(denoised, detectors)
+        check_detectors(denoised, detectors, "short")
     signals = [exposure_signal(detector) for detector in detectors]
     readings = exposure_readings(detectors)
 

@@ -187,8 +187,8 @@ def denoised_scan(
     Raises
     ------
     SettingsError
-        If no detector is the one that is denoised, or references are asked for that cannot
-        be had.
+        If no detector is the one that is denoised, the stream ``primary`` is not, or
+        references are asked for that cannot be had.
 
     Examples
     --------
