@@ -330,6 +330,8 @@ def test_a_chance_above_a_tenth_lets_weaker_peaks_of_the_coarse_scan_pass(RE, ra
         ({"num": 4}, "expected at least 5 points"),
         ({"fine_num": 4}, "expected at least 5 points"),
         ({"exposure_s": 0.0}, "an exposure above 0"),
+        ({"fine_exposure_s": 0.0}, "an exposure above 0"),
+        ({"fine_exposure_s": -1.0}, "an exposure above 0"),
         ({"false_alarm": 1.0}, "a chance between 5e-06 and 1"),
         ({"false_alarm": 1e-6}, "a chance between 5e-06 and 1"),
     ],

@@ -432,12 +432,14 @@ def test_an_adaptive_scan_from_a_whole_number_has_positions_with_decimals(RE, ra
     assert {type(e["axis_setpoint"]) for e in events_of(raw, "primary")} == {float}
 
 
-def test_an_adaptive_scan_needs_a_signal_that_exists(RE, det, motor, denoised):
+@pytest.mark.parametrize("target", ["nothing", "denoised_denoise_reason", "denoised_denoise_ok"])
+def test_an_adaptive_scan_needs_a_number_that_exists(target, RE, raw, det, motor, denoised):
     plan = adaptive_denoised_scan(
-        [det], "nothing", motor, -1, 1, 0.1, 0.5, 1.0, True, denoised=denoised
+        [det], target, motor, -1, 1, 0.1, 0.5, 1.0, True, denoised=denoised
     )
-    with pytest.raises(SettingsError, match="has no 'nothing'; it has denoised_"):
+    with pytest.raises(SettingsError, match=f"has no number '{target}'; it has denoised_"):
         RE(plan)
+    assert "start" not in raw.by_name
 
 
 def test_a_denoiser_that_does_not_answer_ends_the_plan_and_restores_the_exposure(RE, det):

@@ -208,7 +208,7 @@ def adaptive_denoised_scan(
     Raises
     ------
     SettingsError
-        If `denoised` has no such signal, no detector is the one that is denoised, or the
+        If `denoised` has no such number, no detector is the one that is denoised, or the
         steps are not ``0 < min_step < max_step``.
 
     Notes
@@ -217,8 +217,12 @@ def adaptive_denoised_scan(
     """
     if not 0 < min_step < max_step:
         raise SettingsError(f"Steps from {min_step} to {max_step}; expected 0 < min < max.")
-    if target_field not in (keys := list(denoised.describe())):
-        raise SettingsError(f"{denoised.name} has no {target_field!r}; it has {', '.join(keys)}.")
+    specs = denoised.describe().items()
+    keys = [key for key, spec in specs if spec["dtype"] in ("number", "integer")]
+    if target_field not in keys:
+        raise SettingsError(
+            f"{denoised.name} has no number {target_field!r}; it has {', '.join(keys)}."
+        )
     check_detectors(denoised, detectors)
     reference = reference_points(denoised, reference_every, reference_s)
     args = {

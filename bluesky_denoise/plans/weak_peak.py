@@ -78,7 +78,7 @@ def find_weak_peak(
         Points of the fine scan, at least 5. It reaches three widths of the peak to either
         side, three steps of the coarse scan at least, and never further than that scan.
     fine_exposure_s :
-        Of its frames, seconds; None: as the coarse ones.
+        Of its frames, seconds, > 0; None: as the coarse ones.
     false_alarm :
         Highest chance of a find where there is no peak, over both scans, from 5e-6; it holds for
         Gaussian noise, and is up to four times as high at two counts in a point.
@@ -102,11 +102,12 @@ def find_weak_peak(
     check_roi(denoised, roi)
     check_detectors(denoised, detectors)
     least = _COARSE_CHANCE * LEAST_P_VALUE
-    if min(num, fine_num) < 5 or not exposure_s > 0 or not least <= false_alarm < 1:
+    fine_s = exposure_s if fine_exposure_s is None else fine_exposure_s
+    if min(num, fine_num) < 5 or not min(exposure_s, fine_s) > 0 or not least <= false_alarm < 1:
         raise SettingsError(
-            f"num {num!r}, fine_num {fine_num!r}, exposure_s {exposure_s!r}, false_alarm "
-            f"{false_alarm!r}; expected at least 5 points, an exposure above 0, and a chance "
-            f"between {least:.1g} and 1."
+            f"num {num!r}, fine_num {fine_num!r}, exposure_s {exposure_s!r}, fine_exposure_s "
+            f"{fine_exposure_s!r}, false_alarm {false_alarm!r}; expected at least 5 points, an "
+            f"exposure above 0, and a chance between {least:.1g} and 1."
         )
     # The two scans are independent: their chances multiply.
     coarse_chance = max(_COARSE_CHANCE, false_alarm)
@@ -148,7 +149,7 @@ def find_weak_peak(
             reach = max(3 * coarse.width, 3 * step)
             first, last = max(low, coarse.position - reach), min(high, coarse.position + reach)
             for signal in exposures:
-                yield from bps.mv(signal, fine_exposure_s or exposure_s)
+                yield from bps.mv(signal, fine_s)
             fine = yield from search(first, last, fine_num, "fine_signals")
         found = fine is not None and fine.p_value <= fine_chance
         for name, candidate in (("coarse", coarse), ("fine", fine)):
