@@ -230,9 +230,9 @@ def test_the_per_step_serves_other_plans(RE, raw, det, motor, denoised):
     RE(bp.grid_scan([det], motor, 0, 1, 2, other, 0, 1, 2, per_step=per_step))
     assert [e["other"] for e in events_of(raw, "signals")] == [0, 1, 0, 1]
     raw.clear()
-    per_step = denoised_per_step(denoised, one_motor=True)
-    RE(bp.log_scan([det], motor, 0.1, 1, 3, per_step=per_step))
+    RE(bp.log_scan([det], motor, -1, 1, 3, per_step=per_step))
     assert [e["denoised_raw_seq_num"] for e in events_of(raw, "signals")] == [1, 2, 3]
+    assert [e["motor"] for e in events_of(raw, "signals")] == pytest.approx([0.1, 1, 10])
 
 
 def test_references_are_taken_at_each_nth_point_with_their_own_exposure(
