@@ -34,7 +34,8 @@ class DenoisedSignals(Device):
     A trigger is done when the result of the last raw event of the running run is there, so
     it comes after the event has been saved: use the plans and stubs of
     :mod:`bluesky_denoise.plans`, or ``yield from trigger_and_read([denoised], "signals")``.
-    Read in the same event as its detector it would be one point late, which is refused.
+    Read in the same event as its detector it would be one point late, which is refused
+    where no frame was saved before.
 
     For each data key ``<key>_raw_total`` (counts), ``<key>_denoised_total`` (counts / s) and
     ``<key>_exposure_s``. For each ROI ``<roi>_intensity`` and ``<roi>_intensity_error``

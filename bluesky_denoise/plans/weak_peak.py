@@ -90,8 +90,9 @@ def find_weak_peak(
     Returns
     -------
     PeakCandidate or None
-        From the fine scan; None where there is no peak. It is the value of the plan:
-        ``RE(...).plan_result``, or the value of ``yield from``.
+        From the fine scan; None where there is no peak. It is the value of ``yield from``,
+        and the ``plan_result`` of what ``RE(...)`` returns if the RunEngine was made with
+        ``call_returns_result=True``.
 
     Raises
     ------
