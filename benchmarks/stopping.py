@@ -3,6 +3,7 @@
 Run as ``python -m benchmarks.stopping [--points 20000]``. Counts of known rates are drawn until
 `ExposureTally` has enough, as `adaptive_exposure_scan` does at each point. The fixed-exposure scan
 that it is compared with exposes each point until the worst of them is known as well as was asked.
+Last come points beside a peak, which an absolute error ends.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import numpy as np
 from bluesky_denoise.plans.stopping import ExposureTally
 
 CASES = ((3, 20, 0.1), (3, 20, 0.2), (10, 5, 0.1), (2, 10, 0.3))
+BESIDE_THE_PEAK = ((2, 1.0), (5, 1.0), (20, 2.0), (20, 1.0))
 
 
 def stop_early(
@@ -22,6 +24,17 @@ def stop_early(
     while not tally.enough:
         counts = rng.poisson(peak + background)
         tally.add(counts - background, np.sqrt(counts), 1.0)
+    return tally
+
+
+def stop_at_absolute(
+    rng: np.random.Generator, background: float, absolute_error: float, border: float
+) -> ExposureTally:
+    """Expose a point without a peak; the border has `border` times the area of the region."""
+    tally = ExposureTally(1e-9, max_frames=5000, absolute_error=absolute_error)
+    while not tally.enough:
+        counts, around = rng.poisson(background), rng.poisson(background * border)
+        tally.add(counts - around / border, np.sqrt(counts + around / border**2), 1.0)
     return tally
 
 
@@ -67,6 +80,16 @@ def main() -> None:
     for reach in (1.0, 2.0, 2.5):
         ratio, width = exposure_saved(rng, 0.1, reach)
         print(f"{reach:4} widths | {ratio:.2f} {width:.2f}")
+    print("background, error in counts, border | counts in the region | mean and width of pulls")
+    for background, error in BESIDE_THE_PEAK:
+        for border in (1, 4):
+            tallies = [stop_at_absolute(rng, background, error, border) for _ in range(points)]
+            counts = background * np.mean([t.frames for t in tallies])
+            pulls = np.array([t.intensity / t.error for t in tallies])
+            print(
+                f"{background:4} {error:5} {border:4} | {counts:5.0f} | "
+                f"{pulls.mean():+.2f} {pulls.std():.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ class DenoisedBestEffortCallback(BestEffortCallback):
     kin read, and plain scans as ever. Subscribed to a `DenoiseProcess` it shows the derived
     runs. Bluesky's own prints rows of the stream ``primary`` only, whatever the hints say.
 
+    Of runs within each other the one that began last is shown.
+
     What a plan found or how well references agree is told in a line, and at the end of a
     run how many of its frames are not ok, and why.
 
@@ -105,8 +107,9 @@ class DenoisedBestEffortCallback(BestEffortCallback):
 
     def descriptor(self, doc: Mapping[str, Any]) -> None:
         """Pass the stream to show off as the primary one, the only one that gets a table."""
+        if not self._is_shown_run(doc):
+            return
         if doc["name"] == "primary" and "primary" not in self._shown:
-            self._left_out.add(doc["uid"])
             return
         if doc["name"] in _TOLD:
             fields = [key for key in hinted_fields(doc) if key not in self.all_dim_fields]
@@ -130,8 +133,8 @@ class DenoisedBestEffortCallback(BestEffortCallback):
             self._table("descriptor", doc)
 
     def event(self, doc: Mapping[str, Any]) -> None:
-        """Show a point, unless it has nothing but frames."""
-        if doc["descriptor"] in self._left_out:
+        """Show a point, unless it has nothing but frames, or is of another run."""
+        if doc["descriptor"] not in self._descriptors:
             return
         super().event(doc)
         if told := self._told.get(doc["descriptor"]):
@@ -145,6 +148,8 @@ class DenoisedBestEffortCallback(BestEffortCallback):
 
     def stop(self, doc: Mapping[str, Any]) -> None:
         """End the table, and tell of frames that are not ok."""
+        if not self._is_shown_run(doc):
+            return
         super().stop(doc)
         frames = self._verdicts.total()
         bad = frames - self._verdicts.pop("", 0)
@@ -157,10 +162,12 @@ class DenoisedBestEffortCallback(BestEffortCallback):
     def clear(self) -> None:
         """Forget the last run."""
         super().clear()
-        self._left_out: set[str] = set()
         self._told: dict[str, tuple[str, list[str]]] = {}
         self._verdicts: Counter[str] = Counter()
         self._lines = NarrowLines()
+
+    def _is_shown_run(self, doc: Mapping[str, Any]) -> bool:
+        return self._start_doc is not None and doc["run_start"] == self._start_doc["uid"]
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,7 @@ from ophyd.status import DeviceStatus
 
 from .errors import DenoiseError, DenoiseTimeout, SettingsError
 from .last_event import LastEvent, RawEvent
-from .newest_results import NewestResults
+from .newest_results import NewestResults, Result
 from .raw_sums import RawSums
 from .result_signals import attribute_of, default_of, result_components
 from .settings import DenoiseSettings
@@ -34,7 +34,8 @@ class DenoisedSignals(Device):
     A trigger is done when the result of the last raw event of the running run is there, so
     it comes after the event has been saved: use the plans and stubs of
     :mod:`bluesky_denoise.plans`, or ``yield from trigger_and_read([denoised], "signals")``.
-    Read in the same event as its detector it would be one point late, which is refused.
+    Read in the same event as its detector it would be one point late, which is refused
+    where no frame was saved before.
 
     For each data key ``<key>_raw_total`` (counts), ``<key>_denoised_total`` (counts / s) and
     ``<key>_exposure_s``. For each ROI ``<roi>_intensity`` and ``<roi>_intensity_error``
@@ -146,6 +147,7 @@ class DenoisedSignals(Device):
         self._lock = threading.RLock()
         self._newest = NewestResults(self.name, self.streams, tuple(self._keys.values()))
         self._waiting: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
+        self._wanted: RawEvent | None = None  # last, until its derived run has ended
         denoise.subscribe(self._derived)
 
     def __repr__(self) -> str:
@@ -178,6 +180,7 @@ class DenoisedSignals(Device):
                 timer.daemon = True
                 self._waiting.append((wanted, status, timer))
                 timer.start()
+            self._wanted = wanted
         return status
 
     def read(self) -> dict[str, dict[str, Any]]:
@@ -248,9 +251,18 @@ class DenoisedSignals(Device):
         """Take a document of a derived run (on a thread)."""
         with self._lock:
             result = self._newest.note(str(name), doc)
-            if result is not None and not self._waiting:
+            if self._wanted is not None and self._wanted.run_uid in self._newest.ended:
+                self._wanted = None
+            if result is not None and not self._waiting and not self._is_late(result):
                 self._show(result.data)
             self._answer_all()
+
+    def _is_late(self, result: Result) -> bool:
+        """Tell whether a result is of a frame before the one that was waited for last."""
+        if self._wanted is None:
+            return False
+        newest = self._newest.results.get(self._wanted[:2])
+        return newest is not result or not result.answers(self._wanted)
 
     def _answer_all(self) -> None:
         still: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []

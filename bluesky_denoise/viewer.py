@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
-from .errors import DenoiseError
+from .errors import DenoiseError, SettingsError
 from .recent_frames import RecentFrames
 
 __all__ = ["FrameViewer"]
@@ -71,7 +71,7 @@ class FrameViewer:
         self._sigma = RecentFrames(f"{data_key}_sigma", streams[1])
         self._normalizer = RunNormalizer()
         self._raw_run = self._derived_from = ""  # uids of the raw run that each is of
-        self._trace: list[tuple[float, float, float]] = []
+        self._trace: dict[int, tuple[float, float, float]] = {}  # a point may be taken again
         self._changed, self._closing = threading.Event(), threading.Event()
         self.drawn = 0
         """How often it has been drawn."""
@@ -90,7 +90,21 @@ class FrameViewer:
             self._thread.start()
 
     def attach(self, RE: Any, denoise: Any) -> None:
-        """Subscribe to a RunEngine and to its `DenoiseProcess`."""
+        """Subscribe to a RunEngine and to its `DenoiseProcess`.
+
+        Raises
+        ------
+        SettingsError
+            If the denoiser has no such ROI.
+        """
+        settings = getattr(denoise, "settings", None)
+        if self._roi and settings is not None:
+            known = [roi for regions in settings.rois.values() for roi in regions]
+            if self._roi not in known:
+                raise SettingsError(
+                    f"The view is to trace ROI {self._roi!r}; the denoiser has "
+                    f"{', '.join(known) or 'none'}."
+                )
         RE.subscribe(self.raw)
         denoise.subscribe(self.derived)
 
@@ -120,6 +134,12 @@ class FrameViewer:
                 self._against = _first_motor(doc)
             self._denoised.note(str(name), doc)
             self._sigma.note(str(name), doc)
+            is_ours = name == "descriptor" and doc["uid"] in self._denoised.descriptors
+            if is_ours and self._traced not in doc["data_keys"]:
+                logger.warning(
+                    "The live view is to trace %s, which the stream %s does not have; it has %s",
+                    *(self._traced, doc["name"], ", ".join(doc["data_keys"])),
+                )
             if name == "event" and doc["descriptor"] in self._denoised.descriptors:
                 data = doc["data"]
                 error = data.get(self._traced + "_error", 0.0)
@@ -127,7 +147,7 @@ class FrameViewer:
                 if self._against not in data:
                     self._against = "point"
                 at = data.get(self._against, data["raw_seq_num"])
-                self._trace.append((at, value, error))
+                self._trace[data["raw_seq_num"]] = at, value, error
         if name == "event":
             self._changed.set()
 
@@ -147,7 +167,7 @@ class FrameViewer:
         self._changed.clear()
         with self._lock:
             event = self._denoised.event
-            trace = np.array(self._trace).reshape(-1, 3)
+            trace = np.array([*self._trace.values()]).reshape(-1, 3)
         if event is None:
             return
         try:

@@ -2,6 +2,8 @@
 
 import re
 
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
 import pytest
 from beamline import denoised_here, detector
 from bluesky import plans as bp
@@ -95,6 +97,20 @@ def test_frames_that_are_not_ok_are_told_of_with_the_reason(RE, det, denoised, c
     RE(denoised_count([det], 3, denoised=denoised))
     shown = capsys.readouterr().out
     assert "3 of 3 denoised frames are not ok: 3 times " in shown
+
+
+def test_of_runs_within_each_other_the_inner_one_is_shown(RE, det, motor, denoised, capsys, caplog):
+    @bpp.set_run_key_decorator("outer")
+    @bpp.run_decorator()
+    def outer():
+        yield from bps.trigger_and_read([motor])
+        inner = denoised_scan([det], motor, 0, 0.2, 3, denoised=denoised)
+        yield from bpp.set_run_key_wrapper(inner, "inner")
+        yield from bps.trigger_and_read([motor])
+
+    RE(outer())
+    assert rows(capsys.readouterr().out)[-3:] == [1, 2, 3]
+    assert "exception" not in caplog.text
 
 
 def test_plain_scans_are_shown_as_ever(RE, motor, denoised, capsys):

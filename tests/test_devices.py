@@ -217,6 +217,33 @@ def test_a_deadline_can_be_nan_with_the_flag_down(derived, logged):
     assert "not denoised within" in logged()
 
 
+def test_a_result_that_comes_too_late_is_not_shown_for_the_point_after_it(derived):
+    signals = signals_of(derived, timeout_s=0.05, on_timeout="nan")
+    derived.open("raw-run")
+    for seq_num in (1, 2):
+        at(signals, seq_num)
+        signals.trigger().wait(1)
+    derived.event(1, 10.0)
+    assert np.isnan(signals.det_image_raw_total.get())
+    assert signals.raw_seq_num.get() == 2
+    derived.event(2, 20.0)  # of the point itself, it is right whenever it comes
+    assert signals.det_image_raw_total.get() == 20.0
+
+
+def test_results_of_runs_without_triggers_are_shown_as_they_come(derived):
+    signals = signals_of(derived)
+    for run in ("first", "second", "third"):
+        derived.open(run)
+        derived.event(1, 10.0)
+        assert signals.det_image_raw_total.get() == 10.0
+        if run == "first":
+            at(signals, 1, run=run)
+            signals.trigger().wait(1)
+        derived.event(2, 20.0)
+        assert signals.det_image_raw_total.get() == 20.0
+        derived.emit("stop", derived.bundle.compose_stop())
+
+
 @pytest.mark.parametrize("kind", ["inline", "files", "async files"])
 def test_a_deadline_can_be_raw_sums_with_the_flag_down(RE, raw, tmp_path, kind):
     counts = np.random.default_rng(0).poisson(3.0, (3, 48, 48)).astype(np.uint32)

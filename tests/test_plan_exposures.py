@@ -3,12 +3,14 @@
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import pytest
-from beamline import detector, paused_after
+from beamline import denoised_here, detector, events_of, paused_after
 from bluesky.utils import RunEngineInterrupted
+from ophyd import Component, Device, Signal
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import (
+    adaptive_exposure_scan,
     exposure_signal,
     paired_exposures,
     short_exposure_decorator,
@@ -16,6 +18,7 @@ from bluesky_denoise.plans import (
 )
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
+from bluesky_denoise.testing import UnitDenoiser
 
 
 @pytest.fixture
@@ -50,6 +53,55 @@ def test_an_exposure_is_put_back_when_the_plan_fails(RE, det):
     with pytest.raises(ValueError, match="no beam"):
         RE(short_exposure_wrapper(failing(), [det], 20))
     assert det.cam.acquire_time.get() == 0.5
+
+
+def test_an_exposure_that_cannot_be_put_back_leaves_no_other_short(RE, det):
+    class Lost(Signal):
+        connected = True
+
+        def set(self, value, **kwargs):  # refuses at once, as a signal of EPICS does
+            if not self.connected:
+                raise ConnectionError("the IOC is gone")
+            return super().set(value, **kwargs)
+
+    class Other(Device):
+        exposure_signal = Component(Lost, value=2.0)
+
+    other = Other(name="other")
+
+    def plan():
+        yield from bps.null()
+        other.exposure_signal.connected = False
+
+    for detectors in ([other, det], [det, other]):
+        other.exposure_signal.connected = True
+        with pytest.raises(ConnectionError, match="the IOC is gone"):
+            RE(short_exposure_wrapper(plan(), detectors, 20))
+        assert det.cam.acquire_time.get() == 0.5
+
+
+@pytest.mark.parametrize("by", ["detector", "camera", "signal"])
+def test_an_exposure_that_staging_sets_is_shortened_too(by, RE, raw, det):
+    if by == "detector":
+        det.stage_sigs["cam.acquire_time"] = 2.0
+    elif by == "camera":
+        det.cam.stage_sigs["acquire_time"] = 2.0
+    else:
+        det.stage_sigs[det.cam.acquire_time] = 2.0
+    RE(short_exposure_wrapper(bp.count([det], 2), [det], 20))
+    assert raw.by_name["start"][0]["exposures"]["det"]["full_s"] == 2.0
+    configuration = raw.by_name["descriptor"][0]["configuration"]["det"]["data"]
+    assert configuration["det_cam_acquire_time"] == 0.1
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_an_adaptive_scan_exposes_as_it_says_whatever_staging_sets(RE, raw, det, motor):
+    det.stage_sigs["cam.acquire_time"] = 2.0
+    denoised = denoised_here(RE, UnitDenoiser(), timeout_s=2)
+    args = ([det], denoised, "satellite", motor, 0, 1, 2)
+    RE(adaptive_exposure_scan(*args, relative_error=0.01, max_frames=2, exposure_s=0.1))
+    exposures = [e["denoised_det_image_exposure_s"] for e in events_of(raw, "signals")]
+    assert exposures == [0.1] * 4
 
 
 def test_an_ophyd_async_detector_is_exposed_shorter(RE, raw, det, tmp_path):

@@ -4,7 +4,7 @@ import bluesky.plans as bp
 import numpy as np
 import pytest
 from beamline import denoised_here, detector, events_of
-from ophyd import Component, Device, Signal
+from ophyd import Component, Device, Kind, Signal
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.frames import Denoised
@@ -57,6 +57,35 @@ def test_all_detectors_are_exposed_shorter_and_recorded_each_with_its_own(RE, ra
     assert (det.cam.acquire_time.get(), other.cam.acquire_time.get()) == (0.5, 2.0)
 
 
+def test_plans_within_each_other_record_the_exposures_of_each_detector(RE, raw, det, motor):
+    other = ReplayDetector(name="other", frames=detector().frames, exposure_s=2.0)
+    plan = short_exposure_wrapper(bp.count([det, other]), [det], 5)
+    RE(short_exposure_wrapper(plan, [other], 4))
+    assert raw.by_name["start"][-1]["exposures"] == {
+        "det": {"full_s": 0.5, "short_s": 0.1, "factor": 5},
+        "other": {"full_s": 2.0, "short_s": 0.5, "factor": 4},
+    }
+
+
+def test_the_exposure_of_the_innermost_plan_is_recorded_with_the_full_one(
+    RE, raw, det, motor, denoised
+):
+    args = ([det], denoised, "satellite", motor, 0, 1, 2)
+    asked = {"relative_error": 0.1, "max_frames": 2, "exposure_s": 0.1}
+    RE(short_exposure_wrapper(adaptive_exposure_scan(*args, **asked), [det], 20))
+    assert raw.by_name["start"][-1]["exposures"] == {
+        "det": {"full_s": 0.5, "short_s": 0.1, "factor": 5}
+    }
+    exposures = [e["denoised_det_image_exposure_s"] for e in events_of(raw, "signals")]
+    assert set(exposures) == {0.1}
+    raw.clear()
+    RE(short_exposure_wrapper(paired_exposures([det], short_s=0.1, long_s=1.0), [det], 20))
+    assert raw.by_name["start"][-1]["exposures"] == {"det": {"short_s": 0.1, "long_s": 1.0}}
+    own = bp.count([det], md={"exposures": "mine"})
+    RE(short_exposure_wrapper(own, [det], 5))
+    assert raw.by_name["start"][-1]["exposures"] == "mine"
+
+
 def test_a_detector_s_own_hook_comes_before_what_is_usual(det):
     class Drv(Device):
         acquire_time = Component(Signal, value=1.0)
@@ -74,6 +103,23 @@ def test_a_detector_s_own_hook_comes_before_what_is_usual(det):
 def test_pairs_record_both_exposures(RE, raw, det):
     RE(paired_exposures([det], num=1, short_s=0.1, long_s=1.0))
     assert raw.by_name["start"][0]["exposures"] == {"det": {"short_s": 0.1, "long_s": 1.0}}
+
+
+@pytest.mark.parametrize("plan", ["pairs", "references", "find_weak_peak"])
+def test_a_detector_may_read_its_exposure_itself(plan, RE, raw, det, motor, denoised):
+    det.cam.kind = det.cam.acquire_time.kind = Kind.normal
+    if plan == "pairs":
+        RE(paired_exposures([det], motor, -1, 1, num=2, short_s=0.1, long_s=1.0))
+        expected = {"short": [0.1] * 2, "long": [1.0] * 2}
+    elif plan == "references":
+        RE(denoised_count([det], 2, denoised=denoised, reference_every=1, reference_s=2.0))
+        expected = {"primary": [0.5] * 2, "reference": [2.0] * 2}
+    else:
+        args = ([det], denoised, "satellite", motor, 4, 5, 5)
+        RE(find_weak_peak(*args, exposure_s=0.1))
+        expected = {"primary": [0.1] * 5}
+    for stream, exposures in expected.items():
+        assert [e["det_cam_acquire_time"] for e in events_of(raw, stream)] == exposures
 
 
 # Adaptive scans
@@ -118,7 +164,7 @@ def test_an_absolute_error_ends_points_beside_the_peak(RE, raw, motor, denoised)
     assert all(5.0 < e["satellite_point_intensity_error"] <= 10.0 for e in points)
 
 
-def adaptive_steps(RE, raw, motor, values, backstep):
+def adaptive_steps(RE, raw, motor, values, backstep, denoiser=None):
     """Return where an adaptive scan goes when it measures `values`, from 0 to 2."""
     rates = iter(values)
 
@@ -131,7 +177,7 @@ def adaptive_steps(RE, raw, motor, values, backstep):
             return frame
 
     raw.clear()
-    denoised = denoised_here(RE, UnitDenoiser(), timeout_s=2, on_timeout="nan")
+    denoised = denoised_here(RE, denoiser or UnitDenoiser(), timeout_s=2, on_timeout="nan")
     det = ReplayDetector(name="det", frames=Told(), exposure_s=1.0)
     args = ([det], INTENSITY, motor, 0, 2, 0.1, 1.0, 100.0, backstep, 0.8)
     RE(adaptive_denoised_scan(*args, denoised=denoised))
@@ -144,6 +190,24 @@ def test_an_adaptive_scan_steps_back_where_it_has_gone_too_far(RE, raw, motor):
     assert (np.diff(onward) > 0).all()
     back = adaptive_steps(RE, raw, motor, flat_then_steep, True)
     assert (np.diff(back)[:4] < 0).any()
+
+
+@pytest.mark.parametrize("backstep", [False, True])
+def test_an_adaptive_scan_goes_on_behind_a_point_that_was_not_denoised(backstep, RE, raw, motor):
+    """As fast as 100 counts / s in 0.45, the first step, are wanted."""
+
+    class Failing(UnitDenoiser):
+        def denoise(self, counts, exposure_s, mask=None):
+            if counts.max() == 1200:  # of the third point
+                raise RuntimeError("the GPU is lost")
+            return super().denoise(counts, exposure_s, mask)
+
+    rising = [1000 + 100 * point for point in range(5)]
+    positions = adaptive_steps(RE, raw, motor, rising, backstep, Failing())
+    assert np.isnan([e[INTENSITY] for e in events_of(raw, "signals")]).tolist() == [
+        *(False, False, True, False, False)
+    ]
+    assert np.diff(positions) == pytest.approx([0.45] * 4, rel=0.01)
 
 
 # References
@@ -266,6 +330,8 @@ def test_a_chance_above_a_tenth_lets_weaker_peaks_of_the_coarse_scan_pass(RE, ra
         ({"num": 4}, "expected at least 5 points"),
         ({"fine_num": 4}, "expected at least 5 points"),
         ({"exposure_s": 0.0}, "an exposure above 0"),
+        ({"fine_exposure_s": 0.0}, "an exposure above 0"),
+        ({"fine_exposure_s": -1.0}, "an exposure above 0"),
         ({"false_alarm": 1.0}, "a chance between 5e-06 and 1"),
         ({"false_alarm": 1e-6}, "a chance between 5e-06 and 1"),
     ],
@@ -293,11 +359,14 @@ def test_references_that_cannot_be_are_refused(RE, det, denoised, every, exposur
         RE(plan)
 
 
-def test_pairs_that_cannot_be_are_refused(RE, raw, det, denoised):
+def test_pairs_that_cannot_be_are_refused(RE, raw, det, motor, denoised):
     for exposures in ({"short_s": 0.0, "long_s": 1.0}, {"short_s": 0.1, "long_s": -1.0}):
         with pytest.raises(SettingsError, match="expected above 0"):
             RE(paired_exposures([det], num=1, **exposures))
+    for args in ((), (motor, -1, 1)):
+        with pytest.raises(SettingsError, match="num is 0; expected at least 1 pair"):
+            RE(paired_exposures([det], *args, num=0, short_s=0.1, long_s=1.0))
     primary_only = denoised_here(RE, UnitDenoiser())
-    with pytest.raises(SettingsError, match=r"`streams` of its denoiser to \['short'\]"):
+    with pytest.raises(SettingsError, match=r"plan go into 'short'\. Name it in the `st"):
         RE(paired_exposures([det], num=1, short_s=0.1, long_s=1.0, denoised=primary_only))
     assert "start" not in raw.by_name

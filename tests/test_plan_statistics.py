@@ -68,6 +68,21 @@ def test_an_absolute_error_spares_points_without_a_peak():
     assert tally.frames == 9
 
 
+@pytest.mark.parametrize(("background", "absolute_error"), [(5, 1.0), (20, 2.0)])
+def test_an_absolute_error_costs_less_than_one_count_of_a_point(background, absolute_error):
+    rng = np.random.default_rng(2)
+    tallies = []
+    for _ in range(3000):
+        tallies.append(ExposureTally(0.01, 500, absolute_error))
+        while not tallies[-1].enough:
+            counts, around = rng.poisson(background), rng.poisson(4 * background)
+            tallies[-1].add(counts - around / 4, np.sqrt(counts + around / 16), 1.0)
+    lost = np.mean([t.intensity for t in tallies])  # there is no peak
+    one_count = np.mean([1 / t.exposure_s for t in tallies])
+    noise = 3 * absolute_error / np.sqrt(3000)
+    assert -one_count - noise < lost < noise
+
+
 @pytest.mark.slow
 def test_adaptive_exposures_reach_the_error_that_was_asked_for(RE, raw, motor, denoiser):
     det, denoised = detector(seed=1), denoised_here(RE, denoiser)

@@ -9,10 +9,11 @@ import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
-from beamline import after_saves, denoised_here, detector, events_of, paused_after
+from beamline import KEY, after_saves, denoised_here, detector, events_of, paused_after
 from bluesky.simulators import check_limits, summarize_plan
 from bluesky.utils import FailedStatus, RunEngineInterrupted
 from ophyd.sim import SynAxis
+from ophyd_async.core import init_devices, soft_signal_rw
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import (
@@ -25,7 +26,7 @@ from bluesky_denoise.plans import (
     paired_exposures,
     short_exposure_wrapper,
 )
-from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
 
 STREAMS = ("primary", "reference", "short")
@@ -184,6 +185,22 @@ def test_a_pause_while_a_result_is_waited_for_takes_no_frame_again(
     assert len({(e["descriptor"], e["seq_num"]) for e in frames}) == len(frames) > 2
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "denoised_count"])
+def test_a_motor_that_is_moved_during_a_pause_is_moved_back(name, RE, raw, det, motor, denoised):
+    def pause(msg):
+        return None, bps.pause() if msg.command == "trigger" and msg.obj is det else None
+
+    with pytest.raises(RunEngineInterrupted):
+        RE(bpp.plan_mutator(plans(det, motor, denoised)[name], pause))
+    while RE.state == "paused":
+        motor.set(7.0)
+        with contextlib.suppress(RunEngineInterrupted):
+            RE.resume()
+    positions = [e["data"]["motor"] for e in raw.by_name["event"] if "motor" in e["data"]]
+    assert len(positions) > 2
+    assert 7.0 not in positions
+
+
 @pytest.mark.parametrize("name", ["adaptive_exposure_scan", "find_weak_peak"])
 def test_plans_that_set_an_exposure_record_the_full_one_too(name, RE, raw, det, motor, denoised):
     RE(plans(det, motor, denoised)[name])
@@ -213,9 +230,9 @@ def test_the_per_step_serves_other_plans(RE, raw, det, motor, denoised):
     RE(bp.grid_scan([det], motor, 0, 1, 2, other, 0, 1, 2, per_step=per_step))
     assert [e["other"] for e in events_of(raw, "signals")] == [0, 1, 0, 1]
     raw.clear()
-    per_step = denoised_per_step(denoised, one_motor=True)
-    RE(bp.log_scan([det], motor, 0.1, 1, 3, per_step=per_step))
+    RE(bp.log_scan([det], motor, -1, 1, 3, per_step=per_step))
     assert [e["denoised_raw_seq_num"] for e in events_of(raw, "signals")] == [1, 2, 3]
+    assert [e["motor"] for e in events_of(raw, "signals")] == pytest.approx([0.1, 1, 10])
 
 
 def test_references_are_taken_at_each_nth_point_with_their_own_exposure(
@@ -275,6 +292,15 @@ def test_a_reference_that_disagrees_is_reported(RE, det, motor, denoised, logged
     assert "ROI satellite, point 1: the short exposure differs from the reference" in logged()
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "denoised_count"])
+def test_what_is_scanned_need_not_have_hints(name, RE, raw, det, denoised):
+    with init_devices():
+        temperature = soft_signal_rw(float, 0.0, name="temperature")
+    RE(plans(det, temperature, denoised)[name])
+    assert raw.by_name["stop"][0]["exit_status"] == "success"
+    assert {-1.0, 1.0} & {e["data"].get("temperature") for e in raw.by_name["event"]}
+
+
 def asking_for(detectors, motor, denoised):
     """Return every plan with `denoised`, for other detectors."""
     roi = detectors, denoised, "satellite", motor
@@ -303,6 +329,41 @@ def test_a_detector_that_is_not_denoised_is_refused_before_the_run(name, RE, raw
     assert "start" not in raw.by_name
     with pytest.raises(SettingsError, match="No detectors read nothing"):
         RE(asking_for([], motor, denoised)[name])
+
+
+@pytest.mark.parametrize("name", sorted(asking_for([], SynAxis(name="m"), None)))
+def test_frames_of_a_stream_that_is_not_denoised_are_refused_before_the_run(
+    name, RE, raw, det, motor
+):
+    denoised = denoised_here(RE, UnitDenoiser(), streams=("long",))
+    stream = "short" if name == "paired_exposures" else "primary"
+    message = f"follows the streams long; the frames of this plan go into '{stream}'. Name it in"
+    with pytest.raises(SettingsError, match=message):
+        RE(asking_for([det], motor, denoised)[name])
+    assert "start" not in raw.by_name
+
+
+@pytest.mark.parametrize("keys", [("det",), (KEY,)])
+@pytest.mark.parametrize(
+    "kind", ["in events", "in files", "in files that are described when staged"]
+)
+def test_a_denoiser_may_be_told_the_detector_or_its_frames(kind, keys, RE, raw, motor, tmp_path):
+    class Late(AreaDetectorReplay):
+        """Describes what it reads as areaDetector's file plugins do: while it is staged."""
+
+        def describe(self):
+            return super().describe() if self._file else {}
+
+    frames = detector(motor).frames
+    if kind == "in events":
+        det = ReplayDetector(name="det", frames=frames)
+    else:
+        made = AreaDetectorReplay if kind == "in files" else Late
+        det = made(name="det", frames=frames, directory=tmp_path)
+    denoised = denoised_here(RE, UnitDenoiser(), data_keys=keys, timeout_s=2)
+    RE(denoised_scan([det], motor, 0, 0.2, 3, denoised=denoised))
+    numbers = [e["denoised_satellite_intensity"] for e in events_of(raw, "signals")]
+    assert numbers == pytest.approx([100] * 3, abs=40)  # counts / s, three standard deviations
 
 
 def test_signals_whose_denoiser_sees_no_documents_say_what_to_subscribe(RE, det, motor):
@@ -371,12 +432,14 @@ def test_an_adaptive_scan_from_a_whole_number_has_positions_with_decimals(RE, ra
     assert {type(e["axis_setpoint"]) for e in events_of(raw, "primary")} == {float}
 
 
-def test_an_adaptive_scan_needs_a_signal_that_exists(RE, det, motor, denoised):
+@pytest.mark.parametrize("target", ["nothing", "denoised_denoise_reason", "denoised_denoise_ok"])
+def test_an_adaptive_scan_needs_a_number_that_exists(target, RE, raw, det, motor, denoised):
     plan = adaptive_denoised_scan(
-        [det], "nothing", motor, -1, 1, 0.1, 0.5, 1.0, True, denoised=denoised
+        [det], target, motor, -1, 1, 0.1, 0.5, 1.0, True, denoised=denoised
     )
-    with pytest.raises(SettingsError, match="has no 'nothing'; it has denoised_"):
+    with pytest.raises(SettingsError, match=f"has no number '{target}'; it has denoised_"):
         RE(plan)
+    assert "start" not in raw.by_name
 
 
 def test_a_denoiser_that_does_not_answer_ends_the_plan_and_restores_the_exposure(RE, det):

@@ -3,10 +3,12 @@ import bluesky.plans as bp
 import matplotlib as mpl
 import numpy as np
 import pytest
-from beamline import KEY, ROIS, detector
+from beamline import KEY, ROIS, detector, paused_after
+from bluesky.utils import RunEngineInterrupted
 from live_path import settings, wait_for
 from ophyd.sim import SynAxis
 
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
@@ -49,6 +51,36 @@ def test_the_view_has_raw_denoised_residual_and_trace(RE, tmp_path, files):
     box = viewer.figure.axes[0].patches[0].get_bbox()
     assert (box.y0, box.y1, box.x0, box.x1) == (14.5, 31.5, 15.5, 33.5)  # ROIS
     assert picture.stat().st_size > 10_000
+
+
+def test_a_point_that_is_taken_again_is_traced_once(RE):
+    motor = SynAxis(name="motor")
+    router = DenoiseRouter(settings(data_keys=[KEY], rois=ROIS), UnitDenoiser())
+    viewer = FrameViewer(KEY, roi="satellite", interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    with pytest.raises(RunEngineInterrupted):
+        RE(paused_after(bp.scan([detector(motor)], motor, -1, 1, 5), 3))
+    last = []
+    router.subscribe(lambda name, doc: last.append(doc["data"]) if name == "event" else None)
+    RE.resume()
+    viewer.close()
+    trace = next(axes for axes in viewer.figure.axes if axes.get_xlabel() == "motor")
+    assert list(trace.lines[0].get_xdata()) == [-1, -0.5, 0, 0.5, 1]
+    assert last[0]["raw_seq_num"] == 3
+    assert trace.lines[0].get_ydata()[2] == last[0]["satellite_intensity"]
+
+
+def test_a_roi_that_there_is_not_is_told(RE, logged):
+    router = DenoiseRouter(settings(data_keys=[KEY], rois=ROIS), UnitDenoiser())
+    RE.subscribe(router)
+    viewer = FrameViewer(KEY, roi="satelite", interval_s=60.0)
+    with pytest.raises(SettingsError, match="trace ROI 'satelite'; the denoiser has satellite"):
+        viewer.attach(RE, router)
+    router.subscribe(viewer.derived)  # as from another machine, without its settings
+    RE(bp.count([detector()]))
+    viewer.close()
+    assert "is to trace satelite_intensity, which the stream denoised does not have" in logged()
 
 
 def test_frames_that_come_faster_than_they_are_drawn_are_passed_over(RE):

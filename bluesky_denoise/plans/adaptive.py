@@ -92,7 +92,8 @@ def adaptive_exposure_scan(
         Of each frame, seconds, > 0.
     absolute_error :
         Also enough once the error is this small, counts / s: it spares points beside the
-        peak, which never reach a relative error.
+        peak, which never reach a relative error. Their intensities are not corrected, and too
+        low by up to one count over the exposure of the point.
     reference_every, reference_s :
         As :func:`denoised_scan` has them; the last short frame of the point is compared.
     md :
@@ -129,18 +130,18 @@ def adaptive_exposure_scan(
     _md.setdefault("num_points", num)
 
     def one_point(position: float) -> MsgGenerator[ExposureTally]:
-        yield from bps.checkpoint()
-        yield from bps.mv(motor, position)
         tally = ExposureTally(relative_error, max_frames, absolute_error)
         while not tally.enough:
             yield from bps.checkpoint()
+            # At each frame: the motor may have been moved during a pause.
+            yield from bps.mv(motor, position)
             yield from bps.trigger_and_read([*detectors, motor])
             readings = yield from read_denoised(denoised, [motor])
             intensity = number(readings, denoised, f"{roi}_intensity")
             error = number(readings, denoised, f"{roi}_intensity_error")
             tally.add(intensity, error, exposure_s)
         if reference is not None:
-            yield from reference.after_point(detectors, [motor], readings)
+            yield from reference.after_point(detectors, {motor: position}, readings)
         # Plain values of this plan, put at once: `bps.mv` would wait for NaN to equal NaN.
         point.intensity.put(tally.intensity)
         point.intensity_error.put(tally.error)
@@ -149,6 +150,7 @@ def adaptive_exposure_scan(
         point.saved_s.put((max_frames - tally.frames) * exposure_s)
         point.reached.put(tally.reached)
         yield from bps.checkpoint()
+        yield from bps.mv(motor, position)
         yield from bps.trigger_and_read([point, motor], "points")
         return tally
 
@@ -206,7 +208,7 @@ def adaptive_denoised_scan(
     Raises
     ------
     SettingsError
-        If `denoised` has no such signal, no detector is the one that is denoised, or the
+        If `denoised` has no such number, no detector is the one that is denoised, or the
         steps are not ``0 < min_step < max_step``.
 
     Notes
@@ -215,8 +217,12 @@ def adaptive_denoised_scan(
     """
     if not 0 < min_step < max_step:
         raise SettingsError(f"Steps from {min_step} to {max_step}; expected 0 < min < max.")
-    if target_field not in (keys := list(denoised.describe())):
-        raise SettingsError(f"{denoised.name} has no {target_field!r}; it has {', '.join(keys)}.")
+    specs = denoised.describe().items()
+    keys = [key for key, spec in specs if spec["dtype"] in ("number", "integer")]
+    if target_field not in keys:
+        raise SettingsError(
+            f"{denoised.name} has no number {target_field!r}; it has {', '.join(keys)}."
+        )
     check_detectors(denoised, detectors)
     reference = reference_points(denoised, reference_every, reference_s)
     args = {
@@ -232,26 +238,28 @@ def adaptive_denoised_scan(
     def scan() -> MsgGenerator[None]:
         # Tiled takes the type of a column from the first point.
         position, step = float(start), (max_step - min_step) / 2
-        past = _NAN
+        past, past_position = _NAN, position
         while position * sign < stop * sign:
             yield from bps.checkpoint()
             yield from bps.mv(motor, position)
             yield from bps.trigger_and_read([*detectors, motor])
             readings = yield from read_denoised(denoised, [motor])
             if reference is not None:
-                yield from reference.after_point(detectors, [motor], readings)
+                yield from reference.after_point(detectors, {motor: position}, readings)
             value = float(readings.get(target_field, {"value": _NAN})["value"])
-            slope = abs(value - past) / step
+            # Points that could not be denoised may lie between the two.
+            way = abs(position - past_position)
+            slope = abs(value - past) / way if way else _NAN
             if np.isfinite(slope):
                 wanted = target_delta / slope if slope else step * 1.1
                 new_step = float(np.clip(wanted, min_step, max_step))
                 if backstep and new_step < step * threshold:
-                    position -= step * sign
-                    step, value = new_step, past
+                    position, value = past_position, past
+                    step = new_step
                 else:
                     step = 0.2 * new_step + 0.8 * step
             if np.isfinite(value):
-                past = value
+                past, past_position = value, position
             position += step * sign
 
     return (yield from shown_with_references(scan(), detectors, reference))

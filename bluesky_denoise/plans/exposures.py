@@ -1,20 +1,25 @@
 """Shorter exposures for any plan, put back when it ends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 from bluesky.protocols import Readable
-from bluesky.utils import MsgGenerator, make_decorator
+from bluesky.utils import Msg, MsgGenerator, make_decorator
 
 from ..errors import SettingsError
+from .checks import described
 
 __all__ = [
     "ExposureReading",
+    "exposure_readings",
     "exposure_signal",
     "keep_exposures_wrapper",
+    "read_values",
     "set_exposure_wrapper",
+    "set_values",
     "short_exposure_decorator",
     "short_exposure_wrapper",
 ]
@@ -102,6 +107,12 @@ class ExposureReading:
         return {}
 
 
+def exposure_readings(detectors: Sequence[Readable]) -> list[ExposureReading]:
+    """Return the exposures to read with detectors, less those that they read themselves."""
+    readings = zip(map(ExposureReading, detectors), detectors, strict=True)
+    return [reading for reading, detector in readings if reading.name not in described(detector)]
+
+
 def keep_exposures_wrapper(plan: MsgGenerator, detectors: Sequence[Readable]) -> MsgGenerator:
     """Put the exposure times back when a plan ends, also when it fails or is aborted.
 
@@ -115,8 +126,13 @@ def keep_exposures_wrapper(plan: MsgGenerator, detectors: Sequence[Readable]) ->
     signals = [exposure_signal(detector) for detector in detectors]
 
     def kept() -> MsgGenerator:
-        before = yield from _read(signals)
-        return (yield from bpp.finalize_wrapper(plan, lambda: _set(signals, before)))
+        before = yield from read_values(signals)
+        # One in the other: if an exposure cannot be put back, the others still are.
+        kept_each = plan
+        for signal, value in zip(signals, before, strict=True):
+            put_back = partial(set_values, [signal], [value])
+            kept_each = bpp.finalize_wrapper(kept_each, put_back)
+        return (yield from kept_each)
 
     return (yield from kept())
 
@@ -127,7 +143,8 @@ def short_exposure_wrapper(
     """Run a plan with shorter exposures, and put them back when it ends.
 
     The start documents of its runs get ``exposures``: for each detector ``full_s``,
-    ``short_s`` and ``factor``.
+    ``short_s`` and ``factor``. Where the ``stage_sigs`` of a detector set its exposure, that
+    is the full one; it is set shorter again once the detector is staged.
 
     Parameters
     ----------
@@ -182,9 +199,13 @@ def _exposed(
 ) -> MsgGenerator:
     """Run a plan at the exposures, and factors, that come of the full ones."""
     signals = [exposure_signal(detector) for detector in detectors]
+    owners = [_owners(*pair) for pair in zip(detectors, signals, strict=True)]
+    staged = [_when_staged(*pair) for pair in zip(owners, signals, strict=True)]
 
     def shortened() -> MsgGenerator:
-        full = yield from _read(signals)
+        # What a detector is staged with is what it would expose without this plan.
+        now = yield from read_values(signals)
+        full = [n if s is None else s for n, s in zip(now, staged, strict=True)]
         short, factors = zip(*map(shorten, full), strict=True) if full else ((), ())
         exposures = {
             detector.name: {"full_s": full_s, "short_s": short_s, "factor": factor}
@@ -192,20 +213,68 @@ def _exposed(
                 detectors, full, short, factors, strict=True
             )
         }
-        yield from _set(signals, short)
-        return (yield from bpp.inject_md_wrapper(plan, {"exposures": exposures}))
+
+        def set_again(msg: Msg) -> tuple[None, MsgGenerator | None]:
+            if msg.command != "stage":
+                return None, None
+            overridden = [i for i, s in enumerate(staged) if s is not None and msg.obj in owners[i]]
+            return None, set_values(
+                [signals[i] for i in overridden], [short[i] for i in overridden]
+            )
+
+        yield from set_values(signals, short)
+        exposed = bpp.msg_mutator(plan, lambda msg: _recorded(msg, exposures))
+        return (yield from bpp.plan_mutator(exposed, set_again))
 
     return (yield from keep_exposures_wrapper(shortened(), detectors))
 
 
-def _read(signals: Sequence[Any]) -> MsgGenerator[list[float]]:
+def _recorded(msg: Msg, exposures: Mapping[str, Mapping[str, float]]) -> Msg:
+    """Add exposures to the metadata of a run, unless a plan in between has set others."""
+    if msg.command != "open_run":
+        return msg
+    inner = msg.kwargs.get("exposures", {})
+    if not isinstance(inner, Mapping):
+        return msg
+    merged = {**exposures, **inner}
+    for name in exposures.keys() & inner.keys():
+        own = inner[name]
+        if isinstance(own, Mapping) and {"full_s", "short_s"} <= own.keys():
+            # What was the full exposure to it has been set by this plan.
+            full_s = exposures[name]["full_s"]
+            merged[name] = {**own, "full_s": full_s, "factor": full_s / own["short_s"]}
+    return msg._replace(kwargs={**msg.kwargs, "exposures": merged})
+
+
+def _owners(detector: Any, signal: Any) -> list[Any]:
+    """Return the devices that may set a signal when they are staged, the last to do so first."""
+    owners = []
+    device = getattr(signal, "parent", None)
+    while device is not None:
+        owners.append(device)
+        device = device.parent
+    return owners if detector in owners else [*owners, detector]
+
+
+def _when_staged(owners: Sequence[Any], signal: Any) -> float | None:
+    """Return what staging sets a signal to, by `stage_sigs`; None: it leaves it."""
+    for device in owners:
+        for key, value in getattr(device, "stage_sigs", {}).items():
+            if (getattr(device, key, None) if isinstance(key, str) else key) is signal:
+                return float(value)
+    return None
+
+
+def read_values(signals: Sequence[Any]) -> MsgGenerator[list[float]]:
+    """Read signals (a stub); 1 for each where the plan is only looked at."""
     values = []
     for signal in signals:
         values.append(float((yield from bps.rd(signal, default_value=1.0))))
     return values
 
 
-def _set(signals: Sequence[Any], values: Sequence[float]) -> MsgGenerator:
-    pairs = [item for pair in zip(signals, values, strict=True) for item in pair]
+def set_values(devices: Iterable[Any], values: Iterable[Any]) -> MsgGenerator:
+    """Set signals or motors, all at once, and wait for them (a stub)."""
+    pairs = [item for pair in zip(devices, values, strict=True) for item in pair]
     if pairs:
         yield from bps.mv(*pairs)

@@ -11,7 +11,7 @@ from bluesky.utils import MsgGenerator
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_detectors
-from .exposures import ExposureReading, exposure_signal, keep_exposures_wrapper
+from .exposures import exposure_readings, exposure_signal, keep_exposures_wrapper, set_values
 from .scans import read_denoised, shown_in_wrapper
 
 __all__ = ["paired_exposures"]
@@ -38,7 +38,7 @@ def paired_exposures(
     *args :
         As `bluesky.plans.scan` has them; none: `num` pairs without moving anything.
     num :
-        Number of points.
+        Number of points; None: one pair, or the last of `args`.
     short_s, long_s :
         The exposures, seconds, > 0.
     denoised :
@@ -50,7 +50,8 @@ def paired_exposures(
     Raises
     ------
     SettingsError
-        If an exposure is not above 0, or the stream ``short`` is not denoised.
+        If an exposure or the number is not above 0, no detector is the one that is denoised,
+        or the stream ``short`` is not.
 
     Examples
     --------
@@ -58,37 +59,36 @@ def paired_exposures(
     """
     if not (short_s > 0 and long_s > 0):
         raise SettingsError(f"The exposures are {short_s!r} s and {long_s!r} s; expected above 0.")
-    if denoised is not None and "short" not in denoised.streams:
-        raise SettingsError(
-            f"{denoised.name} follows the streams {', '.join(denoised.streams)}; set the "
-            "`streams` of its denoiser to ['short']."
-        )
+    if num is not None and num < 1:
+        raise SettingsError(f"num is {num!r}; expected at least 1 pair.")
     if denoised is not None:
-        check_detectors(denoised, detectors)
+        check_detectors(denoised, detectors, "short")
     signals = [exposure_signal(detector) for detector in detectors]
-    readings = [ExposureReading(detector) for detector in detectors]
+    readings = exposure_readings(detectors)
 
-    def pair(devices: Sequence[Any], motors: Sequence[Any]) -> MsgGenerator:
+    def pair(devices: Sequence[Any], step: Mapping[Any, Any]) -> MsgGenerator:
         for stream, exposure_s in (("short", short_s), ("long", long_s)):
-            yield from bps.checkpoint()
-            for signal in signals:
-                yield from bps.mv(signal, exposure_s)
+            if stream == "long":
+                yield from bps.checkpoint()
+                # A motor may have been moved during a pause.
+                yield from set_values(step, step.values())
+            yield from set_values(signals, [exposure_s] * len(signals))
             # The exposure is read in the event: a descriptor tells that of the first frame only.
             yield from bps.trigger_and_read([*devices, *readings], stream)
             if denoised is not None and stream == "short":
-                yield from read_denoised(denoised, motors)
+                yield from read_denoised(denoised, list(step))
         return {}
 
     def per_step(
         detectors: Sequence[Any], step: Mapping[Any, Any], pos_cache: dict[Any, Any]
     ) -> MsgGenerator:
         def take_reading(devices: Sequence[Any]) -> MsgGenerator:
-            return (yield from pair(devices, list(step)))
+            return (yield from pair(devices, step))
 
         yield from bps.one_nd_step(detectors, step, pos_cache, take_reading)
 
     def per_shot(detectors: Sequence[Any]) -> MsgGenerator:
-        yield from pair(detectors, [])
+        yield from pair(detectors, {})
 
     exposures = {d.name: {"short_s": short_s, "long_s": long_s} for d in detectors}
     md = {"plan_name": "paired_exposures", "exposures": exposures, **(md or {})}

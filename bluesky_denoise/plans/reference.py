@@ -12,7 +12,7 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .exposures import ExposureReading, exposure_signal
+from .exposures import exposure_readings, exposure_signal, read_values, set_values
 
 __all__ = ["ReferencePoints", "reference_points"]
 
@@ -64,14 +64,16 @@ class ReferencePoints:
         self._agreement = type("Agreement", (Device,), components)(name="agreement")
 
     def after_point(
-        self, detectors: Sequence[Any], motors: Sequence[Any], short: Mapping[str, Reading]
+        self, detectors: Sequence[Any], step: Mapping[Any, Any], short: Mapping[str, Reading]
     ) -> MsgGenerator:
         """Take the reference of this point if it is one that gets it (a stub).
 
         Parameters
         ----------
-        detectors, motors :
+        detectors :
             Those of the scan.
+        step :
+            Its motors, with their positions at this point.
         short :
             The readings of the signals at the short exposure.
         """
@@ -79,22 +81,20 @@ class ReferencePoints:
         if (self._points - 1) % self._every:
             return
         signals = [exposure_signal(detector) for detector in detectors]
-        readings = [ExposureReading(detector) for detector in detectors]
-        before = []
-        for signal in signals:
-            before.append((yield from bps.rd(signal, default_value=1.0)))
+        readings = exposure_readings(detectors)
+        before = yield from read_values(signals)
         yield from bps.checkpoint()
-        for signal in signals:
-            yield from bps.mv(signal, self._exposure_s)
+        # A motor may have been moved during a pause.
+        yield from set_values(step, step.values())
+        yield from set_values(signals, [self._exposure_s] * len(signals))
         # The exposure is read in the event: a descriptor tells that of the first frame only.
-        yield from bps.trigger_and_read([*detectors, *readings, *motors], _STREAM)
+        yield from bps.trigger_and_read([*detectors, *readings, *step], _STREAM)
         yield from bps.checkpoint()
-        full = yield from bps.trigger_and_read([self._denoised, *motors], f"{_STREAM}_signals")
-        for signal, exposure_s in zip(signals, before, strict=True):
-            yield from bps.mv(signal, exposure_s)
+        full = yield from bps.trigger_and_read([self._denoised, *step], f"{_STREAM}_signals")
+        yield from set_values(signals, before)
         self._compare(short, full)
         if self._denoised.rois:
-            yield from bps.trigger_and_read([self._agreement, *motors], "agreement")
+            yield from bps.trigger_and_read([self._agreement, *step], "agreement")
 
     def _compare(self, short: Mapping[str, Reading], full: Mapping[str, Reading]) -> None:
         for roi in self._denoised.rois:

@@ -7,7 +7,7 @@ import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 from bluesky.protocols import NamedMovable, Readable, Reading
-from bluesky.utils import Msg, MsgGenerator
+from bluesky.utils import Msg, MsgGenerator, get_hinted_fields
 
 from ..devices import DenoisedSignals
 from .checks import check_detectors
@@ -55,7 +55,6 @@ def denoised_per_step(
     *,
     stream: str = "signals",
     reference: ReferencePoints | None = None,
-    one_motor: bool = False,
 ) -> Callable[..., MsgGenerator]:
     """Return a ``per_step`` for the scans of `bluesky.plans`.
 
@@ -67,8 +66,6 @@ def denoised_per_step(
         Where the denoised numbers go.
     reference :
         Which points are taken with the full exposure too.
-    one_motor :
-        For ``log_scan``, whose ``per_step`` takes a motor and a position.
 
     Examples
     --------
@@ -77,19 +74,18 @@ def denoised_per_step(
 
     def per_step(
         detectors: Sequence[Any],
-        step: Mapping[Any, Any],
-        pos_cache: dict[Any, Any],
+        step: Any,
+        pos_cache: Any,
         take_reading: Callable[..., MsgGenerator] | None = None,
     ) -> MsgGenerator:
+        if not isinstance(step, Mapping):  # `log_scan` gives a motor and its position
+            step, pos_cache = {step: pos_cache}, {step: None}
         yield from bps.one_nd_step(detectors, step, pos_cache, take_reading)
         readings = yield from read_denoised(denoised, list(step), stream=stream)
         if reference is not None:
-            yield from reference.after_point(detectors, list(step), readings)
+            yield from reference.after_point(detectors, step, readings)
 
-    def per_step_of_one(detectors: Sequence[Any], motor: Any, step: Any) -> MsgGenerator:
-        yield from per_step(detectors, {motor: step}, {motor: None})
-
-    return per_step_of_one if one_motor else per_step
+    return per_step
 
 
 def denoised_per_shot(
@@ -114,7 +110,7 @@ def denoised_per_shot(
         yield from bps.one_shot(detectors)
         readings = yield from read_denoised(denoised, stream=stream)
         if reference is not None:
-            yield from reference.after_point(detectors, [], readings)
+            yield from reference.after_point(detectors, {}, readings)
 
     return per_shot
 
@@ -187,8 +183,8 @@ def denoised_scan(
     Raises
     ------
     SettingsError
-        If no detector is the one that is denoised, or references are asked for that cannot
-        be had.
+        If no detector is the one that is denoised, the stream ``primary`` is not, or
+        references are asked for that cannot be had.
 
     Examples
     --------
@@ -214,6 +210,7 @@ def plan_metadata(
     md: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return what `bluesky.plans` write into the start document of a scan of one motor."""
+    fields = get_hinted_fields(motor)
     return {
         "detectors": [detector.name for detector in detectors],
         "motors": [motor.name],
@@ -223,7 +220,7 @@ def plan_metadata(
             **plan_args,
         },
         "plan_name": plan_name,
-        "hints": {"dimensions": [(motor.hints["fields"], "primary")]},
+        "hints": {"dimensions": [(fields, "primary")]} if fields else {},
         **(md or {}),
     }
 

@@ -34,7 +34,8 @@ class ExposureTally:
     max_frames: int
     """Enough after so many frames, however large the error."""
     absolute_error: float | None = None
-    """Enough once the error is this small, counts / s; None: only the relative one counts."""
+    """Enough once the error is this small, counts / s; None: only the relative one counts.
+    What it ends is not corrected: the intensity is too low by up to ``1 / exposure_s``."""
     frames: int = 0
     """Frames taken, with those that could not be used."""
     exposure_s: float = 0.0

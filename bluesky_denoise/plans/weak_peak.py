@@ -14,7 +14,7 @@ from ophyd import Component, Device, Kind, Signal
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_detectors, check_roi, number
-from .exposures import ExposureReading, exposure_signal, set_exposure_wrapper
+from .exposures import exposure_readings, exposure_signal, set_exposure_wrapper
 from .peak_search import LEAST_P_VALUE, PeakCandidate, search_peak
 from .reference import reference_points
 from .scans import plan_metadata, read_denoised, shown_in_wrapper
@@ -78,7 +78,7 @@ def find_weak_peak(
         Points of the fine scan, at least 5. It reaches three widths of the peak to either
         side, three steps of the coarse scan at least, and never further than that scan.
     fine_exposure_s :
-        Of its frames, seconds; None: as the coarse ones.
+        Of its frames, seconds, > 0; None: as the coarse ones.
     false_alarm :
         Highest chance of a find where there is no peak, over both scans, from 5e-6; it holds for
         Gaussian noise, and is up to four times as high at two counts in a point.
@@ -90,8 +90,9 @@ def find_weak_peak(
     Returns
     -------
     PeakCandidate or None
-        From the fine scan; None where there is no peak. It is the value of the plan:
-        ``RE(...).plan_result``, or the value of ``yield from``.
+        From the fine scan; None where there is no peak. It is the value of ``yield from``,
+        and the ``plan_result`` of what ``RE(...)`` returns if the RunEngine was made with
+        ``call_returns_result=True``.
 
     Raises
     ------
@@ -102,17 +103,18 @@ def find_weak_peak(
     check_roi(denoised, roi)
     check_detectors(denoised, detectors)
     least = _COARSE_CHANCE * LEAST_P_VALUE
-    if min(num, fine_num) < 5 or not exposure_s > 0 or not least <= false_alarm < 1:
+    fine_s = exposure_s if fine_exposure_s is None else fine_exposure_s
+    if min(num, fine_num) < 5 or not min(exposure_s, fine_s) > 0 or not least <= false_alarm < 1:
         raise SettingsError(
-            f"num {num!r}, fine_num {fine_num!r}, exposure_s {exposure_s!r}, false_alarm "
-            f"{false_alarm!r}; expected at least 5 points, an exposure above 0, and a chance "
-            f"between {least:.1g} and 1."
+            f"num {num!r}, fine_num {fine_num!r}, exposure_s {exposure_s!r}, fine_exposure_s "
+            f"{fine_exposure_s!r}, false_alarm {false_alarm!r}; expected at least 5 points, an "
+            f"exposure above 0, and a chance between {least:.1g} and 1."
         )
     # The two scans are independent: their chances multiply.
     coarse_chance = max(_COARSE_CHANCE, false_alarm)
     fine_chance = false_alarm / coarse_chance
     exposures = [exposure_signal(detector) for detector in detectors]
-    exposures_read = [ExposureReading(detector) for detector in detectors]
+    exposures_read = exposure_readings(detectors)
     reference = reference_points(denoised, reference_every, reference_s)
     result = _WeakPeak(name=f"{roi}_peak")
     args = {
@@ -132,7 +134,7 @@ def find_weak_peak(
             yield from bps.trigger_and_read([*detectors, *exposures_read, motor])
             readings = yield from read_denoised(denoised, [motor], stream=stream)
             if reference is not None:
-                yield from reference.after_point(detectors, [motor], readings)
+                yield from reference.after_point(detectors, {motor: position}, readings)
             intensities.append(number(readings, denoised, f"{roi}_intensity"))
             errors.append(number(readings, denoised, f"{roi}_intensity_error"))
         return search_peak(positions, intensities, errors)
@@ -148,7 +150,7 @@ def find_weak_peak(
             reach = max(3 * coarse.width, 3 * step)
             first, last = max(low, coarse.position - reach), min(high, coarse.position + reach)
             for signal in exposures:
-                yield from bps.mv(signal, fine_exposure_s or exposure_s)
+                yield from bps.mv(signal, fine_s)
             fine = yield from search(first, last, fine_num, "fine_signals")
         found = fine is not None and fine.p_value <= fine_chance
         for name, candidate in (("coarse", coarse), ("fine", fine)):
