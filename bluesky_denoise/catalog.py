@@ -1,6 +1,7 @@
 """The denoised streams of a run, and whether all of it is denoised."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,19 @@ from .frame_keys import is_frame_key
 from .tiled_streams import METADATA_KEY
 
 __all__ = [
+    "FROM_ARCHIVE",
     "DenoisedStream",
     "as_tiled_run",
     "denoised_streams",
+    "ended_well",
     "frames_not_ok",
+    "has_frames",
     "is_complete",
     "none_is_missing",
 ]
+
+FROM_ARCHIVE = "from_archive"
+"""Key of the provenance: true where no frame was lost on the way, as beside a scan."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +149,8 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
     """Tell whether a run needs no (more) denoising.
 
     It needs none if it holds no frames, is not finished, or has a denoised stream with
-    an event for each raw one, none of which was skipped or lost. There are more events than
-    the run says where points were taken again after a pause.
+    an event for each raw one, none of which was skipped or lost beside the scan. There are more
+    events than the run says where points were taken again after a pause.
     """
     raw = as_tiled_run(run)
     stop = raw.metadata.get("stop")
@@ -155,12 +162,19 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
             continue
         wanted = stop.get("num_events", {}).get(name, 0)
         if not any(
-            found.num_events >= wanted and none_is_missing(found.stream)
+            found.num_events >= wanted and none_is_missing(found)
             for found in denoised_streams(raw)
-            if found.exit_status in ("success", "abort") and found.raw_stream == name
+            if ended_well(found.exit_status, found.reason, stop) and found.raw_stream == name
         ):
             return wanted == 0
     return True
+
+
+def ended_well(exit_status: str | None, reason: str, raw_stop: Mapping[str, Any]) -> bool:
+    """Tell whether denoising came to its end; that of a scan that failed ends as the scan."""
+    if exit_status == "fail":
+        return raw_stop.get("exit_status") == "fail" and reason == (raw_stop.get("reason") or "")
+    return exit_status is not None
 
 
 def frames_not_ok(denoised: DenoisedStream) -> int:
@@ -171,8 +185,34 @@ def frames_not_ok(denoised: DenoisedStream) -> int:
     return int((~node["internal"].read(["denoise_ok"])["denoise_ok"].astype(bool)).sum())
 
 
-def none_is_missing(stream: Any) -> bool:
-    """Tell whether all frames are denoised; those that fail the audit would fail again."""
-    events = stream.base["internal"].read()
-    audited = events["denoise_audit"] == "failed" if "denoise_audit" in events else False
-    return bool((events["denoise_ok"] | audited).all())
+def none_is_missing(denoised: DenoisedStream) -> bool:
+    """Tell whether all frames of a stream are denoised that can be.
+
+    Frames that an archived run was denoised without cannot be, by these settings.
+    """
+    node = denoised.stream.base
+    if "internal" not in node or denoised.provenance.get(FROM_ARCHIVE):
+        return True
+    return bool(has_frames(node["internal"].read()).all())
+
+
+def has_frames(events: Any) -> Any:
+    """Tell for each event of a denoised stream whether all of its frames are denoised.
+
+    Those that fail the audit are, and would fail it again.
+
+    Parameters
+    ----------
+    events : pandas.DataFrame
+        The table of the stream.
+
+    Returns
+    -------
+    pandas.Series
+        Of bool.
+    """
+    ok = events["denoise_ok"].astype(bool)
+    if "denoise_audit" not in events:
+        return ok
+    totals = [key for key in events if key.endswith("_denoised_total")]
+    return ok | ((events["denoise_audit"] == "failed") & events[totals].notna().all(axis=1))

@@ -113,6 +113,8 @@ def show(
         run = find_run(catalog, uid)
         chosen = _stream(run, uid, stream)
         told = {key: getattr(chosen, key) for key in _SHOWN}
+        if "internal" not in chosen.stream.base:
+            fail(f"The stream {chosen.name} has no events. {chosen.reason}".strip())
         table = chosen.stream.base["internal"].read()
         if not 1 <= event <= len(table):
             fail(f"There is no event {event}; the stream {chosen.name} has 1 to {len(table)}.")

@@ -8,9 +8,16 @@ import httpx
 import numpy as np
 
 from .archive import archived_documents
-from .catalog import as_tiled_run, denoised_streams, none_is_missing
+from .catalog import (
+    FROM_ARCHIVE,
+    as_tiled_run,
+    denoised_streams,
+    ended_well,
+    has_frames,
+    none_is_missing,
+)
 from .derived_stream import DerivedEvent
-from .errors import DenoiseError, TiledUnavailable
+from .errors import DenoiseError, SettingsError, TiledUnavailable
 from .router import DenoiserLike, DenoiseRouter
 from .settings import DenoiseSettings
 from .tiled_sink import TiledSink
@@ -61,8 +68,7 @@ class StoredResults:
         table = node["internal"].read()
         arrays = {key: node[key] for key in node if key != "internal"}
         length = min([len(table), *(array.shape[0] for array in arrays.values())])
-        # What failed the audit would fail it again; what was skipped or lost is denoised.
-        good = table["denoise_ok"] | (table["denoise_audit"] == "failed")
+        good = has_frames(table)
         good &= ~table["raw_seq_num"].duplicated(keep=False)  # taken again: which is which?
         for index, row in enumerate(table[:length].to_dict("records")):
             if arrays and good.iloc[index]:
@@ -139,17 +145,17 @@ def has_result(
         Name of the denoised stream; empty where one is missing, or incomplete.
     """
     raw = as_tiled_run(run)
-    wanted = (raw.metadata.get("stop") or {}).get("num_events", {})
-    name = ""
+    stop = raw.metadata.get("stop") or {}
+    wanted, name = stop.get("num_events", {}), ""
     for stream in [stream for stream in streams if wanted.get(stream)]:
         name = next(
             (
                 found.name
                 for found in denoised_streams(raw)
-                if found.exit_status in ("success", "abort")
+                if ended_well(found.exit_status, found.reason, stop)
                 and found.raw_stream == stream
                 and found.num_events >= wanted[stream]
-                and none_is_missing(found.stream)
+                and none_is_missing(found)
                 and _what_matters(found.provenance) == _what_matters(provenance)
             ),
             "",
@@ -224,11 +230,18 @@ def reprocess(
 
     Raises
     ------
+    SettingsError
+        If the settings name no place for the result.
     DenoiseError
         If the run holds nothing to denoise, it failed, or Tiled may not read the frames.
     TiledUnavailable
         If it could not be written; the documents are kept in the backup directory.
     """
+    if not settings.tiled_uri and not settings.frames_directory:
+        raise SettingsError(
+            "The result would be nowhere: the settings have neither `tiled_uri` nor "
+            "`frames_directory`."
+        )
     router = DenoiseRouter(settings, denoiser)
     derived: dict[str, dict[str, Any]] = {}
     router.subscribe(lambda name, doc: derived.setdefault(name, doc), "start")
@@ -236,7 +249,7 @@ def reprocess(
     sink = None
     if settings.tiled_uri:
         sink = TiledSink(settings)
-        router.subscribe(sink)
+        router.subscribe(_with_events_only(sink))
     done, reason = 0, _INTERRUPTED
     try:
         streams: dict[str, str] = {}  # by descriptor
@@ -266,12 +279,31 @@ def reprocess(
         raise DenoiseError(
             f"Run {uid} holds no frames in {', '.join(settings.streams)}: nothing was denoised."
         )
-    if derived["stop"]["exit_status"] == "fail" and derived["stop"].get("reason"):
-        raise DenoiseError(f"Run {uid}: {derived['stop']['reason']}")
+    why = derived["stop"].get("reason") or ""
+    if not ended_well(derived["stop"]["exit_status"], why, run.metadata.get("stop") or {}):
+        raise DenoiseError(f"Run {uid}: {why}")
     uid = derived["start"]["uid"]
     if sink is not None:
         _check_readable(run, uid, settings)
     return uid
+
+
+def _with_events_only(sink: Callable[..., None]) -> Callable[..., None]:
+    """Pass documents on once there is something to write; note that they are of the archive.
+
+    That a run cannot be denoised is raised, and needs no stream that says so.
+    """
+    start: list[dict[str, Any]] = []
+
+    def write(name: str, doc: dict[str, Any]) -> None:
+        if name == "start":
+            start.append({**doc, "denoise": {**doc["denoise"], FROM_ARCHIVE: True}})
+        elif name != "stop" or not start:
+            while start:
+                sink("start", start.pop())
+            sink(name, doc)
+
+    return write
 
 
 def _check_readable(run: Any, uid: str, settings: DenoiseSettings) -> None:

@@ -11,8 +11,8 @@ from ophyd.sim import motor
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.archive import archived_documents
-from bluesky_denoise.catalog import is_complete
-from bluesky_denoise.errors import DenoiseError, TiledUnavailable
+from bluesky_denoise.catalog import has_frames, is_complete
+from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
 from bluesky_denoise.reprocessing import StoredResults, has_result
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
@@ -159,6 +159,69 @@ def test_a_run_that_failed_the_audit_needs_no_more_denoising_and_one_with_gaps_d
     assert list(stream["denoise_audit"].read()) == ["passed", "failed"]
     assert list(stream["denoise_ok"].read()) == [True, False]
     assert is_complete(run)
+
+
+def test_a_frame_that_cannot_be_denoised_is_tried_again_once(RE, tiled, settings):
+    frames = np.random.default_rng(0).poisson(3.0, (3, 64, 64)).astype(np.int32)
+    frames[1, 10, 10] = -1
+    camera = Camera(name="det", func=iter(frames).__next__, exposure_s=0.5)
+    run = archived(RE, tiled, camera, 3)
+    settings = settings.model_copy(update={"model": "default", "device": "cpu", "threads": 1})
+    provenance = skipped(run, settings, None, set())
+    (beside,) = denoised_streams(run)
+    assert list(beside.stream["denoise_ok"].read()) == [True, False, True]
+    assert not is_complete(run)
+    reprocess(run, settings, known=StoredResults(run, provenance))
+    newest = denoised_streams(run)[0]
+    assert list(newest.stream["denoise_ok"].read()) == [True, False, True]
+    assert is_complete(run)
+    assert has_result(run, provenance) == "denoised_2"
+
+
+def test_a_run_whose_scan_failed_is_complete_once_it_is_denoised(RE, tiled, settings, camera):
+    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.trigger_and_read([camera])
+        raise RuntimeError("no more liquid nitrogen")
+
+    with pytest.raises(RuntimeError, match="nitrogen"):
+        RE(plan())
+    RE.unsubscribe(token)
+    run = tiled.client.values().last()
+    reprocess(run, settings)
+    (found,) = denoised_streams(run)
+    assert (found.exit_status, found.reason) == ("fail", "no more liquid nitrogen")
+    assert is_complete(run)
+    assert has_result(run, DenoiseRouter(settings).provenance) == "denoised"
+
+
+def test_a_run_that_cannot_be_denoised_gets_no_stream_from_the_archive(RE, tiled, settings):
+    camera = Camera(name="det", func=poisson(), exposure_s=float("nan"))
+    run = archived(RE, tiled, camera)
+    with pytest.raises(DenoiseError, match="No exposure time for 'det_image'"):
+        reprocess(run, settings)
+    assert denoised_streams(run) == []
+    assert not is_complete(run)
+
+
+def test_a_failed_audit_does_not_hide_a_frame_of_another_detector():
+    events = pd.DataFrame(
+        {
+            "denoise_ok": [True, False, False, False],
+            "denoise_audit": ["passed", "failed", "failed", "none"],
+            "a_denoised_total": [1.0, 1.0, 1.0, 1.0],
+            "b_denoised_total": [1.0, 1.0, np.nan, np.nan],
+        }
+    )
+    assert list(has_frames(events)) == [True, True, False, False]
+
+
+def test_a_result_that_would_be_nowhere_is_refused(RE, tiled, settings, camera):
+    run = archived(RE, tiled, camera)
+    with pytest.raises(SettingsError, match="neither `tiled_uri` nor `frames_directory`"):
+        reprocess(run, DenoiseSettings(model=UNIT))
 
 
 def skipped(run, settings, denoiser, numbers):
