@@ -186,9 +186,19 @@ def test_a_pause_while_a_result_is_waited_for_takes_no_frame_again(
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "denoised_count"])
-def test_a_motor_that_is_moved_during_a_pause_is_moved_back(name, RE, raw, det, motor, denoised):
+@pytest.mark.parametrize("where", ["frame", "checkpoint"])
+def test_a_motor_that_is_moved_during_a_pause_is_moved_back(
+    where, name, RE, raw, det, motor, denoised
+):
+    checkpoints = []
+
     def pause(msg):
-        return None, bps.pause() if msg.command == "trigger" and msg.obj is det else None
+        if where == "frame" and msg.command == "trigger" and msg.obj is det:
+            return None, bps.pause()
+        if where == "checkpoint" and msg.command == "checkpoint" and len(checkpoints) < 5:
+            checkpoints.append(msg)  # bluesky waits for half a second at each
+            return bpp.pchain(bps.deferred_pause(), bpp.single_gen(msg)), None
+        return None, None
 
     with pytest.raises(RunEngineInterrupted):
         RE(bpp.plan_mutator(plans(det, motor, denoised)[name], pause))

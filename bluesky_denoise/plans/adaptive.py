@@ -72,7 +72,8 @@ def adaptive_exposure_scan(
     every point as long as the longest of these, ``_fixed_exposure_s``.
 
     The decision is from the statistics of raw counts, never from how clean a frame looks;
-    see :class:`ExposureTally` for how the bias of stopping early is avoided.
+    see :class:`ExposureTally` for how the bias of stopping early is avoided. Before each
+    frame the motor is set to its position again: it may have been moved during a pause.
 
     Parameters
     ----------

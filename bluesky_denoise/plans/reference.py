@@ -13,6 +13,7 @@ from ophyd import Component, Device, Kind, Signal
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .exposures import exposure_readings, exposure_signal, read_values, set_values
+from .positions import read_positions
 
 __all__ = ["ReferencePoints", "reference_points"]
 
@@ -89,12 +90,13 @@ class ReferencePoints:
         yield from set_values(signals, [self._exposure_s] * len(signals))
         # The exposure is read in the event: a descriptor tells that of the first frame only.
         yield from bps.trigger_and_read([*detectors, *readings, *step], _STREAM)
+        positions = yield from read_positions(step)
         yield from bps.checkpoint()
-        full = yield from bps.trigger_and_read([self._denoised, *step], f"{_STREAM}_signals")
+        full = yield from bps.trigger_and_read([self._denoised, *positions], f"{_STREAM}_signals")
         yield from set_values(signals, before)
         self._compare(short, full)
         if self._denoised.rois:
-            yield from bps.trigger_and_read([self._agreement, *step], "agreement")
+            yield from bps.trigger_and_read([self._agreement, *positions], "agreement")
 
     def _compare(self, short: Mapping[str, Reading], full: Mapping[str, Reading]) -> None:
         for roi in self._denoised.rois:

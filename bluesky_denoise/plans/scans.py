@@ -12,6 +12,7 @@ from bluesky.utils import Msg, MsgGenerator, get_hinted_fields
 from ..devices import DenoisedSignals
 from .checks import check_detectors
 from .exposures import keep_exposures_wrapper
+from .positions import read_positions
 from .reference import ReferencePoints, reference_points
 
 __all__ = [
@@ -36,7 +37,8 @@ def read_denoised(
     denoised :
         The signals.
     motors :
-        Read with them, so that the stream plots alone.
+        Their positions are read at once and saved with the numbers, so that the stream plots
+        alone.
     stream :
         Where the reading goes; not ``"primary"``, which has the frames.
 
@@ -45,9 +47,10 @@ def read_denoised(
     dict
         The readings, by data key; empty where the plan is only looked at.
     """
+    positions = yield from read_positions(motors)
     # A pause while it waits must not take the frame again.
     yield from bps.checkpoint()
-    return (yield from bps.trigger_and_read([denoised, *motors], stream))
+    return (yield from bps.trigger_and_read([denoised, *positions], stream))
 
 
 def denoised_per_step(
