@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import DenoiseError
 from .frame_keys import frame_keys
-from .sources import FrameSource, open_source, read_until
+from .sources import open_source, read_until
 
 __all__ = ["RecentFrames"]
 
@@ -37,7 +37,6 @@ class RecentFrames:
         self._inside: dict[int, np.ndarray] = {}  # by seq_num, the oldest first
         self._resources: dict[str, Mapping[str, Any]] = {}
         self._datums: deque[Mapping[str, Any]] = deque(maxlen=_KEPT_DATUMS)
-        self._source: tuple[str, FrameSource] | None = None
 
     def note(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document."""
@@ -95,8 +94,4 @@ class RecentFrames:
     def _read(
         self, resource: Mapping[str, Any], descriptor: Mapping[str, Any], index: int
     ) -> np.ndarray:
-        if self._source is None or self._source[0] != resource["uid"]:
-            if self._source is not None:
-                self._source[1].close()
-            self._source = resource["uid"], open_source(resource, descriptor)
-        return read_until(self._source[1], index, time.monotonic() + _READ_S)
+        return read_until(open_source(resource, descriptor), index, time.monotonic() + _READ_S)

@@ -96,9 +96,6 @@ class DenoisedRun:
 
     def close(self, exit_status: str, reason: str) -> None:
         """End the derived run, if anything came of it."""
-        for source in self._sources.values():
-            source.close()
-        self._sources.clear()
         if self._skipped:
             logger.warning("Run %.8s: %d events were skipped", self.uid, self._skipped)
         if self._by_name or self._problems:

@@ -37,9 +37,6 @@ class FrameSource(Protocol):
             If they are not readable yet; the caller tries again until a deadline.
         """
 
-    def close(self) -> None:
-        """Let go of the file."""
-
 
 class HDF5Source:
     """A dataset in an HDF5 file that may still be growing (SWMR).
@@ -58,38 +55,22 @@ class HDF5Source:
         shape = descriptor["data_keys"][resource["data_key"]]["shape"]
         declared = shape[0] if len(shape) == 3 else 1
         self._per_index = int(resource["parameters"].get("multiplier") or declared or 1)
-        self._file: h5py.File | None = None
-        self._dataset: h5py.Dataset | None = None
 
     def read(self, index: int) -> np.ndarray:
         """Return the frames of one index, (n, H, W)."""
-        if self._dataset is None:
-            self._open()
-        else:
-            self._dataset.refresh()
-        stacked = self._dataset.ndim > 3  # (N, n, H, W) rather than (N * n, H, W)
-        if self._dataset.ndim == 2 and index == 0:
-            return self._dataset[()]
-        first, count = (index, 1) if stacked else (index * self._per_index, self._per_index)
-        available = self._dataset.shape[0]
-        if available < first + count:
-            raise IndexError(f"{available} frames in the file, {first + count} promised")
-        frames = self._dataset[first : first + count]
+        # Opened for each read: a file that is kept open does not show what was added, and HDF5's
+        # own `refresh` makes wrong frames of all later reads if the process has it open twice.
+        with h5py.File(self._path, "r", swmr=True, libver="latest") as file:
+            dataset = file[self._name]
+            stacked = dataset.ndim > 3  # (N, n, H, W) rather than (N * n, H, W)
+            if dataset.ndim == 2 and index == 0:
+                return dataset[()]
+            first, count = (index, 1) if stacked else (index * self._per_index, self._per_index)
+            available = dataset.shape[0]
+            if available < first + count:
+                raise IndexError(f"{available} frames in the file, {first + count} promised")
+            frames = dataset[first : first + count]
         return frames[0] if stacked else frames
-
-    def _open(self) -> None:
-        try:
-            self._file = h5py.File(self._path, "r", swmr=True, libver="latest")
-            self._dataset = self._file[self._name]
-        except Exception:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-        self._file = self._dataset = None
 
 
 class FileSeriesSource:
@@ -115,9 +96,6 @@ class FileSeriesSource:
         consolidator.consume_stream_datum({"indices": span, "seq_nums": span})
         array = np.asarray(consolidator.init_adapter().read())
         return array.reshape(-1, *array.shape[-2:])
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 SOURCES: dict[str, type[FrameSource]] = {"application/x-hdf5": HDF5Source}

@@ -78,6 +78,34 @@ def test_no_raw_file_stays_open_after_its_run(RE, raw, build, counts, tmp_path):
     assert [f.path for f in psutil.Process().open_files() if f.path.startswith(str(tmp_path))] == []
 
 
+def test_a_detector_with_a_file_for_each_point_leaves_few_open(RE, raw, build, tmp_path):
+    frames = np.random.default_rng(1).poisson(5, (40, *SHAPE)).astype(np.uint16)
+    _, derived = build(frames_directory=None)
+    det = AreaDetectorReplay(
+        name="det", frames=ReplayFrames(frames, 0.5), exposure_s=0.5, directory=tmp_path
+    )
+    opened = []
+
+    def count_open(name, doc):
+        paths = {file.path for file in psutil.Process().open_files()}
+        opened.append(sum(path.startswith(str(tmp_path)) for path in paths))
+
+    RE.subscribe(count_open, "event")
+
+    @bpp.run_decorator()
+    def plan():
+        for _ in range(len(frames)):
+            yield from bps.stage(det)  # which begins a file
+            yield from bps.trigger_and_read([det])
+            yield from bps.unstage(det)
+
+    RE(plan())
+    assert len(list(tmp_path.glob("*.h5"))) == 40
+    assert values(derived, "denoise_ok") == [True] * 40
+    np.testing.assert_array_equal(rates(derived, "det_image").reshape(40, *SHAPE), frames / 0.5)
+    assert max(opened) <= 1  # the one that is written
+
+
 @pytest.mark.parametrize("num", [1, 2])
 def test_one_or_two_frames_per_event_stay_together(RE, raw, build, counts, tmp_path, num):
     _, derived = build()

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 import threading
 import time
 
@@ -82,7 +84,6 @@ def test_a_growing_file_is_read_frame_by_frame(tmp_path, growing, counts, declar
     for i, frame in enumerate(counts):
         growing.append(frame[None])
         np.testing.assert_array_equal(read_until(source, i, soon()), frame[None])
-    source.close()
 
 
 def test_a_frame_that_comes_late_is_waited_for(tmp_path, growing, counts):
@@ -97,7 +98,6 @@ def test_a_frame_that_comes_late_is_waited_for(tmp_path, growing, counts):
     growing.append(counts[2:3])
     reader.join(20)
     np.testing.assert_array_equal(read[0], counts[2:3])
-    source.close()
 
 
 def test_a_file_that_is_not_there_yet_is_waited_for(tmp_path, counts):
@@ -112,7 +112,6 @@ def test_a_file_that_is_not_there_yet_is_waited_for(tmp_path, counts):
     with h5py.File(path, "w", libver="latest") as file:
         file[DATASET] = counts
     np.testing.assert_array_equal(read_until(source, 5, soon()), counts[5:])
-    source.close()
 
 
 def test_at_the_deadline_the_error_says_how_many_frames_there_are(tmp_path, growing, counts):
@@ -123,7 +122,6 @@ def test_at_the_deadline_the_error_says_how_many_frames_there_are(tmp_path, grow
     with pytest.raises(FrameNotReady, match=re.escape(message)):
         read_until(source, 2, began + 0.2)
     assert 0.2 <= time.monotonic() - began < 5
-    source.close()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +138,6 @@ def test_two_frames_per_event_lie_one_after_the_other(
     growing.append(counts[:1])
     with pytest.raises(IndexError, match="7 frames in the file, 8 promised"):
         source.read(3)
-    source.close()
 
 
 def test_two_frames_per_event_may_have_an_axis_of_their_own(tmp_path, counts):
@@ -148,7 +145,6 @@ def test_two_frames_per_event_may_have_an_axis_of_their_own(tmp_path, counts):
     file.append(counts.reshape(3, 2, 16, 20))
     source = open_source(resource(tmp_path / "det.h5"), descriptor((2, 16, 20)))
     np.testing.assert_array_equal(source.read(1), counts[2:4])
-    source.close()
     file.file.close()
 
 
@@ -157,7 +153,6 @@ def test_a_file_with_one_frame_and_no_axis_for_others_is_read(tmp_path, counts):
         file[DATASET] = counts[0]
     source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
     np.testing.assert_array_equal(as_stack(source.read(0), "det"), counts[:1])
-    source.close()
 
 
 def test_compressed_frames_are_read(tmp_path, counts):
@@ -167,16 +162,37 @@ def test_compressed_frames_are_read(tmp_path, counts):
         file.create_dataset(DATASET, data=counts, chunks=(1, 16, 20), **hdf5plugin.Bitshuffle())
     source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
     np.testing.assert_array_equal(source.read(3), counts[3:4])
-    source.close()
 
 
-def test_a_closed_source_opens_the_file_again(tmp_path, growing, counts):
-    growing.append(counts)
-    source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
-    source.read(0)
-    source.close()
-    np.testing.assert_array_equal(source.read(1), counts[1:2])
-    source.close()
+WRITER = """
+import sys, h5py
+with h5py.File(sys.argv[1], "w", libver="latest") as file:
+    data = file.create_dataset(sys.argv[2], (0, 16, 20), "u2", maxshape=(None, 16, 20))
+    file.swmr_mode = True
+    for number, _ in enumerate(sys.stdin):
+        data.resize(number + 1, axis=0)
+        data[number] = number
+        data.flush()
+        print(number, flush=True)
+"""
+
+
+def test_a_file_of_another_process_is_read_through_two_sources(tmp_path):
+    path = tmp_path / "det.h5"
+    command = [sys.executable, "-c", WRITER, str(path), DATASET]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        # As for two streams of one detector, and for a view beside the denoiser.
+        sources = [open_source(resource(path), descriptor((16, 20))) for _ in range(2)]
+        for number in range(6):
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+            assert writer.stdout.readline() == f"{number}\n"
+            for source in sources:
+                for earlier in range(number + 1):
+                    assert (read_until(source, earlier, soon()) == earlier).all()
+        writer.stdin.close()
 
 
 # Series of files
