@@ -15,6 +15,7 @@ from rich.table import Table
 from .cli_catalog import app as catalog_app
 from .cli_denoise import app as denoise_app
 from .cli_terminal import console, fail
+from .errors import DenoiseError
 
 __all__ = ["app"]
 
@@ -112,7 +113,11 @@ def serve(
 
     if not (directory / "catalog.db").exists():
         fail(f"{directory} holds no catalog; expected a directory that embedded_tiled has made.")
-    with embedded_tiled(directory, port=port) as uri:
+    with contextlib.ExitStack() as stack:
+        try:
+            uri = stack.enter_context(embedded_tiled(directory, port=port))
+        except DenoiseError as error:
+            fail(str(error))
         cat = from_uri(uri)
         console.print(f"{len(cat)} runs at {uri}", highlight=False, soft_wrap=True)
         if len(cat):

@@ -1,11 +1,13 @@
 """The commands of ``bluesky-denoise`` that find, show and export runs."""
 
+import heapq
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
 
 from .cli_terminal import Report, console, each_run, fail, find_run, open_catalog
@@ -44,25 +46,28 @@ def runs(
     columns = [Column("uid", min_width=8), *(Column(name, overflow="fold") for name in rest)]
     table = Table(*columns)
     with open_catalog(uri) as found, console.status("Searching"):
-        listed = _listed(_newest_first(_search(found, sample, scan_id)), model, flagged)
+        listed = _listed(_search(found, sample, scan_id), model, flagged)
         for start, streams in islice(listed, number):
             about = [start["uid"][:8], str(start.get("scan_id", "")), start.get("plan_name", "")]
             about.append(_sample(start))
             for told in streams or [("", "", "", "", "")]:
-                table.add_row(*about, *told)
+                table.add_row(*(escape(cell) for cell in (*about, *told)))
                 about = [""] * len(about)
     console.print(table)
 
 
-def _search(catalog: Any, sample: str | None, scan_id: int | None) -> Any:
+def _search(catalog: Any, sample: str | None, scan_id: int | None) -> Iterator[Any]:
+    """Yield the runs that are asked for, newest first."""
     from tiled.queries import Eq
 
     if scan_id is not None:
         catalog = catalog.search(Eq("start.scan_id", scan_id))
     if sample is None:
-        return catalog
-    plain = catalog.search(Eq("start.sample", sample))
-    return plain if len(plain) else catalog.search(Eq("start.sample.name", sample))
+        return _newest_first(catalog)
+    # Some write a sample as its name, others as a dictionary with its name.
+    keys = ("start.sample", "start.sample.name")
+    found = [_newest_first(catalog.search(Eq(key, sample))) for key in keys]
+    return heapq.merge(*found, key=lambda run: run.metadata["start"]["time"], reverse=True)
 
 
 def _newest_first(catalog: Any) -> Iterator[Any]:
@@ -127,7 +132,7 @@ def show(
     for key, value in told.items():
         if value == "":
             continue
-        console.print(f"{key:>15}: {value}", highlight=False, soft_wrap=True)
+        console.print(f"{key:>15}: {value}", highlight=False, soft_wrap=True, markup=False)
     console.print(_numbers(row, event))
 
 
@@ -140,7 +145,7 @@ def _numbers(row: Any, event: int) -> Table:
             continue
         value = f"{row[key]:.5g}" if isinstance(row[key], float) else str(row[key])
         error = row.get(f"{key}_error")
-        table.add_row(key, value, "" if error is None else f"{error:.3g}")
+        table.add_row(key, escape(value), "" if error is None else f"{error:.3g}")
     return table
 
 

@@ -56,7 +56,9 @@ def replay_backup_command(settings: SettingsFile) -> None:
     """Write to Tiled what was kept in the backup directory while it was down."""
     from .tiled_sink import replay_backup
 
-    written = replay_backup(_settings(settings))
+    loaded = _settings(settings)
+    with open_catalog(loaded.tiled_uri, loaded):
+        written = replay_backup(loaded)
     for uid in written:
         console.print(f"{uid}: in Tiled")
     console.print(f"{len(written)} runs were written.")

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -46,7 +47,7 @@ def each_run(runs: list, work: Callable[[Any, Report], str]) -> None:
             except (DenoiseError, OSError, httpx.HTTPStatusError) as error:
                 failed += 1
                 told = _told(error)
-            console.print(f"{uid}: {told}", highlight=False, soft_wrap=True)
+            console.print(f"{uid}: {told}", highlight=False, soft_wrap=True, markup=False)
             bar.update(task, visible=False)
             if every is not None:
                 bar.advance(every)
@@ -116,5 +117,5 @@ def find_run(catalog: Any, uid: str) -> Any:
 
 def fail(message: str) -> NoReturn:
     """End the command with an error."""
-    Console(stderr=True).print(f"[red]Error:[/] {message}", soft_wrap=True)
+    Console(stderr=True).print(f"[red]Error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(1)

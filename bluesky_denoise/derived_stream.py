@@ -11,7 +11,7 @@ from typing import Any
 
 import event_model
 import numpy as np
-from event_model.documents import EventDescriptor
+from event_model.documents import EventDescriptor, RunStart
 
 from .frame_keys import RAW_KEY
 from .frame_store import GROUP, FrameStore
@@ -84,7 +84,7 @@ class DerivedStream:
         directory: Path | None,
         save_sigma: bool,
     ) -> None:
-        self.name, self.emitted = name, 0
+        self.name, self.emitted, self._directory = name, 0, directory
         self._emit, self._frame_keys = emit, list(regions)
         self._sigma_keys = {f"{key}_sigma": key for key in regions} if save_sigma else {}
         self._row_shapes = {
@@ -97,6 +97,9 @@ class DerivedStream:
             if key not in self._row_shapes and "external" not in spec and spec["dtype"] in _SCALARS
         ]
         start = bundle.start_doc
+        self._store, self._unsaved = self._open_store(start) if directory else (None, "")
+        if self._unsaved:  # the numbers go on
+            self._row_shapes = {}
         source = f"denoise:{start['denoise'].get('model', '')}"
         data_keys = {key: dict(descriptor["data_keys"][key]) for key in self._scalars}
         self._numbers = number_keys(regions, source)
@@ -119,29 +122,11 @@ class DerivedStream:
             configuration={"denoiser": _configuration(start["denoise"], source)},
         )
         emit("descriptor", self._descriptor.descriptor_doc)
-        self._store: FrameStore | None = None
-        if directory:
-            self._open_store(bundle, descriptor, directory)
-
-    def _open_store(
-        self,
-        bundle: event_model.ComposeRunBundle,
-        descriptor: EventDescriptor,
-        directory: Path,
-    ) -> None:
-        start = bundle.start_doc
-        day = datetime.fromtimestamp(start["time"])
-        name = f"{start['original_run_uid'][:8]}_{self.name}_{start['uid'][:8]}.h5"
-        self._store = FrameStore(
-            directory / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / name,
-            self._row_shapes,
-            {"original_run_uid": start["original_run_uid"], "run_uid": start["uid"]},
-        )
         self._compose_datum = {}
-        for key in self._row_shapes:
+        for key in self._row_shapes if self._store else ():
             resource, compose = bundle.compose_stream_resource(
                 mimetype="application/x-hdf5",
-                uri=self._store.path.absolute().as_uri().replace("file:///", "file://localhost/"),
+                uri=_uri(self._store.path),
                 data_key=key,
                 parameters={
                     "dataset": f"/{GROUP}/{key}",
@@ -152,9 +137,24 @@ class DerivedStream:
             self._emit("stream_resource", resource)
             self._compose_datum[key] = compose
 
+    def _open_store(self, start: RunStart) -> tuple[FrameStore | None, str]:
+        """Make the file; return it, or why it cannot be made."""
+        day = datetime.fromtimestamp(start["time"])
+        name = f"{start['original_run_uid'][:8]}_{self.name}_{start['uid'][:8]}.h5"
+        path = self._directory / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / name
+        about = {"original_run_uid": start["original_run_uid"], "run_uid": start["uid"]}
+        try:
+            return FrameStore(path, self._row_shapes, about), ""
+        except OSError as error:
+            logger.error("%s: %s cannot be written: %s", self.name, path, error)
+            return None, f"the frames could not be saved in {path.parent}: {error}"
+
     def add(self, events: list[DerivedEvent]) -> None:
         """Emit the documents of some events, and save their frames."""
         rows = {key: self._rows(key, events) for key in self._row_shapes}
+        if self._unsaved:
+            for event in events:
+                event.problems.append(self._unsaved)
         if self._store:
             for key, array in rows.items():
                 try:
@@ -273,3 +273,8 @@ def _configuration(provenance: Mapping[str, Any], source: str) -> dict[str, Any]
         "timestamps": dict.fromkeys(values, now),
         "data_keys": {key: {"dtype": "string", "shape": [], "source": source} for key in values},
     }
+
+
+def _uri(path: Path) -> str:
+    """Return the address of a file as Tiled understands it, which unescapes nothing."""
+    return f"file://localhost/{path.absolute().as_posix().lstrip('/')}"

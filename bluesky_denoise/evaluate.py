@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
@@ -107,7 +108,7 @@ def evaluate(
         console.print(table.note, style="dim", width=110)
         console.print()
     for sentence in result.left_out:
-        console.print(f"Left out: {sentence}", highlight=False)
+        console.print(f"Left out: {escape(sentence)}", highlight=False)
     if json is not None:
         write_json(result, json, gates)
         console.print(f"Scores: {json}", highlight=False)
@@ -122,7 +123,7 @@ class _Refused(typer.Exit):
     """Ends the command with a message on standard error."""
 
     def __init__(self, message: str) -> None:
-        Console(stderr=True).print(f"[red]Error:[/] {message}", soft_wrap=True)
+        Console(stderr=True).print(f"[red]Error:[/] {escape(message)}", soft_wrap=True)
         super().__init__(1)
 
 

@@ -7,7 +7,15 @@ from event_model.documents import EventDescriptor
 
 from .errors import FrameShapeError
 
-__all__ = ["RAW_KEY", "check_frame_shape", "frame_keys", "is_frame_key", "raw_key", "under_names"]
+__all__ = [
+    "RAW_KEY",
+    "also_called",
+    "check_frame_shape",
+    "frame_keys",
+    "is_frame_key",
+    "raw_key",
+    "under_names",
+]
 
 RAW_KEY = "raw_data_key"
 """A data key of a derived stream says by this which raw one it was made from, if the names
@@ -29,13 +37,18 @@ def check_frame_shape(spec: Mapping[str, Any], data_key: str) -> None:
     Raises
     ------
     FrameShapeError
-        If its shape is declared and has fewer than two axes.
+        If its shape is declared and has fewer than two axes, or colours as its last one.
     """
     shape = [size for size in spec.get("shape") or () if size != 0]
     if len(shape) < 2 and "external" not in spec:
         raise FrameShapeError(
             f"Data key {data_key!r} has shape {shape}; expected frames (H, W). Name in "
             "`data_keys` what holds images."
+        )
+    if len(shape) > 2 and None not in shape[-3:] and shape[-1] <= 4 < min(shape[-3:-1]):
+        raise FrameShapeError(
+            f"Data key {data_key!r} has shape {shape}, which is colours; expected frames (H, W) or "
+            "(n, H, W) of counts."
         )
 
 
@@ -68,6 +81,16 @@ def frame_keys(descriptor: EventDescriptor, wanted: Sequence[str] | None) -> dic
     order = list(wanted)  # the first has the regions that are set without a data key
     found_in_order = sorted(found, key=lambda n: order.index(n) if n in order else len(order))
     return {name: found[name] for name in found_in_order}
+
+
+def also_called(descriptor: EventDescriptor, name: str, key: str) -> list[str]:
+    """Return what else settings may call the frames that have a name: raw key, or detector."""
+    devices = [
+        device
+        for device in descriptor.get("object_keys", {})
+        if list(frame_keys(descriptor, [device]).values()) == [key]
+    ]
+    return [other for other in dict.fromkeys([key, *devices]) if other != name]
 
 
 def under_names(descriptor: EventDescriptor, keys: Mapping[str, str]) -> EventDescriptor:

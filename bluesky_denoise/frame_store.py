@@ -1,5 +1,6 @@
 """Denoised frames in HDF5, readable while they are written."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -22,6 +23,11 @@ class FrameStore:
         By data key, the shape of one row: (H, W), or (n, H, W) for n frames per event.
     attributes :
         Written to the file as HDF5 attributes: where the frames come from.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be made; nothing is left of it.
     """
 
     def __init__(
@@ -30,22 +36,28 @@ class FrameStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = h5py.File(path, "x", libver="latest")
-        self._file.attrs.update(attributes)
-        self._datasets = {
-            key: self._file.create_dataset(
-                f"{GROUP}/{key}",
-                shape=(0, *shape),
-                maxshape=(None, *shape),
-                chunks=(1, *shape),
-                dtype=np.float32,
-                fillvalue=np.nan,
-            )
-            for key, shape in shapes.items()
-        }
+        try:
+            self._file.attrs.update(attributes)
+            self._datasets = {
+                key: self._file.create_dataset(
+                    f"{GROUP}/{key}",
+                    shape=(0, *shape),
+                    maxshape=(None, *shape),
+                    chunks=(1, *shape),
+                    dtype=np.float32,
+                    fillvalue=np.nan,
+                )
+                for key, shape in shapes.items()
+            }
+            # From here on readers may open the file while it grows; no dataset can be added.
+            self._file.swmr_mode = True
+        except (OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError, RuntimeError):
+                self._file.close()
+            path.unlink(missing_ok=True)
+            raise OSError(_why(error)) from error
         self._rows = dict.fromkeys(shapes, 0)  # that there should be
         self._told = dict.fromkeys(shapes, 0)  # of them, those that `append` has returned
-        # From here on readers may open the file while it grows; no dataset can be added.
-        self._file.swmr_mode = True
 
     def append(self, key: str, rows: np.ndarray) -> range:
         """Append rows, and make them readable at once.
@@ -76,9 +88,8 @@ class FrameStore:
             dataset.resize(last, axis=0)
             dataset[first:] = rows
             dataset.flush()
-        except (OSError, RuntimeError) as error:  # h5py raises either, with all that HDF5 knows
-            why = re.search(r"error message = '([^']+)'", str(error))
-            raise OSError(why[1] if why else str(error).partition("\n")[0]) from error
+        except (OSError, RuntimeError) as error:
+            raise OSError(_why(error)) from error
         written = range(self._told[key], last)
         self._told[key] = last
         return written
@@ -86,3 +97,9 @@ class FrameStore:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _why(error: Exception) -> str:
+    """Return what the system says: h5py raises one or another, with all that HDF5 knows."""
+    why = re.search(r"error message = '([^']+)'", str(error))
+    return why[1] if why else str(error).partition("\n")[0]

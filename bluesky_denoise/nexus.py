@@ -88,9 +88,7 @@ def export_nexus(
             _numbers(entry, columns, axes)
             _table(entry, columns, table["time"].to_numpy())
             _provenance(entry, run, denoised)
-            if keys:
-                entry.attrs["default"] = f"{_name(keys[0])}_denoised"
-            else:
+            if "default" not in entry.attrs:
                 entry.attrs["default"] = "numbers"
         part.rename(path)
     finally:
@@ -108,8 +106,16 @@ def _name(key: str) -> str:
     return name if re.match(r"[A-Za-z_]", name) else f"_{name}"
 
 
+def _free(parent: h5py.Group, key: str) -> str:
+    """Return the name of a data key, another one where it is taken: a motor may be a `title`."""
+    name = _name(key)
+    while name in parent:
+        name += "_"
+    return name
+
+
 def _group(parent: h5py.Group, name: str, nexus_class: str, **attributes: Any) -> h5py.Group:
-    group = parent.create_group(_name(name))
+    group = parent.create_group(_free(parent, name))
     group.attrs.update({"NX_class": nexus_class, **attributes})
     return group
 
@@ -117,7 +123,7 @@ def _group(parent: h5py.Group, name: str, nexus_class: str, **attributes: Any) -
 def _field(parent: h5py.Group, name: str, value: Any, units: str = "") -> h5py.Dataset:
     if isinstance(value, np.ndarray) and value.dtype.kind in "OUT":
         value = np.array([str(item) for item in value], dtype=h5py.string_dtype())
-    dataset = parent.create_dataset(_name(name), data=value)
+    dataset = parent.create_dataset(_free(parent, name), data=value)
     if units:
         dataset.attrs["units"] = units
     return dataset
@@ -163,10 +169,14 @@ def _axes(
 
 
 def _add_axes(group: h5py.Group, axes: Mapping[str, tuple[np.ndarray, str]]) -> str:
-    for key, (values, units) in axes.items():
-        _field(group, key, values, units)
-        group.attrs[f"{_name(key)}_indices"] = 0
-    return _name(next(iter(axes)))
+    """Write what was moved beside a signal; return the name of the first."""
+    names = [_leaf(_field(group, key, values, units)) for key, (values, units) in axes.items()]
+    group.attrs.update({f"{name}_indices": 0 for name in names})
+    return names[0]
+
+
+def _leaf(item: h5py.Dataset | h5py.Group) -> str:
+    return item.name.rsplit("/", 1)[-1]
 
 
 def _frames(
@@ -182,6 +192,8 @@ def _frames(
     rate, rows = frames[key], len(columns["raw_seq_num"])
     shape = _squeezed((rows, *rate.shape[1:]))
     kind = _group(entry, f"{key}_denoised", "NXdata", signal="rate")
+    if "default" not in entry.attrs:
+        entry.attrs["default"] = _leaf(kind)
     arrays = [(rate, _dataset(kind, "rate", shape, np.float32, "counts / s"), None)]
     if key + _SIGMA in frames:
         errors = _dataset(kind, "rate_errors", shape, np.float32, "counts / s")
@@ -256,9 +268,9 @@ def _dataset(
 
 
 def _describe(group: h5py.Group, axes: Mapping[str, Any], ndim: int, title: str) -> None:
+    _field(group, "title", title)
     first = _add_axes(group, axes)
     group.attrs["axes"] = [first, *["."] * (ndim - 1)]
-    _field(group, "title", title)
 
 
 def _instrument(entry: h5py.Group, key: str) -> h5py.Group:
@@ -277,13 +289,16 @@ def _numbers(
     shown = shown or [key for key in columns if key.endswith("_denoised_total")]
     if not shown:
         return
-    group = _group(entry, "numbers", "NXdata", signal=_name(shown[0]))
+    group = _group(entry, "numbers", "NXdata")
+    names = []
     for key in shown:
-        _field(group, key, columns[key], "counts / s")
+        field = _field(group, key, columns[key], "counts / s")
+        names.append(_leaf(field))
         if f"{key}_error" in columns:
-            _field(group, f"{key}_errors", columns[f"{key}_error"], "counts / s")
-    if shown[1:]:
-        group.attrs["auxiliary_signals"] = [_name(key) for key in shown[1:]]
+            _field(group, f"{names[-1]}_errors", columns[f"{key}_error"], "counts / s")
+    group.attrs["signal"] = names[0]
+    if names[1:]:
+        group.attrs["auxiliary_signals"] = names[1:]
     _describe(group, axes, 1, "from raw counts")
 
 

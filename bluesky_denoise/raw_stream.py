@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from .derived_stream import DerivedEvent
 from .errors import DenoiseError, FrameShapeError, MaskError
 from .exposure import Exposure, find_exposure
-from .frame_keys import check_frame_shape, frame_keys, is_frame_key, under_names
+from .frame_keys import also_called, check_frame_shape, frame_keys, is_frame_key, under_names
 from .roi import ROI
 from .settings import DenoiseSettings
 
@@ -54,6 +56,8 @@ class RawStream:
     """By name of the frames, their regions by name."""
     exposures: dict[str, Exposure]
     """By name of the frames."""
+    masks: dict[str, np.ndarray | None]
+    """By name of the frames, (H, W) bool, True where invalid; None: nothing is masked."""
     rows: dict[int, Row] = field(default_factory=dict)
     """Rows not emitted yet, by seq_num."""
 
@@ -97,7 +101,10 @@ def open_stream(
     found = frame_keys(descriptor, settings.data_keys)
     if settings.data_keys is not None and not found:
         _warn_of_nothing(descriptor, settings.data_keys)
-    regions, exposures = settings.rois_of(list(found)), {}
+    also = {name: also_called(descriptor, name, key) for name, key in found.items()}
+    _warn_of_unknown(descriptor, settings, also)
+    regions, exposures = settings.rois_of(list(found), also), {}
+    masks = {name: settings.mask_of(name, *also[name]) for name in found}
     for name, key in found.items():
         spec = descriptor["data_keys"][key]
         try:
@@ -106,9 +113,9 @@ def open_stream(
                 descriptor,
                 key,
                 extra_keys=settings.exposure_keys,
-                default_s=settings.exposure_of(name),
+                default_s=settings.exposure_of(name, *also[name]),
             )
-            _check_fit(name, spec["shape"], settings, regions[name])
+            _check_fit(name, spec["shape"], masks[name], regions[name])
         except FrameShapeError as error:
             problem(f"{error}{_where_frames_are(descriptor)}")
         except DenoiseError as error:
@@ -123,14 +130,15 @@ def open_stream(
         {name: found[name] for name in exposures},
         {name: regions[name] for name in exposures},
         exposures,
+        {name: masks[name] for name in exposures},
     )
 
 
 def _check_fit(
-    name: str, shape: Sequence[int], settings: DenoiseSettings, rois: Mapping[str, ROI]
+    name: str, shape: Sequence[int], mask: np.ndarray | None, rois: Mapping[str, ROI]
 ) -> None:
     """Find out before the first frame that the mask or a region does not fit."""
-    mask, declared = settings.mask_of(name), tuple(shape[-2:])
+    declared = tuple(shape[-2:])
     if len(declared) < 2 or None in declared or 0 in declared:
         return
     if mask is not None and mask.shape != declared:
@@ -140,6 +148,23 @@ def _check_fit(
         )
     for roi in rois.values():
         roi.check(declared)
+
+
+def _warn_of_unknown(
+    descriptor: Mapping[str, Any], settings: DenoiseSettings, also: Mapping[str, Sequence[str]]
+) -> None:
+    """Tell of frames that have no mask, ROI or exposure of the settings, which has others'."""
+    for setting in ("mask", "rois", "exposure_s"):
+        given = getattr(settings, setting)
+        if not isinstance(given, dict) or "*" in given:
+            continue
+        for name, others in also.items():
+            if given and not {name, *others} & given.keys():
+                logger.warning(
+                    "Run %.8s, stream %s: setting `%s` has nothing for %s; it has %s.",
+                    *(descriptor["run_start"], descriptor["name"], setting),
+                    *(" or ".join([name, *others]), ", ".join(given)),
+                )
 
 
 def _warn_of_nothing(descriptor: Mapping[str, Any], wanted: Sequence[str]) -> None:

@@ -78,7 +78,7 @@ class RowDenoiser:
             data = row.event["data"] if row.event else {}
             exposure_s = stream.exposures[name].of_event(data)
             counts = as_stack(row.waiting[name](), name)
-            mask = self._settings.mask_of(name)
+            mask = stream.masks[name]
             if mask is not None and mask.shape != counts.shape[1:]:
                 message = f"{name!r} has frames {counts.shape[1:]}, its mask {mask.shape}"
                 raise MaskError(message)

@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,11 @@ def embedded_tiled(
         The address, with the key in it: pass it to ``tiled.client.from_uri``, or to
         ``DenoiseSettings(tiled_uri=...)``.
 
+    Raises
+    ------
+    TiledUnavailable
+        If the port is taken, or the server does not answer.
+
     Examples
     --------
     >>> with embedded_tiled("my_data") as uri:
@@ -62,6 +68,7 @@ def embedded_tiled(
     from tiled.server.app import build_app
     from tiled.server.simple import ThreadedServer
 
+    _check_free(port)
     # It would greet on stderr each time.
     logging.getLogger("tiled.server.app").setLevel(logging.WARNING)
     directory = Path(directory).expanduser().absolute()
@@ -97,6 +104,19 @@ def embedded_tiled(
     with ThreadedServer(config).run_in_thread() as url:
         _wait_until_ready(url)
         yield f"{url}/api/v1?api_key={api_key}"
+
+
+def _check_free(port: int) -> None:
+    """Refuse a port that something listens on: uvicorn would end, and its thread be waited for."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise TiledUnavailable(
+                f"Port {port} cannot be used: {error.strerror}. Give another one, or 0 for any "
+                "that is free."
+            ) from None
 
 
 def _serve_what_the_reader_has_seen(app: Any) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -56,15 +56,17 @@ class DenoiseSettings(BaseModel):
     streams: tuple[str, ...] = ("primary",)
     """Streams to denoise."""
     exposure_s: PositiveFloat | dict[str, PositiveFloat] | None = None
-    """Seconds, for all data keys or by data key; used where the documents do not say."""
+    """Seconds, for all data keys, or by data key or detector; used where the documents do not
+    say."""
     exposure_keys: tuple[str, ...] = ()
     """More keys (event or configuration) that hold an exposure time, looked at first."""
     mask: Path | np.ndarray | dict[str, Path | np.ndarray] | None = None
-    """Invalid pixels (nonzero), (H, W): array, or .npy / .tif / .h5 file; or one by data key."""
+    """Invalid pixels (nonzero), (H, W): array, or .npy / .tif / .h5 file; or one by data key, or
+    by detector."""
 
     rois: dict[str, dict[str, ROI]] = Field(default_factory=dict)
     """Regions whose intensity goes into each event, as ``{"satellite": ROI(rows=(80, 96),
-    cols=(200, 216))}`` for the first denoised data key, or by data key and name."""
+    cols=(200, 216))}`` for the first denoised data key, or by data key (or detector) and name."""
 
     model: str = "default"
     """Name of weights that ship with the package, path of a safetensors file, or
@@ -141,11 +143,12 @@ class DenoiseSettings(BaseModel):
             )
         for key in ("frames_directory", "backup_directory", "mask"):
             values[key] = _relative_to(path.parent, values.get(key))
+        if str(values.get("model", "")).endswith(".safetensors"):
+            values["model"] = _relative_to(path.parent, values["model"])
         try:
-            return cls.model_validate({**values, **overrides})
-        except (ValidationError, SettingsError) as error:
-            text = _explain(error, path) if isinstance(error, ValidationError) else str(error)
-            raise SettingsError(text.replace("DenoiseSettings", str(path), 1)) from None
+            return cls(**({str(key): value for key, value in values.items()} | overrides))
+        except SettingsError as error:
+            raise SettingsError(str(error).replace("DenoiseSettings", str(path), 1)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -195,6 +198,13 @@ class DenoiseSettings(BaseModel):
                 raise ValueError(f"{name!r} is taken or is no name such as 'satellite_1'")
         return rois
 
+    @field_validator("frames_directory")
+    @classmethod
+    def _is_an_address(cls, directory: Path | None) -> Path | None:
+        if directory is not None and set("#?") & set(str(directory.absolute())):
+            raise ValueError(f"{directory} has a # or a ?, after which Tiled would read no file")
+        return directory
+
     @field_validator("frames_directory", "backup_directory")
     @classmethod
     def _is_writable(cls, directory: Path | None) -> Path | None:
@@ -219,19 +229,40 @@ class DenoiseSettings(BaseModel):
             return {key: load_mask(value) for key, value in mask.items()}
         return load_mask(mask)
 
-    def mask_of(self, data_key: str) -> np.ndarray | None:
-        """Return the mask of a data key, (H, W) bool, True where invalid; or None."""
-        return self.mask.get(data_key) if isinstance(self.mask, dict) else self.mask
+    def mask_of(self, *names: str) -> np.ndarray | None:
+        """Return the mask of frames, (H, W) bool, True where invalid; or None.
 
-    def exposure_of(self, data_key: str) -> float | None:
-        """Return the exposure time set for a data key, seconds; or None."""
-        if isinstance(self.exposure_s, dict):
-            return self.exposure_s.get(data_key)
-        return self.exposure_s
+        Parameters
+        ----------
+        *names :
+            What the frames may be called here; the first that is found counts.
+        """
+        return _first(self.mask, names) if isinstance(self.mask, dict) else self.mask
 
-    def rois_of(self, data_keys: Sequence[str]) -> dict[str, dict[str, ROI]]:
-        """Return, for each of the data keys that a stream has, its regions by name."""
-        regions = {key: dict(self.rois.get(key, {})) for key in data_keys}
+    def exposure_of(self, *names: str) -> float | None:
+        """Return the exposure time set for frames, seconds; or None. As `mask_of`."""
+        return (
+            _first(self.exposure_s, names)
+            if isinstance(self.exposure_s, dict)
+            else (self.exposure_s)
+        )
+
+    def rois_of(
+        self, data_keys: Sequence[str], also: Mapping[str, Sequence[str]] | None = None
+    ) -> dict[str, dict[str, ROI]]:
+        """Return, for each of the data keys that a stream has, its regions by name.
+
+        Parameters
+        ----------
+        data_keys :
+            The first has the regions that are set without a data key.
+        also :
+            By data key, what else its frames may be called here.
+        """
+        also = also or {}
+        regions = {
+            key: dict(_first(self.rois, (key, *also.get(key, ()))) or {}) for key in data_keys
+        }
         if data_keys:
             regions[data_keys[0]] |= self.rois.get("*", {})
         return regions
@@ -266,6 +297,10 @@ class DenoiseSettings(BaseModel):
         elif self.mask is not None:
             described["mask"] = _summary(self.mask)
         return described
+
+
+def _first(values: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((values[name] for name in names if name in values), None)
 
 
 def _summary(mask: np.ndarray) -> str:

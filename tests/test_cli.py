@@ -1,6 +1,7 @@
 import gc
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,10 +17,13 @@ from live_path import UNIT, Camera, poisson, wait_for
 from ophyd.sim import motor
 from typer.testing import CliRunner
 
+from bluesky_denoise.archive import archived_documents
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.cli import app
 from bluesky_denoise.cli_terminal import console, open_catalog
+from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.tiled_sink import TiledSink
 
 
 @pytest.fixture
@@ -156,6 +160,48 @@ def test_runs_are_searched_by_model_and_by_flag(command, uid, tmp_path):
 def test_runs_are_searched_by_sample_and_scan_id(command, uid):
     assert uid[:8] in command("runs", "--sample", "lead", "--scan-id", "1", "-n", "100")
     assert uid[:8] not in command("runs", "--sample", "gold")
+
+
+def test_samples_are_listed_as_they_are_written_and_found_either_way(RE, command, uid):
+    camera = Camera(name="det", func=poisson(shape=(32, 40)), exposure_s=0.5)
+    name = "LSCO [annealed] [/3]"
+    for sample in (name, {"name": name}):
+        RE(bp.count([camera], md={"sample": sample}))
+    assert command("runs", "-n", "3").count(name) == 2
+    assert command("runs", "--sample", name).count(name) == 2
+    assert "There is no one run '[/x]'" in command("show", "[/x]", code=1)
+
+
+def test_a_stream_without_events_says_why(command, uid, tiled, tmp_path):
+    other = np.zeros((8, 8))
+    np.save(tmp_path / "mask.npy", other)
+    settings = DenoiseSettings(model=UNIT, tiled_uri=tiled.uri, mask=other)
+    router, sink = DenoiseRouter(settings), TiledSink(settings)
+    router.subscribe(sink)
+    for name, doc in archived_documents(tiled.client[uid]):
+        router(name, doc)
+    assert sink.close() == []
+    said = " ".join(command("show", uid[:8], code=1).split())
+    assert "The stream denoised has no events. The mask of 'det_image' has shape (8, 8)" in said
+    assert f"{uid}: denoised as run" in command("catch-up", "settings.yaml", "-n", "1")
+
+
+def test_backups_without_a_server_are_one_line_of_error(command, tmp_path):
+    (tmp_path / "none.yaml").write_text("frames_directory: x\n")
+    assert "name no Tiled server" in command("replay-backup", "none.yaml", code=1)
+    (tmp_path / "down.yaml").write_text("tiled_uri: http://127.0.0.1:9\n")
+    assert "cannot be opened" in command("replay-backup", "down.yaml", code=1)
+
+
+def test_a_port_that_is_taken_is_named(command, tmp_path):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "catalog.db").touch()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        said = command("serve", "served", "--port", port, code=1)
+    assert f"Port {port} cannot be used: Address already in use" in said
 
 
 @pytest.mark.parametrize("typed", [["show"], ["export"], ["reprocess", "settings.yaml"]])

@@ -2,6 +2,7 @@ import pytest
 
 from bluesky_denoise.errors import FrameShapeError
 from bluesky_denoise.frame_keys import (
+    also_called,
     check_frame_shape,
     frame_keys,
     is_frame_key,
@@ -45,6 +46,14 @@ def test_a_key_that_is_asked_for_but_holds_no_frames_is_refused():
     check_frame_shape({"dtype": "array", "shape": [0], "external": "FILESTORE:"}, "det")
 
 
+@pytest.mark.parametrize("shape", [[48, 40, 3], [48, 40, 4], [1, 48, 40, 3]], ids=str)
+def test_colours_are_no_frames(shape):
+    with pytest.raises(FrameShapeError, match=r"'det' has shape .*, which is colours; expected"):
+        check_frame_shape({"dtype": "array", "shape": shape}, "det")
+    check_frame_shape({"dtype": "array", "shape": [3, 48, 40]}, "det")
+    check_frame_shape({"dtype": "array", "shape": [None, 48, None]}, "det")
+
+
 DET = {"det_image": IMAGE, "det_stats1_total": NUMBER}
 STEREO = {"eyes_left": IMAGE, "eyes_right": IMAGE}
 
@@ -71,6 +80,13 @@ def test_frames_are_asked_for_by_data_key_or_by_device(wanted, found):
 def test_a_device_whose_data_key_has_its_name_is_that_data_key():
     stream = descriptor(det={"det": IMAGE, "det_other": IMAGE})
     assert frame_keys(stream, ["det"]) == {"det": "det"}
+
+
+def test_frames_are_also_called_by_their_key_and_by_the_device_that_has_no_others():
+    one, two = descriptor(det=DET), descriptor(eyes=STEREO)
+    assert also_called(one, "det_image", "det_image") == ["det"]
+    assert also_called(one, "det", "det_image") == ["det_image"]
+    assert also_called(two, "eyes_left", "eyes_left") == []
 
 
 def test_under_the_name_of_its_device_a_data_key_tells_which_it_is():

@@ -150,6 +150,23 @@ def test_a_raw_stream_is_told_from_the_name_of_the_denoised_one(run):
     assert replace(denoised, name="denoised_7").raw_stream == "primary"
 
 
+@pytest.mark.parametrize("name", ["rate", "counts", "title", "det_image_denoised_total"])
+def test_names_that_are_taken_get_another(tiled, tmp_path, name):
+    detector = ReplayDetector(name="det", frames=ReplayFrames(COUNTS, 1.0))
+    others = [SynAxis(name="x-y"), SynAxis(name="x_y")]
+    with run_engine() as RE:
+        RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+        (uid,) = RE(bp.scan([detector, *others], SynAxis(name=name), -1, 1, 3))
+    run = tiled.client[uid]
+    reprocess(run, DenoiseSettings(model=UNIT, tiled_uri=tiled.uri))
+    root = nxload(str(export_nexus(run, denoised_streams(run)[0], tmp_path / "run.nxs")))
+    plotted = root.plottable_data
+    assert plotted.nxsignal.shape == (3, 48, 48)
+    if not name.startswith("det"):  # the number of that name is its own column
+        np.testing.assert_allclose(plotted.nxaxes[0].nxdata, [-1, 0, 1])
+    assert {"x_y", "x_y_"} <= set(root["entry/table"])
+
+
 def test_the_raw_frames_are_those_of_the_denoised_ones_after_a_pause(tiled, tmp_path):
     detector = ReplayDetector(name="det", frames=ReplayFrames(COUNTS, 1.0))
     with run_engine() as RE:

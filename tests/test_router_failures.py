@@ -26,6 +26,8 @@ from live_path import (
 from ophyd.sim import SynSignalWithRegistry
 
 from bluesky_denoise.errors import ModelNotFound
+from bluesky_denoise.frame_store import FrameStore
+from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import (
     DocumentCollector,
@@ -268,6 +270,62 @@ def test_validating_helpers_would_see_a_lost_event(RE, raw, build):
     lost = [item for item in derived.documents if item != ("event", by_stream(derived)[1])]
     with pytest.raises(AssertionError, match="seq_num 3; expected 2"):
         validate_documents(lost)
+
+
+def test_numbers_go_on_where_no_file_can_be_made(RE, raw, build, tmp_path):
+    _, derived = build(rois={"spot": ROI(rows=(4, 12), cols=(4, 12), background_px=2)})
+    (tmp_path / "denoised").rmdir()
+    (tmp_path / "denoised").touch()  # as a disk that is away
+    RE(bp.count([Camera(name="det", func=poisson())], 3))
+    assert "det_image" not in derived.by_name["descriptor"][0]["data_keys"]
+    assert values(derived, "denoise_ok") == [False] * 3
+    reasons = values(derived, "denoise_reason")
+    assert all("the frames could not be saved in" in reason for reason in reasons)
+    assert np.isfinite(values(derived, "spot_intensity")).all()
+    assert derived.by_name["stop"][0]["num_events"] == {"denoised": 3}
+
+
+def test_a_file_that_cannot_be_begun_leaves_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            FrameStore(tmp_path / "a.h5", {"det": (16, 20)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    FrameStore(tmp_path / "a.h5", {"det": (16, 20)}, {}).close()
+
+
+@pytest.mark.parametrize("name", ["det_image", "det"])
+@pytest.mark.parametrize("data_keys", [None, ["det"]], ids=str)
+def test_settings_may_call_frames_by_data_key_or_by_detector(
+    RE, raw, build, logged, name, data_keys
+):
+    mask = np.zeros(SHAPE, bool)
+    mask[:8] = True
+    spot = ROI(rows=(9, 13), cols=(4, 12), background_px=0)
+    _, derived = build(
+        data_keys=data_keys,
+        mask={name: mask},
+        rois={name: {"spot": spot}},
+        exposure_s={name: 2.0},
+        frames_directory=None,
+    )
+    RE(bp.count([Camera(name="det", func=poisson(), exposure_s=np.nan)], 1))
+    key = "det" if data_keys else "det_image"
+    (rate,) = rates(derived, key)
+    assert np.isnan(rate).sum() == mask.sum()
+    assert values(derived, f"{key}_exposure_s") == [2.0]
+    assert values(derived, "spot_intensity") == [pytest.approx(np.nansum(rate[9:13, 4:12]))]
+    assert "has nothing for" not in logged()
+
+
+def test_frames_that_the_settings_have_no_mask_for_are_told(RE, raw, build, logged):
+    build(mask={"det_imag": np.zeros(SHAPE)}, frames_directory=None)
+    RE(bp.count([Camera(name="det", func=poisson())], 1))
+    assert "setting `mask` has nothing for det_image or det; it has det_imag" in logged()
+    assert logged().count("has nothing for") == 1
 
 
 def test_a_disk_that_is_full_for_a_moment_costs_one_frame_and_shifts_none(RE, raw, build, tmp_path):

@@ -79,6 +79,32 @@ def test_a_file_is_read_with_its_paths_relative_to_it(tmp_path):
     assert settings.mask_of("other") is None
 
 
+def test_weights_are_relative_to_the_file_and_their_names_are_not(tmp_path):
+    path = tmp_path / "denoise.yaml"
+    path.write_text("model: mine.safetensors\n")
+    assert DenoiseSettings.from_yaml(path).model == str(tmp_path / "mine.safetensors")
+    path.write_text("model: default\n")
+    assert DenoiseSettings.from_yaml(path).model == "default"
+
+
+def test_a_mask_that_is_not_there_is_told_once_with_the_file(tmp_path):
+    path = tmp_path / "denoise.yaml"
+    path.write_text("mask: bad.npy\n")
+    with pytest.raises(SettingsError) as error:
+        DenoiseSettings.from_yaml(path)
+    assert str(error.value).startswith(f"{path}: 'mask': Mask {tmp_path}/bad.npy cannot be read")
+    assert str(error.value).count(str(path)) == 1
+
+
+@pytest.mark.parametrize("name", ["a#1", "why?"])
+def test_a_directory_that_tiled_could_not_find_is_refused(tmp_path, name):
+    with pytest.raises(
+        SettingsError, match=r"has a # or a \?, after which Tiled would read no file"
+    ):
+        DenoiseSettings(frames_directory=tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_keywords_take_precedence_over_the_file(tmp_path):
     path = tmp_path / "denoise.yaml"
     path.write_text("exposure_s: 0.5\nbatch_size: 4\n")

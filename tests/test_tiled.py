@@ -45,6 +45,17 @@ def test_the_denoised_stream_reads_as_primary_does(
     check_documents(run, {"primary": 5, "denoised": 5})
 
 
+@pytest.mark.parametrize("name", ["My Data", "100%20 [1]", "Grün+&;'"])
+def test_frames_are_found_in_directories_of_any_name(
+    RE, tiled, written, into_tiled, det, tmp_path, name
+):
+    one = into_tiled(frames_directory=tmp_path / name)
+    (uid,) = RE(bp.count([det], 2))
+    one.wait(uid)
+    found = in_tiled(tiled, uid)["denoised"]["det_image"].read()
+    np.testing.assert_array_equal(found, FRAMES[:2] / np.float32(0.5))
+
+
 def test_the_scan_stays_the_last_entry_of_the_catalog(RE, tiled, written, into_tiled, det):
     one = into_tiled()
     before = len(tiled.client)

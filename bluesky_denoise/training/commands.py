@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from bluesky_denoise.errors import DenoiseError
@@ -279,7 +280,7 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except DenoiseError as error:
-        Console(stderr=True).print(f"[red]Error:[/] {error}", soft_wrap=True)
+        Console(stderr=True).print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
 
 
