@@ -173,7 +173,9 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
 def ended_well(exit_status: str | None, reason: str, raw_stop: Mapping[str, Any]) -> bool:
     """Tell whether denoising came to its end; that of a scan that failed ends as the scan."""
     if exit_status == "fail":
-        return raw_stop.get("exit_status") == "fail" and reason == (raw_stop.get("reason") or "")
+        # Beside a scan its reason comes without what would join it to others.
+        of_scan = (raw_stop.get("reason") or "").strip("; ")
+        return raw_stop.get("exit_status") == "fail" and reason.strip("; ") == of_scan
     return exit_status is not None
 
 

@@ -39,6 +39,8 @@ def demo(
     picture: Annotated[Path, typer.Option(help="Picture to write.")] = Path("demo.png"),
 ) -> None:
     """Scan measured frames, denoise them beside the scan, and compare with long exposures."""
+    if not picture.parent.is_dir():
+        fail(f"There is no folder {picture.parent} for the picture; make it, or name another.")
     _make_room(directory)
     with console.status("Starting a Tiled server and the denoiser"):
         from . import demo as job

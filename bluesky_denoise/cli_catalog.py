@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from .cli_terminal import Report, console, each_run, fail, find_run, open_catalog
+from .errors import DenoiseError
 
 __all__ = ["app"]
 
@@ -20,8 +21,15 @@ Address = Annotated[
     str, typer.Option("--uri", envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
 ]
 Uids = Annotated[list[str], typer.Argument(help="uids of runs, or their first letters.")]
+Stream = Annotated[
+    str | None,
+    typer.Option(help="Such as denoised_2, or the uid of its derived run; else the newest."),
+]
 LOCAL = "http://localhost:8000"
-_SHOWN = ("name", "model", "weights_sha256", "version", "exit_status", "reason", "num_events")
+_SHOWN = (
+    *("name", "run_uid", "model", "weights_sha256", "version", "exit_status", "reason"),
+    "num_events",
+)
 _PAGE = 50
 
 
@@ -107,7 +115,7 @@ def show(
     uid: Annotated[str, typer.Argument(help="uid of a run, or its first letters.")],
     uri: Address = LOCAL,
     event: Annotated[int, typer.Option(help="Number of the event to draw, from 1.")] = 1,
-    stream: Annotated[str | None, typer.Option(help="Such as denoised_2; else the newest.")] = None,
+    stream: Stream = None,
     picture: Annotated[Path, typer.Option(help="Picture to write.")] = Path("denoised.png"),
 ) -> None:
     """Show raw against denoised as a picture, the numbers, the audit, and what made them."""
@@ -154,12 +162,18 @@ def _stream(run: Any, uid: str, name: str | None) -> Any:
 
     streams = denoised_streams(run)
     if not streams:
-        fail(f"Run {uid} has no denoised stream; make one with `bluesky-denoise reprocess`.")
+        raise DenoiseError(
+            f"Run {uid} has no denoised stream; make one with `bluesky-denoise reprocess`."
+        )
     if name is None:
         return streams[0]
-    found = [stream for stream in streams if stream.name == name]
+    # Derived runs of their own all call it `denoised`: their uids tell them apart.
+    found = [s for s in streams if s.name == name or (name and s.run_uid.startswith(name))]
     if not found:
-        fail(f"Run {uid} has no {name!r}; it has {', '.join(s.name for s in streams)}.")
+        raise DenoiseError(
+            f"Run {uid} has no {name!r}; it has "
+            f"{', '.join(f'{s.name} ({s.run_uid[:8]})' for s in streams)}."
+        )
     return found[0]
 
 
@@ -168,7 +182,7 @@ def export(
     uids: Uids,
     uri: Address = LOCAL,
     directory: Annotated[Path, typer.Option(help="Where the files go.")] = Path("."),
-    stream: Annotated[str | None, typer.Option(help="Such as denoised_2; else the newest.")] = None,
+    stream: Stream = None,
 ) -> None:
     """Write runs to NeXus files, raw and denoised, for silx, NeXpy, or any HDF5 reader."""
     from .nexus import export_nexus

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from event_model import unpack_event_page
 
+from .derived_stream import DerivedEvent
 from .frames import Denoised
 from .last_event import LastEvent
 from .router import DenoiseRouter
@@ -14,6 +16,8 @@ __all__ = ["RawSums"]
 
 _ONCE_A_RUN = ("start", "descriptor", "resource", "stream_resource")
 _DATA = ("datum", "datum_page", "stream_datum")
+
+Document = tuple[str, Mapping[str, Any]]
 
 
 class RawSums(LastEvent):
@@ -31,21 +35,29 @@ class RawSums(LastEvent):
         super().__init__(settings.streams, settings.data_keys)
         unused = {"tiled_uri": None, "frames_directory": None, "audit": False, "save_sigma": False}
         self._settings = settings.model_copy(update=unused)
-        self._run: list[tuple[str, Mapping[str, Any]]] = []
-        self._data: list[tuple[str, Mapping[str, Any]]] = []
-        self._last: list[tuple[str, Mapping[str, Any]]] = []
+        self._run: list[Document] = []
+        self._before: list[Document] = []  # datums and bare events: later datums may count them
+        self._data: list[Document] = []
+        self._last: list[Document] = []
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a raw run."""
-        super().__call__(name, doc)
         name = str(name)
+        if name == "event_page":
+            for event in unpack_event_page(doc):
+                self("event", event)
+            return
+        super().__call__(name, doc)
         if name == "start":
-            self._run, self._data, self._last = [], [], []
+            self._run, self._before, self._data, self._last = [], [], [], []
         if name in _ONCE_A_RUN:
             self._run.append((name, doc))
         elif name in _DATA:
             self._data.append((name, doc))
         elif name == "event" and doc["descriptor"] in self._followed:
+            if any(kind.startswith("datum") for kind, _ in self._last):
+                *datums, (_, event) = self._last
+                self._before += [*datums, ("event", _bare(event))]
             self._last, self._data = [*self._data, (name, doc)], []
 
     def measure(self) -> dict[str, Any]:
@@ -61,7 +73,10 @@ class RawSums(LastEvent):
 
         router = DenoiseRouter(self._settings, _NotDenoised())
         router.subscribe(keep, "event")
-        router.feed([*self._run, *self._last])
+        for name, doc in [*self._run, *self._before]:
+            known = DerivedEvent(doc["seq_num"], 0.0, {}, {}) if name == "event" else None
+            router.accept(name, doc, known=known)  # so that its frame is not read
+        router.feed(self._last)
         router.close()
         if not found or not found[-1]["denoise_ok"]:
             return {}
@@ -69,6 +84,13 @@ class RawSums(LastEvent):
             key: float("nan") if key.endswith(("_denoised_total", "_denoised_sum")) else value
             for key, value in found[-1].items()
         }
+
+
+def _bare(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an event with nothing but what may be datums."""
+    datums = {key: value for key, value in event["data"].items() if isinstance(value, str)}
+    stamps = {key: event["timestamps"][key] for key in datums}
+    return {**event, "data": datums, "timestamps": stamps, "filled": {}}
 
 
 class _NotDenoised:

@@ -135,7 +135,7 @@ class DenoiseSettings(BaseModel):
         path = Path(path)
         try:
             values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SettingsError(f"Settings file {path} cannot be read: {error}") from None
         if not isinstance(values, dict):
             raise SettingsError(
@@ -219,14 +219,16 @@ class DenoiseSettings(BaseModel):
             raise ValueError(f"{directory} cannot be written to: {error.strerror}") from None
         return directory
 
-    @field_validator("mask")
+    @field_validator("mask", mode="before")
     @classmethod
     def _is_loadable(cls, mask: Any) -> Any:
         """Load at once: a bad mask must not wait for the first frame to show."""
         if mask is None:
             return None
         if isinstance(mask, dict):
-            return {key: load_mask(value) for key, value in mask.items()}
+            return {str(key): cls._is_loadable(value) for key, value in mask.items()}
+        if not isinstance(mask, str | Path | np.ndarray):
+            raise ValueError("expected an array (H, W), a file, or one of them by data key")
         return load_mask(mask)
 
     def mask_of(self, *names: str) -> np.ndarray | None:

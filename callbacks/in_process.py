@@ -15,7 +15,11 @@ from tiled.client import from_uri
 from bluesky_denoise import DenoiseProcess, DenoiseSettings
 from bluesky_denoise.backup import RawBackup
 
+if len(sys.argv) != 2:
+    sys.exit("Give the file of settings: ipython -i callbacks/in_process.py settings.yaml")
 settings = DenoiseSettings.from_yaml(sys.argv[1])
+if settings.tiled_uri is None:
+    sys.exit(f"{sys.argv[1]} names no Tiled server; add `tiled_uri`.")
 key = settings.tiled_api_key
 cat = from_uri(settings.tiled_uri, api_key=key.get_secret_value() if key else None)
 

@@ -107,6 +107,23 @@ def test_in_process_gives_a_prompt_whose_runs_are_denoised_to_the_end(
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [(None, "Give the file of settings"), ("exposure_s: 1.0\n", "names no Tiled server; add")],
+    ids=["no settings", "no server"],
+)
+def test_in_process_says_what_it_lacks(environment, tmp_path, settings, told):
+    arguments = []
+    if settings is not None:
+        (tmp_path / "settings.yaml").write_text(settings)
+        arguments = [str(tmp_path / "settings.yaml")]
+    process = start(["callbacks/in_process.py", *arguments], environment)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert told in output
+    assert "Traceback" not in output
+
+
 @pytest.fixture
 def proxy():
     """Run Bluesky's 0MQ proxy; yield its two ports."""

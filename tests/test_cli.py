@@ -68,7 +68,7 @@ def test_runs_are_listed_denoised_and_shown(command, uid, tmp_path):
     assert "There is no event 4; the stream denoised has 1 to 3" in command(
         "show", uid[:8], "--event", "4", code=1
     )
-    assert "has no 'denoised_7'; it has denoised" in command(
+    assert "has no 'denoised_7'; it has denoised (" in command(
         "show", uid[:8], "--stream", "denoised_7", code=1
     )
     assert (tmp_path / "event.png").stat().st_size > 10_000
@@ -160,6 +160,35 @@ def test_runs_are_searched_by_model_and_by_flag(command, uid, tmp_path):
 def test_runs_are_searched_by_sample_and_scan_id(command, uid):
     assert uid[:8] in command("runs", "--sample", "lead", "--scan-id", "1", "-n", "100")
     assert uid[:8] not in command("runs", "--sample", "gold")
+
+
+def test_a_run_without_a_denoised_stream_does_not_end_the_export_of_others(
+    RE, command, uid, tmp_path
+):
+    command("reprocess", "settings.yaml", uid)
+    (bare,) = RE(bp.count([Camera(name="det", func=poisson(), exposure_s=0.5)]))
+    output = command("export", bare, uid, "--directory", "out", code=1)
+    assert f"{bare}: Run {bare} has no denoised stream" in output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{uid[:8]}_denoised.nxs"]
+
+
+def test_derived_runs_of_their_own_are_chosen_by_their_uids(command, uid, tiled, tmp_path):
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(f"{settings}tiled_layout: run\n")
+    for _ in range(2):
+        command("reprocess", "own.yaml", uid, "--again")
+    newer, older = denoised_streams(tiled.client[uid])
+    assert newer.name == older.name
+    assert f"run_uid: {newer.run_uid}" in command("show", uid)
+    assert f"run_uid: {older.run_uid}" in command("show", uid, "--stream", older.run_uid[:8])
+    said = command("show", uid, "--stream", "denoised_9", code=1)
+    assert f"it has denoised ({newer.run_uid[:8]}), denoised ({older.run_uid[:8]})" in said
+
+
+def test_the_folder_of_the_picture_is_looked_for_before_the_demo(command, tmp_path):
+    said = command("demo", "--picture", "nowhere/demo.png", code=1)
+    assert "There is no folder nowhere for the picture" in said
+    assert not (tmp_path / "demo_data").exists()
 
 
 def test_samples_are_listed_as_they_are_written_and_found_either_way(RE, command, uid):

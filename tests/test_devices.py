@@ -9,6 +9,7 @@ import pytest
 from bluesky.callbacks import LiveTable
 from bluesky.callbacks.best_effort import BestEffortCallback
 from bluesky.utils import FailedStatus
+from event_model import pack_event_page
 from live_path import UNIT, settings
 from ophyd.sim import SynAxis
 from ophyd.utils.errors import ReadOnlyError
@@ -20,6 +21,7 @@ from bluesky_denoise.last_event import LastEvent, RawEvent
 from bluesky_denoise.newest_results import Result
 from bluesky_denoise.plans import denoised_count
 from bluesky_denoise.process import DenoiseProcess
+from bluesky_denoise.raw_sums import RawSums
 from bluesky_denoise.results import event_keys, number_keys
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
@@ -284,6 +286,35 @@ def test_a_deadline_can_be_raw_sums_with_the_flag_down(RE, raw, tmp_path, kind):
         assert np.isnan(event["denoised_spot_denoised_sum"])
         assert event["denoised_denoise_ok"] is False
         assert "not denoised within" in event["denoised_denoise_reason"]
+
+
+@pytest.mark.parametrize("kwargs", ["point_number", "frame"])
+def test_raw_sums_are_of_the_last_frame_however_datums_are_counted(RE, raw, tmp_path, kwargs):
+    counts = np.random.default_rng(0).poisson(3.0, (4, 48, 48)).astype(np.uint32)
+    frames = ReplayFrames(counts, 1.0)
+    RE(bp.count([AreaDetectorReplay(name="det", frames=frames, directory=tmp_path)], 4))
+    sums, found = RawSums(DenoiseSettings(read_timeout_s=1)), []
+    for name, doc in raw.documents:
+        if name == "datum":  # as other kinds of files count
+            number = doc["datum_kwargs"]["point_number"]
+            doc = {**doc, "datum_kwargs": {kwargs: number}}
+        sums(name, doc)
+        if name == "event":
+            found.append((sums.measure()["raw_seq_num"], sums.measure()["det_image_raw_total"]))
+    assert found == [(i + 1, frame.sum()) for i, frame in enumerate(counts)]
+
+
+def test_raw_sums_of_a_page_are_of_its_last_event(RE, raw):
+    counts = np.random.default_rng(0).poisson(3.0, (3, 48, 48)).astype(np.uint32)
+    RE(bp.count([ReplayDetector(name="det", frames=ReplayFrames(counts, 1.0))], 3))
+    sums = RawSums(DenoiseSettings())
+    events = [doc for name, doc in raw.documents if name == "event"]
+    for name, doc in raw.documents:
+        if name in ("start", "descriptor"):
+            sums(name, doc)
+    sums("event_page", pack_event_page(*events))
+    assert sums.value.seq_num == 3
+    assert sums.measure()["det_image_raw_total"] == counts[2].sum()
 
 
 def test_raw_sums_need_the_settings_of_the_denoiser(derived):

@@ -233,6 +233,24 @@ def test_the_description_holds_what_shapes_the_result_and_no_more():
     }
 
 
+def test_a_mask_of_another_kind_is_refused_in_a_sentence():
+    with pytest.raises(SettingsError, match=r"'mask': expected an array \(H, W\), a file, or") as e:
+        DenoiseSettings(mask=[[0, 1], [0, 0]])
+    assert "lax-or-strict" not in str(e.value)
+    with pytest.raises(SettingsError, match=r"'mask': expected an array"):
+        DenoiseSettings(mask={"det": 3})
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "denoise.yaml"
+    path.write_bytes(b"model: gr\xfcn\n")
+    with pytest.raises(SettingsError, match=r"denoise\.yaml cannot be read: 'utf-8' codec"):
+        DenoiseSettings.from_yaml(path)
+    path.write_text("3: 4\n")
+    with pytest.raises(SettingsError, match=r"denoise\.yaml: unknown setting '3'"):
+        DenoiseSettings.from_yaml(path)
+
+
 def test_another_mask_of_the_same_shape_is_another_setting():
     masks = [np.zeros((16, 20)), np.eye(16, 20), np.eye(16, 20, 1)]
     told = [DenoiseSettings(mask=mask).describe()["mask"] for mask in masks]
