@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
-from bluesky_denoise.frame_checks import valid_pixels
+from bluesky_denoise.frame_checks import as_counts, valid_pixels
 from bluesky_denoise.photon_checks import looks_poisson
 from bluesky_denoise.pixel_checks import dead_areas, hot_pixels
 from bluesky_denoise.residuals import (
@@ -110,7 +110,7 @@ def audit_frame(
     MaskError
         If the mask does not have the shape of the frame.
     """
-    counts = np.asarray(counts)
+    counts = as_counts(counts)
     if counts.ndim != 2:
         raise FrameShapeError(f"A frame of shape {counts.shape} was given; expected (H, W).")
     if not (np.isfinite(exposure_s) and exposure_s > 0):

@@ -10,8 +10,12 @@ import numpy as np
 
 __all__ = ["Backlog"]
 
+Document = tuple[str, Mapping[str, Any], str]
+"""Name, document, and why its frames are skipped; empty where they are not."""
+
 logger = logging.getLogger(__name__)
 
+_FULL = "skipped: the queue of the denoiser was full"
 _CARRY_FRAMES = frozenset({"event", "event_page", "stream_datum"})
 
 
@@ -30,23 +34,35 @@ class Backlog:
 
     def __init__(self, changed: threading.Condition, most: int, wait_s: float) -> None:
         self._changed, self._most, self._wait_s = changed, most, wait_s
-        self._documents: deque[tuple[str, Mapping[str, Any], bool]] = deque()
+        self._documents: deque[Document] = deque()
         self._with_frames = 0
         self._full = False
 
     def __len__(self) -> int:
         return len(self._documents)
 
+    @property
+    def with_frames(self) -> int:
+        """How many documents wait whose frames are to be denoised."""
+        return self._with_frames
+
     def put(self, name: str, doc: Mapping[str, Any]) -> None:
         """Append a document; where there is no room, without its frames."""
-        skipped = False
+        skipped = ""
         if name in _CARRY_FRAMES:
-            skipped = not self._make_room()
+            skipped = "" if self._make_room() else _FULL
             self._with_frames += not skipped
         self._documents.append((name, _without_frames(name, doc) if skipped else doc, skipped))
 
-    def take(self, most: int) -> list[tuple[str, Mapping[str, Any], bool]]:
-        """Take the oldest out: name, document, and whether its frames are skipped."""
+    def skip(self, reason: str) -> None:
+        """Give up the frames of all that waits."""
+        for index, (name, doc, skipped) in enumerate(self._documents):
+            if name in _CARRY_FRAMES and not skipped:
+                self._documents[index] = name, _without_frames(name, doc), reason
+        self._with_frames = 0
+
+    def take(self, most: int) -> list[Document]:
+        """Take the oldest out."""
         batch = [self._documents.popleft() for _ in range(min(len(self._documents), most))]
         self._with_frames -= sum(
             name in _CARRY_FRAMES and not skipped for name, _, skipped in batch

@@ -96,14 +96,15 @@ class Child:
         """Wait for the end of the process; returns its exit code."""
         return self._process.wait()
 
-    def end(self, timeout: float) -> None:
-        """Wait for the end of the process, and kill it where it takes too long."""
+    def end(self, timeout: float) -> bool:
+        """Wait for the end of the process; kill it, and return False, if it takes too long."""
         try:
             self._process.wait(max(0.1, timeout))
         except subprocess.TimeoutExpired:
-            logger.error("The denoiser did not finish in time and is killed")
             self._process.kill()
             self._process.wait()
+            return False
+        return True
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -51,7 +51,7 @@ def runs(
     """List runs, and what of them is denoised."""
     rest = ("scan_id", "plan", "sample", "denoised", "model", "events", "not ok", "ended")
     # In a narrow terminal all is broken but what is typed again.
-    columns = [Column("uid", min_width=8), *(Column(name, overflow="fold") for name in rest)]
+    columns = [Column("uid", no_wrap=True), *(Column(name, overflow="fold") for name in rest)]
     table = Table(*columns)
     with open_catalog(uri) as found, console.status("Searching"):
         listed = _listed(_search(found, sample, scan_id), model, flagged)
@@ -61,7 +61,7 @@ def runs(
             for told in streams or [("", "", "", "", "")]:
                 table.add_row(*(escape(cell) for cell in (*about, *told)))
                 about = [""] * len(about)
-    console.print(table)
+    console.print(table if table.row_count else "There are no such runs.")
 
 
 def _search(catalog: Any, sample: str | None, scan_id: int | None) -> Iterator[Any]:

@@ -109,9 +109,10 @@ def find_run(catalog: Any, uid: str) -> Any:
     try:
         return catalog[uid]
     except (KeyError, ValueError) as error:
+        why = str(error.args[0]).rstrip(".")
         fail(
-            f"There is no one run {uid!r}: {error.args[0]}. Give its uid or the first eight "
-            "letters of it, as `bluesky-denoise runs` lists them."
+            f"There is no one run {uid!r}: {why}. Give its uid or the first eight letters of it, "
+            "as `bluesky-denoise runs` lists them."
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bluesky_denoise.errors import FrameShapeError, SettingsError
-from bluesky_denoise.frame_checks import check_exposure, check_mask, prepare
+from bluesky_denoise.frame_checks import as_counts, check_exposure, check_mask, prepare
 from bluesky_denoise.frames import Denoised
 from bluesky_denoise.models.checkpoint import load_checkpoint
 
@@ -102,7 +102,7 @@ class Denoiser:
         counts : (B, H, W) or (H, W), integer or float, raw detector counts, >= 0. Pixels
             that are not finite, or hold 4294967295 as an integer, count as masked
         exposure_s : seconds, > 0; one for all frames, or (B,)
-        mask : (H, W) bool or integer, nonzero where a pixel is invalid
+        mask : (H, W) bool or numbers, nonzero where a pixel is invalid
 
         Returns
         -------
@@ -119,7 +119,7 @@ class Denoiser:
         MaskError
             If the mask does not have the frames' height and width.
         """
-        counts = np.asarray(counts)
+        counts = as_counts(counts)
         if counts.ndim not in (2, 3) or 0 in counts.shape[-2:]:
             raise FrameShapeError(
                 f"Frames of shape {counts.shape} were given; expected (B, H, W) or (H, W), with "

@@ -4,10 +4,20 @@ import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
 
-__all__ = ["check_exposure", "check_mask", "prepare", "valid_pixels"]
+__all__ = ["as_counts", "check_exposure", "check_mask", "prepare", "valid_pixels"]
 
 _EIGER_INVALID = 2**32 - 1
 """What Eiger detectors write into masked pixels, as uint32 or cast to more bits."""
+
+
+def as_counts(counts: np.ndarray) -> np.ndarray:
+    """Return counts as an array; what an array of numpy.ma masks would be lost unseen."""
+    if isinstance(counts, np.ma.MaskedArray) and np.ma.is_masked(counts):
+        raise FrameValueError(
+            "A masked array was given. Give its `data`, with what it masks in all frames as `mask` "
+            "(H, W); or, as floats, `filled(np.nan)`."
+        )
+    return np.asarray(counts)
 
 
 def check_exposure(exposure_s: float | np.ndarray, batch: int, ndim: int) -> np.ndarray:
@@ -33,9 +43,9 @@ def check_mask(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | 
     mask = np.asarray(mask)
     if mask.shape != shape:
         raise MaskError(f"The mask has shape {mask.shape}; the frames need {shape}, (H, W).")
-    if mask.dtype.kind not in "bui":
+    if mask.dtype.kind not in "buif":
         raise MaskError(
-            f"The mask has dtype {mask.dtype}; expected bool or integer, nonzero where invalid."
+            f"The mask has dtype {mask.dtype}; expected bool or numbers, nonzero where invalid."
         )
     return mask != 0
 

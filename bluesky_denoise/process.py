@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from .backlog import Backlog
@@ -23,7 +24,12 @@ logger = logging.getLogger(__name__)
 
 _FOR_LATER = frozenset({"start", "resource", "datum", "stream_resource"})
 """Documents that nothing follows from until the next one comes: not worth a message."""
-_MOST_PER_MESSAGE = 64
+_MOST_PER_MESSAGE = 32
+_MOST_PER_LAST_MESSAGE = 8
+"""While it is closed, so that it can be told soon that time is up."""
+_SHARE_FOR_FRAMES = 0.5
+"""Of the time in which the child is to end, so much is for what waits to be denoised."""
+_CLOSED = "skipped: the denoiser was closed before its turn"
 _SHARE_FOR_TILED = 0.6
 """Of the time in which the child is to end, so much is for what Tiled still has to take."""
 _MOST_RESTARTS, _RESTARTS_WITHIN_S = 5, 60.0
@@ -39,7 +45,7 @@ class DenoiseProcess:
     Parameters
     ----------
     settings :
-        What to denoise, and where results go.
+        What to denoise, and where results go; or a YAML file of it.
     **overrides :
         Settings by keyword, in place of `settings` or on top of them.
 
@@ -59,8 +65,12 @@ class DenoiseProcess:
     >>> denoise.wait(60)
     """
 
-    def __init__(self, settings: DenoiseSettings | None = None, **overrides: Any) -> None:
-        if settings is None:
+    def __init__(
+        self, settings: DenoiseSettings | str | Path | None = None, **overrides: Any
+    ) -> None:
+        if isinstance(settings, str | Path):
+            settings = DenoiseSettings.from_yaml(settings, **overrides)
+        elif settings is None:
             settings = DenoiseSettings(**overrides)
         elif overrides:
             given = {key: getattr(settings, key) for key in settings.model_fields_set}
@@ -74,7 +84,7 @@ class DenoiseProcess:
         self._last_event = LastEvent(settings.streams, settings.data_keys)
         self._child_ready = False
         self._closing = self._closed = False
-        self._close_by = 0.0
+        self._close_by = self._skip_from = 0.0
         self._restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
         self._refused: dict[str, str] = {}  # raw runs since the last `wait`, and why
         self._backups: list[str] = []
@@ -140,16 +150,30 @@ class DenoiseProcess:
         Parameters
         ----------
         timeout :
-            Seconds to wait for the child, before it is killed.
+            Seconds to wait for the child, before it is killed. After half of them, frames that
+            still wait for their turn are skipped.
         """
         with self._changed:
             if self._closing:
                 return
             self._closing = True
             self._close_by = deadline = time.monotonic() + timeout
+            self._skip_from = deadline - (1 - _SHARE_FOR_FRAMES) * timeout
             self._changed.notify_all()
+            if waiting := self._backlog.with_frames:
+                logger.warning(
+                    "Closing the denoiser: %d events wait for it. In %.0f s at most, those that "
+                    "are left are skipped; `bluesky-denoise catch-up` denoises them later",
+                    *(waiting, _SHARE_FOR_FRAMES * timeout),
+                )
         self._feeder.join(timeout)
-        self._child.end(deadline - time.monotonic())
+        if not self._child.end(deadline - time.monotonic()):
+            runs = ", ".join(uid[:8] for uid in self._open) or "none"
+            logger.error(
+                "The denoiser did not finish in time and is killed; runs cut short: %s. "
+                "`bluesky-denoise catch-up` completes them",
+                runs,
+            )
         self._receiver.join(1.0)
         self._child.close()
         if self._backups:
@@ -218,7 +242,10 @@ class DenoiseProcess:
         if not self._backlog:
             left_s = max(0.0, self._close_by - time.monotonic())
             return "close", _SHARE_FOR_TILED * left_s
-        batch = self._backlog.take(_MOST_PER_MESSAGE)
+        if self._closing and time.monotonic() > self._skip_from:
+            self._backlog.skip(_CLOSED)
+        hurry = self._closing and self._backlog.with_frames
+        batch = self._backlog.take(_MOST_PER_LAST_MESSAGE if hurry else _MOST_PER_MESSAGE)
         for name, doc, _ in batch:
             if name == "start" and doc["uid"] in self._open:
                 self._open[doc["uid"]].sent = True

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bluesky_denoise.extraction import Ellipse, find_ellipse
+from bluesky_denoise.frame_checks import as_counts
 from bluesky_denoise.peak_shape import PeakShape, fit_shape
 from bluesky_denoise.region import ROI, Crop, cut, deal, photons
 from bluesky_denoise.summation import (
@@ -158,7 +159,7 @@ def measure_roi(
     Horne (1986), doi:10.1086/131801 (weights from a profile); Krull et al., arXiv 2307.06607
     (binomial splits)
     """
-    crop = cut(np.asarray(counts), exposure_s, roi, mask, background_px)
+    crop = cut(as_counts(counts), exposure_s, roi, mask, background_px)
     return values(weigh(crop, denoiser, rate, rng))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from .errors import TiledUnavailable
+from .errors import SettingsError, TiledUnavailable
 
 __all__ = ["embedded_tiled"]
 
@@ -22,7 +22,7 @@ _LARGEST_MESSAGE = 256 * 1024 * 1024  # bytes; a live subscription must take a 4
 def embedded_tiled(
     directory: str | Path,
     *,
-    readable: Sequence[str | Path] = (),
+    readable: str | Path | Sequence[str | Path] = (),
     port: int = 0,
     api_key: str | None = None,
 ) -> Iterator[str]:
@@ -37,11 +37,11 @@ def embedded_tiled(
         Where the server keeps its files; made if missing, used again if not. Files
         anywhere in it can be registered.
     readable :
-        More directories whose files can be registered, such as those of detectors.
+        More directories (or one) whose files can be registered, such as those of detectors.
     port :
         0: any that is free.
     api_key :
-        None: a new random one.
+        Letters and digits; None: a new random one.
 
     Yields
     ------
@@ -51,6 +51,8 @@ def embedded_tiled(
 
     Raises
     ------
+    SettingsError
+        If the key has other characters than letters and digits, or the port is none.
     TiledUnavailable
         If the port is taken, or the server does not answer.
 
@@ -68,7 +70,12 @@ def embedded_tiled(
     from tiled.server.app import build_app
     from tiled.server.simple import ThreadedServer
 
+    if api_key is not None and not (api_key.isascii() and api_key.isalnum()):
+        raise SettingsError("The API key of a Tiled server has letters and digits alone.")
+    if not 0 <= port < 2**16:
+        raise SettingsError(f"Port {port} is none; expected 0 to {2**16 - 1}.")
     _check_free(port)
+    readable = [readable] if isinstance(readable, str | Path) else readable
     # It would greet on stderr each time.
     logging.getLogger("tiled.server.app").setLevel(logging.WARNING)
     directory = Path(directory).expanduser().absolute()

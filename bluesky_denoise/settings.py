@@ -141,14 +141,35 @@ class DenoiseSettings(BaseModel):
             raise SettingsError(
                 f"Settings file {path} holds {type(values).__name__}; expected `key: value` lines."
             )
-        for key in ("frames_directory", "backup_directory", "mask"):
-            values[key] = _relative_to(path.parent, values.get(key))
-        if str(values.get("model", "")).endswith(".safetensors"):
-            values["model"] = _relative_to(path.parent, values["model"])
         try:
-            return cls(**({str(key): value for key, value in values.items()} | overrides))
+            return cls.from_values(values, path.parent, **overrides)
         except SettingsError as error:
             raise SettingsError(str(error).replace("DenoiseSettings", str(path), 1)) from None
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], directory: Path, **overrides: Any) -> Self:
+        """Make settings of what a file of other things has for them.
+
+        Parameters
+        ----------
+        values :
+            Settings as YAML gives them.
+        directory :
+            Relative paths in them are relative to it.
+        **overrides :
+            Settings that take precedence.
+
+        Raises
+        ------
+        SettingsError
+            If a setting is wrong.
+        """
+        given = {str(key): value for key, value in values.items()}
+        paths = ["frames_directory", "backup_directory", "mask"]
+        if str(given.get("model", "")).endswith(".safetensors"):
+            paths.append("model")
+        placed = {key: _relative_to(directory, given[key]) for key in paths if key in given}
+        return cls(**(given | placed | overrides))
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,6 @@
 """The child process of :class:`DenoiseProcess`: router and sinks, fed over a pipe.
 
-Messages from the parent are ``("documents", [(name, doc, skipped), ...])``,
+Messages from the parent are ``("documents", [(name, doc, why it is skipped or ""), ...])``,
 ``("abandoned", [(name, doc), ...])`` for a derived run that an earlier child left open,
 and ``("close", seconds)``, of which so many are for Tiled. Messages to the parent are
 ``("started", provenance)`` or ``("failed", exception)``,
@@ -30,7 +30,6 @@ __all__ = ["main"]
 
 Document = tuple[str, Mapping[str, Any]]
 
-_SKIPPED = "skipped: the queue of the denoiser was full"
 _MOST_AT_ONCE = 256
 _ALONE_S = 60.0
 """How long a child whose parent is gone waits for Tiled."""
@@ -147,10 +146,10 @@ class _Worker:
                 self._pipe.send("closed", backups)
                 return
 
-    def _denoise(self, documents: list[tuple[str, Mapping[str, Any], bool]]) -> None:
+    def _denoise(self, documents: list[tuple[str, Mapping[str, Any], str]]) -> None:
         ended = []
         for name, doc, skipped in documents:
-            self._router.accept(name, doc, skipped=_SKIPPED if skipped else "")
+            self._router.accept(name, doc, skipped=skipped)
             if name == "stop":
                 ended.append(doc["run_start"])
         self._router.flush()

@@ -18,6 +18,14 @@ class Gated(UnitDenoiser):
         return super().denoise(counts, exposure_s, mask)
 
 
+class Slow(UnitDenoiser):
+    """Takes a quarter of a second for each frame."""
+
+    def denoise(self, counts, exposure_s, mask=None):
+        time.sleep(0.25 * len(counts))
+        return super().denoise(counts, exposure_s, mask)
+
+
 class StuckAtTheThird(Gated):
     """Denoises two frames, and waits with the third until there is a file."""
 

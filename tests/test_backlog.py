@@ -33,7 +33,23 @@ def full_event(number):
 
 
 def skipped(batch):
-    return [skip for _, _, skip in batch]
+    assert {skip for _, _, skip in batch} <= {"", "skipped: the queue of the denoiser was full"}
+    return [bool(skip) for _, _, skip in batch]
+
+
+def test_what_waits_can_be_given_up(changed):
+    backlog = Backlog(changed, most=9, wait_s=0)
+    for name, doc in (("start", {}), ("event", event(0)), ("event", event(1)), ("stop", {})):
+        backlog.put(name, doc)
+    assert backlog.with_frames == 2
+    backlog.skip("closed")
+    assert backlog.with_frames == 0
+    backlog.put("event", event(2))
+    taken = backlog.take(9)
+    assert [skip for _, _, skip in taken] == ["", "closed", "closed", "", ""]
+    images = [doc["data"]["det"] for name, doc, _ in taken if name == "event"]
+    assert images[:2] == [None, None]
+    assert images[2] is not None
 
 
 def test_documents_come_out_in_the_order_in_which_they_were_put_in(changed):
@@ -55,9 +71,10 @@ def test_what_finds_no_room_loses_its_frames_and_nothing_else(changed):
         backlog.put("event", doc)
     backlog.put("stop", {"exit_status": "success"})
     first, second, stop = backlog.take(9)
-    assert first == ("event", documents[0], False)
-    assert second == ("event", {"seq_num": 2, "data": documents[1]["data"] | {"det": None}}, True)
-    assert stop == ("stop", {"exit_status": "success"}, False)
+    bare = {"seq_num": 2, "data": documents[1]["data"] | {"det": None}}
+    assert first == ("event", documents[0], "")
+    assert second == ("event", bare, "skipped: the queue of the denoiser was full")
+    assert stop == ("stop", {"exit_status": "success"}, "")
     assert documents[1]["data"]["det"].shape == SHAPE  # that of the others who have the document
     for number in (3, 4):
         backlog.put("event", event(number))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from bluesky_denoise.audit import audit_frame
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.errors import (
     FrameShapeError,
@@ -13,6 +14,7 @@ from bluesky_denoise.errors import (
     ModelNotFound,
     SettingsError,
 )
+from bluesky_denoise.roi import ROI, measure_roi
 
 
 @pytest.fixture(scope="module")
@@ -292,9 +294,24 @@ def test_a_mask_of_another_shape_is_refused(denoiser, counts):
         denoiser.denoise(counts, 1.0, np.zeros((75, 52), bool))
 
 
-def test_a_mask_of_floats_is_refused(denoiser, counts):
-    with pytest.raises(MaskError, match="dtype float64; expected bool or integer"):
-        denoiser.denoise(counts, 1.0, np.zeros((52, 75)))
+def test_a_mask_may_be_of_any_numbers_and_of_nothing_else(denoiser, counts):
+    mask = np.zeros((52, 75))
+    mask[3, 4] = 1.0
+    assert np.isnan(denoiser.denoise(counts, 1.0, mask).rate[..., 3, 4]).all()
+    with pytest.raises(MaskError, match="dtype <U1; expected bool or numbers"):
+        denoiser.denoise(counts, 1.0, np.full((52, 75), "0"))
+
+
+def test_what_a_masked_array_hides_is_not_taken_for_counts(denoiser, counts):
+    hidden = np.ma.masked_greater(counts, 2)
+    for use in (
+        lambda frame: denoiser.denoise(frame, 1.0),
+        lambda frame: audit_frame(frame[0], 1.0, denoiser),
+        lambda frame: measure_roi(frame[0], 1.0, ROI((8, 40), (8, 40)), denoiser),
+    ):
+        with pytest.raises(FrameValueError, match=r"A masked array was given\. Give its `data`"):
+            use(hidden)
+        use(np.ma.masked_array(counts))  # nothing is hidden
 
 
 def test_an_unknown_name_is_refused():

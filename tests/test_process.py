@@ -15,6 +15,7 @@ from bluesky.callbacks import LiveTable
 from bluesky_tiled_plugins import TiledWriter
 from live_path import (
     SHAPE,
+    UNIT,
     Camera,
     PlainImage,
     UnchangedDocuments,
@@ -29,10 +30,22 @@ from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devi
 from ophyd_async.sim import SimBlobDetector
 from process_fixtures import FRAMES, finished, open_node, replay
 
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
 from bluesky_denoise.testing import DocumentCollector, assert_emitted
+
+
+def test_settings_may_be_a_file_of_them(tmp_path):
+    (tmp_path / "settings.yaml").write_text(f"model: '{UNIT}'\nframes_directory: frames\n")
+    with DenoiseProcess(tmp_path / "settings.yaml", batch_size=2) as denoise:
+        assert denoise.settings.frames_directory == tmp_path / "frames"
+        assert denoise.settings.batch_size == 2
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml cannot be read"):
+        DenoiseProcess("nowhere.yaml")
+
 
 # The main job
 

@@ -17,6 +17,7 @@ from bluesky_tiled_plugins import TiledWriter
 from live_path import (
     SHAPE,
     UnchangedDocuments,
+    python_path,
     rates,
     settings,
     values,
@@ -154,6 +155,32 @@ def test_a_run_whose_child_died_ends_once_however_many_die_after(RE, tmp_path, g
     assert len(derived.by_name.get("event", [])) == with_an_event
     (path,) = backup_files(options.backup_path)
     assert path.stem == derived.by_name["start"][0]["uid"]
+
+
+# The end of a session
+
+
+def test_what_waits_when_the_denoiser_is_closed_is_skipped_in_time(
+    RE, tmp_path, logged, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", python_path())
+    derived = DocumentCollector()
+    options = settings(
+        model="child_denoisers:Slow", frames_directory=tmp_path / "denoised", tiled_uri=None
+    )
+    denoise = DenoiseProcess(options)
+    denoise.subscribe(derived)
+    RE.subscribe(denoise)
+    RE(bp.count([replay()], 100))
+    began = time.monotonic()
+    denoise.close(20)
+    assert time.monotonic() - began < 18
+    derived.validate()
+    ok, reasons = values(derived, "denoise_ok"), values(derived, "denoise_reason")
+    assert 1 <= sum(ok) < 100
+    assert set(reasons) == {"", "skipped: the denoiser was closed before its turn"}
+    assert derived.by_name["stop"][0]["exit_status"] == "success"
+    assert "In 10 s at most, those that are left are skipped" in logged()
 
 
 # A full queue

@@ -147,6 +147,10 @@ def test_a_first_session_at_the_simulated_beamline(tmp_path):
 @pytest.mark.slow
 def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(tmp_path):
     profile = profile_copy(tmp_path, "profile_simulated")
+    edited = yaml.safe_load((profile / "settings.yaml").read_text())
+    edited["data_directory"] = "kept"
+    edited["denoise"] |= {"frames_directory": "kept/frames", "save_sigma": True}
+    (profile / "settings.yaml").write_text(yaml.safe_dump(edited))
     script = tmp_path / "run.py"
     script.write_text(
         RUN.format(startup=profile / "startup") + "RE = namespace['RE']\n"
@@ -165,6 +169,7 @@ def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(t
     )
     assert done.returncode == 0, done.stderr
     assert "events 2" in done.stdout
+    assert len(list((profile / "kept" / "frames").rglob("*_denoised_*.h5"))) == 1
     assert "Try, in this order" not in done.stdout  # nobody sits there
 
 
@@ -208,4 +213,4 @@ def test_the_area_detector_profile_creates_nothing_until_it_is_edited(tmp_path):
     assert edited["motors"] == {}
     for file in sorted((profile / "startup").glob("*.py")):
         compile(file.read_text(), file, "exec")
-    DenoiseSettings(**edited["denoise"])
+    DenoiseSettings.from_values(edited["denoise"], profile)

@@ -105,6 +105,14 @@ def test_a_directory_that_tiled_could_not_find_is_refused(tmp_path, name):
     assert not (tmp_path / name).exists()
 
 
+def test_settings_within_another_file_have_paths_relative_to_it(tmp_path):
+    np.save(tmp_path / "bad.npy", np.eye(16))
+    settings = DenoiseSettings.from_values({"mask": "bad.npy"}, tmp_path, exposure_s=2.0)
+    assert settings.mask_of("det").sum() == 16
+    assert settings.exposure_s == 2.0
+    assert settings.frames_directory is None
+
+
 def test_keywords_take_precedence_over_the_file(tmp_path):
     path = tmp_path / "denoise.yaml"
     path.write_text("exposure_s: 0.5\nbatch_size: 4\n")

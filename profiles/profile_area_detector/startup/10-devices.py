@@ -104,7 +104,7 @@ if any(device is not None for device in _detectors.values()):
     _settings = dict(BEAMLINE["denoise"])
     if BEAMLINE["tiled_uri"]:
         _settings["tiled_uri"] = BEAMLINE["tiled_uri"]
-    denoise = DenoiseProcess(DenoiseSettings(**_settings))
+    denoise = DenoiseProcess(DenoiseSettings.from_values(_settings, PROFILE))
     _session.callback(denoise.close)
     RE.subscribe(denoise)
     if denoise.settings.rois or denoise.settings.data_keys:

@@ -21,7 +21,7 @@ SETTINGS = yaml.safe_load((PROFILE / "settings.yaml").read_text())
 
 _session = closed_at_exit()
 if SETTINGS["data_directory"]:
-    DATA = Path(SETTINGS["data_directory"]).expanduser().absolute()
+    DATA = PROFILE / Path(SETTINGS["data_directory"]).expanduser()
 else:
     DATA = Path(_session.enter_context(tempfile.TemporaryDirectory(prefix="bluesky_denoise_")))
 

@@ -30,16 +30,14 @@ rois = {
     for i, peak in enumerate(scene.satellites[:2], 1)
 }
 
-denoise = DenoiseProcess(
-    DenoiseSettings(
-        data_keys=["det_image"],
-        rois=rois,
-        mask=scene.mask,
-        tiled_uri=TILED_URI,
-        frames_directory=DATA / "denoised_frames",
-        **SETTINGS["denoise"],
-    )
-)
+_defaults = {
+    "data_keys": ["det_image"],
+    "rois": rois,
+    "mask": scene.mask,
+    "tiled_uri": TILED_URI,
+    "frames_directory": DATA / "denoised_frames",
+}
+denoise = DenoiseProcess(DenoiseSettings.from_values(_defaults | SETTINGS["denoise"], PROFILE))
 _session.callback(denoise.close)
 RE.subscribe(denoise)
 denoised = DenoisedSignals(denoise, name="denoised")

@@ -1,0 +1,47 @@
+"""The Tiled server inside a process."""
+
+import httpx
+import numpy as np
+import pytest
+from tiled.client import from_uri
+from tiled.structures.array import ArrayStructure
+from tiled.structures.data_source import Asset, DataSource, Management
+
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.server import embedded_tiled
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"api_key": "a-b"}, "letters and digits alone"), ({"port": 70_000}, "Port 70000 is none")],
+)
+def test_a_server_that_cannot_be_is_refused_at_once(tmp_path, options, told):
+    with pytest.raises(SettingsError, match=told), embedded_tiled(tmp_path, **options):
+        pass
+
+
+def test_one_directory_to_read_is_no_list_of_letters(tmp_path):
+    (tmp_path / "raw").mkdir()
+    paths = [tmp_path / "raw" / "a.npy", tmp_path / "b.npy"]
+    with embedded_tiled(tmp_path / "tiled", readable=str(tmp_path / "raw")) as uri:
+        client = from_uri(uri)
+        with client.context:
+            for key, path in zip(("inside", "outside"), paths, strict=True):
+                np.save(path, np.arange(3.0))
+                source = DataSource(
+                    structure_family="array",
+                    structure=ArrayStructure.from_array(np.arange(3.0)),
+                    mimetype="application/x-npy",
+                    assets=[
+                        Asset(
+                            data_uri=f"file://localhost{path}",
+                            is_directory=False,
+                            parameter="data_uri",
+                        )
+                    ],
+                    management=Management.external,
+                )
+                client.new("array", [source], key=key)
+            np.testing.assert_array_equal(client["inside"].read(), np.arange(3.0))
+            with pytest.raises(httpx.HTTPStatusError):
+                client["outside"].read()
