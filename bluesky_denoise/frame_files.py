@@ -57,7 +57,8 @@ def find_files(paths: Iterable[Path], *, below: bool = False) -> list[Path]:
             files = sorted({file for ending in ENDINGS for file in search(ending)})
         if not files or not files[0].exists():
             raise FrameShapeError(
-                f"There are no frames at {path}; expected a file, or a folder with {ENDINGS}."
+                f"There are no frames at {path}; expected a file, or a folder with "
+                f"{', '.join(ENDINGS)}."
             )
         found += files
     return found

@@ -198,7 +198,8 @@ def finetune(
     console.print("Deviance of held-out counts above that of the best Gaussian")
     console.print(str(result), highlight=False, soft_wrap=True)
     if not result.promoted:
-        console.print(f"The new weights are not kept; {output} is as it was.", soft_wrap=True)
+        before = f"{output} is as it was" if output.exists() else f"{output} is not written"
+        console.print(f"The new weights are not kept; {before}.", soft_wrap=True)
         raise typer.Exit(1)
     console.print(f"Weights: {output}", highlight=False, soft_wrap=True)
 
