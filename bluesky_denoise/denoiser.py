@@ -86,6 +86,9 @@ class Denoiser:
         logger.info("Weights %s (%.12s) on %s.", name, denoiser.weights_sha256, denoiser.device)
         return denoiser
 
+    def __repr__(self) -> str:
+        return f"<Denoiser {self.name!r}, weights {self.weights_sha256:.12}, on {self.device}>"
+
     def denoise(
         self,
         counts: np.ndarray,

@@ -12,7 +12,7 @@ from typing import Any, Self
 from .backlog import Backlog
 from .child import Child
 from .derived import is_derived
-from .errors import DenoiseTimeout, TiledUnavailable
+from .errors import DenoiseTimeout, SettingsError, TiledUnavailable
 from .last_event import LastEvent, RawEvent
 from .open_runs import Document, OpenRun, OpenRuns
 from .settings import DenoiseSettings
@@ -70,6 +70,11 @@ class DenoiseProcess:
     ) -> None:
         if isinstance(settings, str | Path):
             settings = DenoiseSettings.from_yaml(settings, **overrides)
+        elif not isinstance(settings, DenoiseSettings | None):
+            raise SettingsError(
+                f"Settings of a {type(settings).__name__} were given; expected DenoiseSettings, a "
+                "YAML file of them, or keywords."
+            )
         elif settings is None:
             settings = DenoiseSettings(**overrides)
         elif overrides:
@@ -184,6 +189,11 @@ class DenoiseProcess:
             )
         atexit.unregister(self.close)
 
+    def __repr__(self) -> str:
+        where = self.settings.tiled_uri or self.settings.frames_directory or "callbacks"
+        state = "closed" if self._closing else f"pid {self.pid}"
+        return f"<DenoiseProcess {self.settings.model!r}, {state}, into {where}>"
+
     def __enter__(self) -> Self:
         return self
 
@@ -203,6 +213,10 @@ class DenoiseProcess:
     def _accept(self, name: str, doc: Mapping[str, Any]) -> None:
         with self._changed:
             if self._closing:
+                if name == "start":
+                    logger.warning(
+                        "Run %.8s is not denoised: the denoiser was closed", doc.get("uid", "")
+                    )
                 return
             if name == "start" and not is_derived(doc):
                 self._open[doc["uid"]] = OpenRun(doc)

@@ -200,6 +200,13 @@ class DenoiseSettings(BaseModel):
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("data_keys", "streams")
+    @classmethod
+    def _is_not_empty(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and not names:
+            raise ValueError("expected one name at least; nothing would be denoised")
+        return names
+
     @field_validator("rois", mode="before")
     @classmethod
     def _by_data_key(cls, rois: Any) -> Any:

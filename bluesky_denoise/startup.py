@@ -1,5 +1,6 @@
 """What the startup files of an IPython profile, or of the queue server, begin with."""
 
+import concurrent.futures.thread  # noqa: F401  (what is registered after it is called before it)
 import sys
 import threading
 from contextlib import ExitStack
@@ -48,15 +49,11 @@ def profile_directory(holding: str, startup_file: str | None = None) -> Path:
 def closed_at_exit() -> ExitStack:
     """Return a stack of contexts and callbacks that is closed when the prompt is left.
 
-    `atexit` is too late to end threads: Python waits for them before. IPython empties the
-    namespace before it leaves, so nothing may be looked up in it by then.
+    `atexit` is too late to end threads: Python waits for them before. Before even that it ends
+    the pools of concurrent.futures, without which a Tiled server in this process reads nothing;
+    so the stack is closed first of all, by what concurrent.futures itself is called by. IPython
+    empties the namespace before it leaves, so nothing may be looked up in it by then.
     """
     stack = ExitStack()
-    main_thread = threading.main_thread()
-
-    def close() -> None:
-        main_thread.join()
-        stack.close()
-
-    threading.Thread(target=close, name="close-at-exit").start()
+    threading._register_atexit(stack.close)
     return stack

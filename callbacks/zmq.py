@@ -1,6 +1,6 @@
 """Denoise what comes over Bluesky's 0MQ proxy, and publish the results back.
 
-    bluesky-0MQ-proxy 5577 5578
+    bluesky-0MQ-proxy --in-address 5577 --out-address 5578
     python callbacks/zmq.py settings.yaml --subscribe localhost:5578 --publish localhost:5577
 
 The RunEngine publishes with ``RE.subscribe(Publisher("localhost:5577"))``. Results are

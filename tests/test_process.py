@@ -45,6 +45,18 @@ def test_settings_may_be_a_file_of_them(tmp_path):
         assert denoise.settings.batch_size == 2
     with pytest.raises(SettingsError, match=r"nowhere\.yaml cannot be read"):
         DenoiseProcess("nowhere.yaml")
+    with pytest.raises(SettingsError, match="Settings of a dict were given; expected"):
+        DenoiseProcess({"model": UNIT})
+
+
+def test_a_closed_denoiser_says_that_it_does_nothing(RE, logged):
+    denoise = DenoiseProcess(model=UNIT)
+    assert repr(denoise) == f"<DenoiseProcess '{UNIT}', pid {denoise.pid}, into callbacks>"
+    denoise.close()
+    assert "closed" in repr(denoise)
+    RE.subscribe(denoise)
+    (uid,) = RE(bp.count([replay()], 1))
+    assert f"Run {uid[:8]} is not denoised: the denoiser was closed" in logged()
 
 
 # The main job

@@ -113,6 +113,12 @@ def test_settings_within_another_file_have_paths_relative_to_it(tmp_path):
     assert settings.frames_directory is None
 
 
+@pytest.mark.parametrize("key", ["streams", "data_keys"])
+def test_nothing_to_denoise_is_refused(key):
+    with pytest.raises(SettingsError, match=f"'{key}': expected one name at least"):
+        DenoiseSettings(**{key: []})
+
+
 def test_keywords_take_precedence_over_the_file(tmp_path):
     path = tmp_path / "denoise.yaml"
     path.write_text("exposure_s: 0.5\nbatch_size: 4\n")

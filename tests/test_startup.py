@@ -10,13 +10,15 @@ from bluesky_denoise.startup import profile_directory
 
 SESSION = """
 import atexit, threading
+from concurrent.futures import ThreadPoolExecutor
 from bluesky_denoise.startup import closed_at_exit
 
 end = threading.Event()
 worker = threading.Thread(target=end.wait)  # as that of a server: Python waits for it
 worker.start()
 session = closed_at_exit()
-session.callback(lambda: print("closed"))
+pool = ThreadPoolExecutor()  # as a Tiled server has one, to read arrays
+session.callback(lambda pool=pool: print(pool.submit(lambda: "closed").result()))
 session.callback(end.set)
 del session, end  # IPython empties its namespace
 atexit.register(lambda: print("at exit"))
@@ -59,7 +61,7 @@ def test_a_file_that_is_nowhere_is_named_with_the_places_looked_at(profile):
         profile_directory("beamline.yaml", str(profile / "startup" / "00-base.py"))
 
 
-def test_a_session_is_closed_before_python_waits_for_its_threads():
+def test_a_session_is_closed_before_python_waits_for_its_threads_and_ends_its_pools():
     done = subprocess.run(
         [sys.executable, "-c", SESSION], capture_output=True, text=True, timeout=60
     )

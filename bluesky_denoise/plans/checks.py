@@ -15,6 +15,7 @@ __all__ = ["check_detectors", "check_roi", "described", "number"]
 
 def check_roi(denoised: DenoisedSignals, roi: str) -> None:
     """Raise `SettingsError` if the signals have no such ROI."""
+    _check_signals(denoised)
     if roi not in denoised.rois:
         known = ", ".join(denoised.rois) or "none"
         raise SettingsError(f"{denoised.name} has no ROI {roi!r}; it has {known}.")
@@ -30,6 +31,7 @@ def check_detectors(
     those of ophyd-async and areaDetectors that write files do not, is left to be found out at
     the first point.
     """
+    _check_signals(denoised)
     if stream not in denoised.streams:
         raise SettingsError(
             f"{denoised.name} follows the streams {', '.join(denoised.streams)}; the frames of "
@@ -50,6 +52,14 @@ def check_detectors(
             f"{denoised.name} has the numbers of {', '.join(wanted)}; {names} "
             f"read {', '.join(given) or 'nothing'}. Scan the detector that is denoised, or name "
             "its frames in the `data_keys` of the denoiser."
+        )
+
+
+def _check_signals(denoised: Any) -> None:
+    if not isinstance(denoised, DenoisedSignals):
+        raise SettingsError(
+            f"`denoised` is a {type(denoised).__name__}; expected DenoisedSignals, such as "
+            "DenoisedSignals(denoise) of a DenoiseProcess."
         )
 
 
