@@ -12,6 +12,8 @@ import numpy as np
 
 from bluesky_denoise.audit import audit_frame, audit_rate
 from bluesky_denoise.denoiser import Denoiser
+from bluesky_denoise.photon_checks import looks_poisson
+from bluesky_denoise.pixel_checks import dead_areas
 from bluesky_denoise.simulation.random_masks import random_mask
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
@@ -46,7 +48,7 @@ def power(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
 def alarms(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
     """Count flags on simulated scenes; one that fresh photons do not repeat is false."""
     for name in ("diffraction", "random"):
-        flagged = false = 0
+        flagged = false = no_photons = dead = 0
         for i in range(draws):
             if name == "diffraction":
                 scene = diffraction_scene((195, 244), seed=i, hot_pixels=0)
@@ -55,6 +57,9 @@ def alarms(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
                 rate = random_scene((195, 244), rng, log10_level=(-2.5, 2.5))
                 mask = random_mask(rate.shape, rng)
             seen, first, second, third = (rng.poisson(rate / 2) for _ in range(4))
+            whole = np.where(mask, 0, seen + first)
+            no_photons += bool(looks_poisson(whole, mask))
+            dead += len(dead_areas(whole, mask)) > 0
             denoised = denoiser.denoise(seen, 1.0, mask)
             estimate, stated = denoised.rate, {"seen": seen, "sigma": denoised.sigma}
             if not audit_rate(first, estimate, mask, **stated).ok:
@@ -62,6 +67,7 @@ def alarms(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
                 again = [audit_rate(n, estimate, mask, **stated).ok for n in (second, third)]
                 false += all(again)
         print(f"{name:11s} scenes: {flagged} of {draws} flagged, {false} not by fresh photons")
+        print(f"            raw frames: {no_photons} called no photons, {dead} with a dead area")
 
 
 def defects(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:

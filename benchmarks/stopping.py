@@ -7,23 +7,37 @@ Last come points beside a peak, which an absolute error ends.
 """
 
 import argparse
+import itertools
 
 import numpy as np
 
 from bluesky_denoise.plans.stopping import ExposureTally
 
-CASES = ((3, 20, 0.1), (3, 20, 0.2), (10, 5, 0.1), (2, 10, 0.3))
+CASES = ((3, 20, 0.1), (3, 20, 0.2), (10, 5, 0.1), (2, 10, 0.3), (25, 5, 0.2))
+BORDERS = (np.inf, 0.6)
+"""Area of the border over that of the region: known from elsewhere, or as around 30 x 30 pixels."""
 BESIDE_THE_PEAK = ((2, 1.0), (5, 1.0), (20, 2.0), (20, 1.0))
 
 
 def stop_early(
-    rng: np.random.Generator, peak: float, background: float, relative_error: float
+    rng: np.random.Generator,
+    peak: float,
+    background: float,
+    relative_error: float,
+    border: float = np.inf,
 ) -> ExposureTally:
-    """Expose one point; peak and background in counts per frame."""
+    """Expose one point; peak and background in counts per frame.
+
+    The background is known, or measured in a border of `border` times the area of the region.
+    """
     tally = ExposureTally(relative_error, max_frames=5000)
     while not tally.enough:
         counts = rng.poisson(peak + background)
-        tally.add(counts - background, np.sqrt(counts), 1.0)
+        under, variance = background, 0.0
+        if np.isfinite(border):
+            around = rng.poisson(background * border)
+            under, variance = around / border, around / border**2
+        tally.add(counts - under, np.sqrt(counts + variance), 1.0)
     return tally
 
 
@@ -64,14 +78,14 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=20_000)
     points = parser.parse_args().points
     rng = np.random.default_rng(0)
-    print("peak, background, error asked | uncorrected, corrected | mean and width of the pulls")
-    for peak, background, error in CASES:
-        tallies = [stop_early(rng, peak, background, error) for _ in range(points)]
+    print("peak, background, error asked, border | uncorrected, corrected | pulls: mean, width")
+    for (peak, background, error), border in itertools.product(CASES, BORDERS):
+        tallies = [stop_early(rng, peak, background, error, border) for _ in range(points)]
         plain = np.mean([t.uncorrected for t in tallies]) / peak - 1
         corrected = np.mean([t.intensity for t in tallies]) / peak - 1
         pulls = np.array([(t.intensity - peak) / t.error for t in tallies])
         print(
-            f"{peak:4} {background:4} {error:5.0%} | {plain:+7.1%} {corrected:+7.1%} | "
+            f"{peak:4} {background:4} {error:5.0%} {border:4} | {plain:+7.1%} {corrected:+7.1%} | "
             f"{pulls.mean():+.2f} {pulls.std():.2f}"
         )
     print(

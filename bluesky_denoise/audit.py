@@ -203,7 +203,8 @@ def audit_rate(
     reasons += _local_reasons(surprise, limit)
     if ratio_z > SURE_Z and ratio > right + MOST_EXCESS:
         reasons.append(_misfit_reason(ratio, right, correlation))
-    if ratio_z < -SURE_Z and ratio < LEAST_DEVIANCE:
+    exact_z = deviance_ratio(counts[fit], model[fit])[2]
+    if exact_z < -SURE_Z and ratio < LEAST_DEVIANCE:
         reasons.append(f"held-out counts fit too well (deviance {ratio:.2f}, expected 1)")
     if abs(correlation_z) > SURE_Z and abs(correlation) > MOST_CORRELATION + noise:
         reasons.append(f"residuals of neighbouring pixels correlate ({correlation:+.2f})")

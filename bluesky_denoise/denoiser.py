@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bluesky_denoise.errors import FrameShapeError, SettingsError
+from bluesky_denoise.errors import CheckpointError, FrameShapeError, SettingsError
 from bluesky_denoise.frame_checks import as_counts, check_exposure, check_mask, prepare
 from bluesky_denoise.frames import Denoised
 from bluesky_denoise.models.checkpoint import load_checkpoint
@@ -52,7 +52,7 @@ class Denoiser:
         self._kind = torch.device(self.device).type
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)
         self._has_variance = getattr(model, "tells_variance", False)
-        self._stretch = {float(key): float(value) for key, value in card.get("stretch", {}).items()}
+        self._stretch = _stretch(card)
         self._most_pixels = MOST_PIXELS[self._kind]
 
     @classmethod
@@ -253,6 +253,17 @@ def _copy(out: np.ndarray, images: Tensor) -> None:
     """Write images to memory, plane by plane: each is in one piece there."""
     for plane, image in zip(out, images, strict=True):
         torch.from_numpy(plane).copy_(image)
+
+
+def _stretch(card: dict[str, Any]) -> dict[float, float]:
+    """Return by what error bars are stretched, by the share of photons that they are to cover."""
+    told = card.get("stretch", {})
+    try:
+        return {float(key): float(value) for key, value in told.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise CheckpointError(
+            f"The card has a stretch of {told!r}; expected numbers by numbers. It is damaged."
+        ) from None
 
 
 def _choose_device(device: str | None) -> str:

@@ -7,6 +7,10 @@ from bluesky_denoise.poisson import box_sum
 __all__ = ["fano_factor", "favoured_count", "looks_poisson", "neighbour_correlation", "unmasked"]
 
 BLOCK_PX = 16
+LEAST_SQUARES = 200
+"""Squares of 3 x 3 pixels that it needs."""
+MOST_SPOTS = 0.35
+"""Share of the pixels that sharp spots may have, to be left out."""
 LEAST_COUNTS = 400
 """Photons that a Fano factor needs: they tell it to 10 % or so."""
 POISSON_FANO = (0.6, 1.85)
@@ -27,8 +31,8 @@ def fano_factor(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
 
     The second difference along both axes is blind to any surface that is a straight line
     along rows or columns. Its square, by blocks of 16 x 16 pixels, is compared with the
-    mean; the median over the dimmer half of the blocks forgives sharp peaks
-    and hot pixels.
+    mean; pixels far above the level of most blocks, if they are few, are left out, and the median
+    over the dimmer half of the blocks forgives wider peaks.
 
     Limits: structure that is sharp everywhere (speckle, rings over the whole frame) raises the
     result, by about mean * (relative curvature per pixel)^2; charge that is shared between pixels
@@ -42,19 +46,20 @@ def fano_factor(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
     Returns
     -------
     float
-        1 for photons; NaN with fewer than 400 counts to tell from.
+        1 for photons; NaN with fewer than 400 counts, or 200 squares of 3 x 3 valid pixels, to
+        tell from.
     """
     values, valid = unmasked(np.asarray(counts, np.float64), mask)
     if min(values.shape) < 3:
         return float("nan")
-    known = box_sum(valid, 3) == 9
+    known = box_sum(valid & ~_spots(values, valid), 3) == 9
     rows = values[:-2] - 2 * values[1:-1] + values[2:]
     squared = (rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]) ** 2 / 36
     mean = box_sum(values, 3) / 9
     above = _blocks(squared * known).ravel()
     below = _blocks(mean * known).ravel()
-    total = float(np.abs(below).sum())
-    if total < LEAST_COUNTS:
+    # Squares that overlap tell less than their number says.
+    if float(np.abs(below).sum()) < LEAST_COUNTS or known.sum() < LEAST_SQUARES:
         return float("nan")
     ratio = np.divide(above, below, out=np.zeros_like(above), where=below != 0)
     clear = np.flatnonzero(below > 60)  # blocks that tell something alone
@@ -69,12 +74,32 @@ def fano_factor(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
     return float(above[kept].sum() / level) if level > LEAST_COUNTS / 2 else float("nan")
 
 
+def _spots(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Mark pixels far above the level of most blocks, with those around them.
+
+    Single pixels are not, and none where they are many: single photons with a gain look so.
+    """
+    pixels, total = _blocks(valid.astype(np.float64)), _blocks(values * valid)
+    if not pixels.any():
+        return np.zeros_like(valid)
+    level = max(float(np.median(total[pixels > 0] / pixels[pixels > 0])), 0.0)
+    far = (values > level + 5 * np.sqrt(level) + 5) & valid
+    beside = np.zeros_like(far)
+    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        beside[one] |= far[other]
+        beside[other] |= far[one]
+    marked = box_sum(np.pad(far & beside, 2), 5) > 0
+    few = (marked & valid).sum() <= MOST_SPOTS * valid.sum()
+    return marked if few else np.zeros_like(marked)
+
+
 def neighbour_correlation(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Estimate how far the noise of neighbouring pixels is correlated, from one frame.
 
     Differences over 2 x 2 pixels, two columns apart, share no pixel: independent noise makes
     them uncorrelated. Light that spreads over neighbours makes their correlation negative.
-    As in `fano_factor`, the median over the dimmer half of the blocks forgives structure.
+    As in `fano_factor`, bright pixels are left out if they are few, and the median over the dimmer
+    half of the blocks forgives structure.
 
     Parameters
     ----------
@@ -90,6 +115,7 @@ def neighbour_correlation(counts: np.ndarray, mask: np.ndarray | None = None) ->
     values, valid = unmasked(np.asarray(counts, np.float64), mask)
     if min(values.shape) < BLOCK_PX:
         return float("nan")
+    valid = valid & ~_spots(values, valid)
     pairs, known = values[1:] + values[:-1], valid[1:] & valid[:-1]
     steps, known = values[1:] - values[:-1], known[:, 1:] & known[:, :-1]
     twist = (steps[:, 1:] - steps[:, :-1]) * known
@@ -186,7 +212,8 @@ def unmasked(counts: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, n
 
 
 def _blocks(image: np.ndarray) -> np.ndarray:
-    """Sum over blocks, the incomplete ones too: (H, W) -> (ceil(H / 16), ceil(W / 16))."""
+    """Sum over blocks of 16 x 16 pixels; what is left over is in the last, if less than half."""
     for axis in (0, 1):
-        image = np.add.reduceat(image, np.arange(0, image.shape[axis], BLOCK_PX), axis=axis)
+        starts = np.arange(0, max(image.shape[axis] - BLOCK_PX // 2, 1), BLOCK_PX)
+        image = np.add.reduceat(image, starts, axis=axis)
     return image

@@ -71,6 +71,9 @@ def dead_areas(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray
         (n, 3) first row, first column and side of up to one square for each size and direction.
     """
     values, valid = unmasked(counts, mask)
+    # Across the gaps between modules a dead one ends as sharply.
+    lines = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
+    values, valid = values[np.ix_(*lines)], valid[np.ix_(*lines)]
     found = []
     least = min(DEAD_PX)
     if min(values.shape) < least or not (box_sum(values + ~valid, least) == 0).any():
@@ -83,7 +86,7 @@ def dead_areas(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray
                 corners = np.zeros(image.shape, bool)
                 corners[at[0] : at[0] + side, at[1] : at[1] + side] = True
                 rows, cols = np.nonzero(np.rot90(corners, -turn))
-                found.append((rows.min(), cols.min(), side))
+                found.append((lines[0][rows.min()], lines[1][cols.min()], side))
     return np.array(found, dtype=np.int64).reshape(-1, 3)
 
 
@@ -94,6 +97,7 @@ def _sharp_left_edge(image: np.ndarray, good: np.ndarray, side: int) -> tuple[in
     total, known = box_sum(image, side), box_sum(good, side)
     dark = (total[:, :-side] == 0) & (known[:, :-side] > 0.9 * side**2)
     dark &= (total[:, side:] >= 64) & (known[:, side:] > 0.9 * side**2)
+    dark[:, :-1] &= total[:, 1:-side] > 0  # the last dark one before the light
     half = side // 2
     for row, col in np.argwhere(dark)[:: max(1, int(dark.sum()) // 2000)]:
         lit = image[row : row + side, col + side : col + 2 * side]

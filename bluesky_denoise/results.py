@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .audit import audit_frame
+from .frame_checks import valid_pixels
 from .frames import Frame
 from .roi import ROI, measure_roi
 
@@ -70,7 +71,7 @@ def hinted_keys(regions: Regions) -> list[str]:
 def measure(
     frame: Frame, rate: np.ndarray, rois: Mapping[str, ROI], denoiser: Any
 ) -> dict[str, float]:
-    """Measure the frames of one event; of several frames, the sum.
+    """Measure the frames of one event; of several, counts are summed and rates are means.
 
     Parameters
     ----------
@@ -92,19 +93,19 @@ def measure(
     key = frame.data_key
     numbers = {
         f"{key}_raw_total": float(frame.counts.sum(where=valid, dtype=np.float64)),
-        f"{key}_denoised_total": float(rate.sum(where=valid, dtype=np.float64)),
+        f"{key}_denoised_total": float(rate.sum(where=valid, dtype=np.float64)) / len(rate),
         f"{key}_exposure_s": frame.exposure_s,
     }
     if not rois:
         return numbers
-    counts, exposure_s, mean_rate = frame.counts[0], frame.exposure_s, rate[0]
+    counts, exposure_s, mean_rate, mask = frame.counts[0], frame.exposure_s, rate[0], frame.mask
     if len(rate) > 1:
-        counts = frame.counts.sum(0, dtype=_wider(frame.counts.dtype))
+        # Summed, the flag of a masked pixel would be taken for a count.
+        mask = ~valid_pixels(frame.counts, mask).all(0)
+        counts = np.where(mask, 0, frame.counts).sum(0, dtype=_wider(frame.counts.dtype))
         exposure_s, mean_rate = exposure_s * len(rate), rate.mean(0)
     for name, roi in rois.items():
-        values = measure_roi(
-            counts, exposure_s, roi, denoiser, mask=frame.mask, rate=mean_rate
-        ).as_dict()
+        values = measure_roi(counts, exposure_s, roi, denoiser, mask=mask, rate=mean_rate).as_dict()
         numbers |= {f"{name}_{field}": float(values[field]) for field in ROI_NUMBERS}
     return numbers
 

@@ -229,6 +229,48 @@ def test_a_dead_module_is_found_unless_it_is_masked(rng, level):
     assert audit_frame(counts, 1.0, Smoother(), mask=mask).ok
 
 
+@pytest.mark.parametrize("level", [0.5, 20, 200])
+@pytest.mark.parametrize("half", [np.s_[:, :150], np.s_[:, 150:], np.s_[:150], np.s_[150:]])
+def test_a_dead_half_is_found_at_any_level(rng, level, half):
+    counts = rng.poisson(level, (300, 300))
+    counts[half] = 0
+    assert len(dead_areas(counts)) > 0
+
+
+@pytest.mark.parametrize("level", [0.5, 5, 50])
+def test_a_dead_module_between_masked_gaps_is_found_where_it_is(rng, level):
+    mask = np.zeros((400, 500), bool)
+    mask[190:207] = mask[:, 240:247] = True
+    counts = np.where(mask, 0, rng.poisson(level, mask.shape))
+    assert len(dead_areas(counts, mask)) == 0
+    counts[:190, 247:] = 0
+    found = dead_areas(counts, mask)
+    assert len(found) > 0
+    for row, col, _ in found:
+        assert row < 190
+        assert col >= 247
+
+
+def test_sharp_spots_on_darkness_are_photons_and_pass():
+    rng, denoiser = np.random.default_rng(7), Denoiser.load(threads=1)
+    flagged = []
+    for background, height in ((0.02, 50), (0.02, 300), (0.05, 300), (0.2, 50)):
+        for _ in range(3):
+            rate = np.full((195, 244), background)
+            for row, col in rng.uniform((5, 5), (190, 239), (30, 2)):
+                rate += gaussian_peak(rate.shape, Peak(row, col, height * 4.0, 0.8, 0.8))
+            flagged += [audit_frame(rng.poisson(rate), 1.0, denoiser).reason]
+    assert sum(map(bool, flagged)) <= 1, flagged
+
+
+@pytest.mark.parametrize("level", [1e-4, 3e-4, 1e-3])
+def test_frames_of_a_few_photons_pass(level):
+    denoiser = Denoiser.load(threads=1)
+    for seed in range(6):
+        counts = np.random.default_rng(seed).poisson(level, (195, 244))
+        assert audit_frame(counts, 1.0, denoiser).ok
+
+
 def test_a_peak_on_darkness_is_no_dead_module(rng):
     counts = rng.poisson(gaussian_peak(SHAPE, Peak(60.0, 70.0, 20_000.0, 6.0, 6.0)))
     assert len(dead_areas(counts)) == 0

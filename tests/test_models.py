@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.errors import CheckpointError, ModelNotFound
 from bluesky_denoise.models import build_model, kernels, spots
 from bluesky_denoise.models import photon_exchange as pe
@@ -294,6 +295,13 @@ def test_a_card_that_lacks_an_entry_is_refused(copy, missing):
     with_card(copy, **{missing: None})
     with pytest.raises(CheckpointError, match=f"'{missing}'.*it needs `model` and `sha256`"):
         load_checkpoint(copy)
+
+
+@pytest.mark.parametrize("stretch", [[1.0], {"a": 1.0}, {"0.68": None}], ids=str)
+def test_a_card_whose_stretch_is_none_is_refused(copy, stretch):
+    with_card(copy, stretch=stretch)
+    with pytest.raises(CheckpointError, match="has a stretch of .*; expected numbers by numbers"):
+        Denoiser.load(copy)
 
 
 def test_a_card_that_is_a_list_is_refused(copy):

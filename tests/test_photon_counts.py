@@ -13,6 +13,7 @@ from bluesky_denoise.photon_checks import (
     neighbour_correlation,
 )
 from bluesky_denoise.simulation.random_scenes import random_scene
+from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 from bluesky_denoise.thinning import check_photon_counts
 
 TRAINING = sorted((Path(__file__).parents[1] / "training_data").glob("*.h5"))
@@ -79,6 +80,38 @@ def test_every_looked_at_frame_is_checked(rng):
     frames[3] = 7 * frames[3]
     with pytest.raises(FrameValueError, match="Frame 3 cannot be thinned: all counts"):
         check_photon_counts(frames)
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 8), (10, 10), (19, 19), (20, 20), (35, 35), (3, 100)], ids=str
+)
+def test_small_frames_of_photons_pass(rng, shape):
+    refused = [looks_poisson(rng.poisson(20, shape)) for _ in range(200)]
+    assert sum(map(bool, refused)) <= 2
+
+
+def test_frames_that_are_mostly_masked_pass(rng):
+    for _ in range(20):
+        mask = rng.random((195, 244)) < 0.5
+        assert not looks_poisson(np.where(mask, 0, rng.poisson(20, mask.shape)), mask)
+
+
+@pytest.mark.parametrize("spots", [10, 100])
+@pytest.mark.parametrize(("background", "height"), [(0.02, 300), (0.2, 50), (1.0, 1000)])
+def test_sharp_spots_are_photons(rng, spots, background, height):
+    rate = np.full((195, 244), background)
+    for row, col in rng.uniform((5, 5), (190, 239), (spots, 2)):
+        rate += gaussian_peak(rate.shape, Peak(row, col, height * 4.0, 0.8, 0.8))
+    assert not looks_poisson(rng.poisson(rate))
+
+
+@pytest.mark.parametrize("density", [0.005, 0.02, 0.05, 0.2])
+@pytest.mark.parametrize(("gain", "shared"), [(10, 0.0), (10, 0.4), (3.7, 0.0), (30, 0.4)])
+def test_single_photons_with_a_gain_are_no_spots(rng, density, gain, shared):
+    hits = rng.poisson(density, (195, 244))
+    signal = gain * ((1 - shared) * hits + shared * np.roll(hits, 1, 0))
+    signal += np.where(signal > 0, rng.normal(0, 0.5, signal.shape), 0)
+    assert looks_poisson(np.maximum(np.rint(signal), 0).astype(int))
 
 
 def test_a_frame_too_dark_to_tell_passes(rng):

@@ -27,6 +27,7 @@ from ophyd_async.sim import SimBlobDetector
 from router_fixtures import EXPOSURE_S, path_provider
 
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
@@ -116,6 +117,21 @@ def test_one_or_two_frames_per_event_stay_together(RE, raw, build, counts, tmp_p
     expected = counts[: 3 * num].reshape(3, num, *SHAPE)
     np.testing.assert_array_equal(rates(derived, "ad_image"), expected)
     assert derived.by_name["descriptor"][0]["data_keys"]["ad_image"]["shape"] == [num, *SHAPE]
+
+
+def test_flags_of_masked_pixels_are_no_counts_in_the_sum_of_frames(RE, raw, build):
+    spot = ROI(rows=(4, 12), cols=(4, 14), background_px=2)
+    flagged = np.random.default_rng(1).poisson(5, (3, 2, *SHAPE)).astype(np.uint32)
+    flagged[..., 7, 8] = 2**32 - 1  # as an Eiger marks them
+    frames = iter(flagged)
+    _, derived = build(frames_directory=None, rois={"spot": spot})
+    RE(bp.count([Camera(name="det", func=lambda: next(frames), exposure_s=0.5)], 3))
+    inside = flagged[:, :, 4:12, 4:14].astype(float)
+    inside[inside == 2**32 - 1] = 0
+    np.testing.assert_allclose(values(derived, "spot_raw_sum"), inside.sum((1, 2, 3)) / 1.0)
+    # Rates are means over the frames of an event.
+    totals = np.reshape(rates(derived, "det_image"), flagged.shape).mean(1).sum((1, 2))
+    np.testing.assert_allclose(values(derived, "det_image_denoised_total"), totals, rtol=1e-6)
 
 
 def test_two_frames_per_event_inside_the_events(RE, raw, build):
