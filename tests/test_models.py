@@ -300,7 +300,7 @@ def test_a_card_that_lacks_an_entry_is_refused(copy, missing):
 @pytest.mark.parametrize("stretch", [[1.0], {"a": 1.0}, {"0.68": None}], ids=str)
 def test_a_card_whose_stretch_is_none_is_refused(copy, stretch):
     with_card(copy, stretch=stretch)
-    with pytest.raises(CheckpointError, match="has a stretch of .*; expected numbers by numbers"):
+    with pytest.raises(CheckpointError, match=r"has a stretch of .*; expected numbers by numbers"):
         Denoiser.load(copy)
 
 
