@@ -2,16 +2,19 @@
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+import numpy as np
 import pytest
 from beamline import denoised_here, detector, events_of, paused_after
 from bluesky.utils import RunEngineInterrupted
 from ophyd import Component, Device, Signal
+from ophyd.sim import DirectImage, SynGauss
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import (
     adaptive_exposure_scan,
     exposure_signal,
+    find_weak_peak,
     paired_exposures,
     short_exposure_decorator,
     short_exposure_wrapper,
@@ -102,6 +105,42 @@ def test_an_adaptive_scan_exposes_as_it_says_whatever_staging_sets(RE, raw, det,
     RE(adaptive_exposure_scan(*args, relative_error=0.01, max_frames=2, exposure_s=0.1))
     exposures = [e["denoised_det_image_exposure_s"] for e in events_of(raw, "signals")]
     assert exposures == [0.1] * 4
+
+
+def test_an_ion_chamber_beside_the_detector_is_read_and_not_exposed(RE, raw, det, motor):
+    i0 = SynGauss("i0", motor, "motor", center=0, Imax=1e4)
+    RE(paired_exposures([det, i0], num=2, short_s=0.05, long_s=1.0))
+    (start,) = raw.by_name["start"]
+    assert start["exposures"] == {"det": {"short_s": 0.05, "long_s": 1.0}}
+    assert len(events_of(raw, "long")) == 2
+    assert all("i0" in data for data in events_of(raw, "short"))
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_an_ion_chamber_may_be_in_plans_that_react(RE, raw, det, motor):
+    i0 = SynGauss("i0", motor, "motor", center=0, Imax=1e4)
+    denoised = denoised_here(RE, UnitDenoiser(), streams=["primary", "reference"])
+    limits = {"relative_error": 0.5, "max_frames": 2, "exposure_s": 0.1}
+    references = {"reference_every": 2, "reference_s": 1.0}
+    RE(
+        adaptive_exposure_scan(
+            [det, i0], denoised, "satellite", motor, -1, 1, 2, **limits, **references
+        )
+    )
+    RE(find_weak_peak([det, i0], denoised, "satellite", motor, -1, 1, 5, exposure_s=0.1))
+    assert [start["exposures"].keys() for start in raw.by_name["start"]] == [{"det"}, {"det"}]
+    assert "i0" in events_of(raw, "reference")[0]
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_a_plan_without_anything_to_expose_is_refused(det, motor):
+    i0 = SynGauss("i0", motor, "motor", center=0, Imax=1e4)
+    with pytest.raises(SettingsError, match=r"None of the detectors \(i0\) has an exposure"):
+        list(paired_exposures([i0], num=2, short_s=0.05, long_s=1.0))
+    bare = DirectImage(name="bare", func=lambda: np.ones((20, 20)))
+    bare.trigger()
+    with pytest.raises(SettingsError, match="'bare' has none of exposure_signal"):
+        list(paired_exposures([det, bare], num=2, short_s=0.05, long_s=1.0))
 
 
 def test_an_ophyd_async_detector_is_exposed_shorter(RE, raw, det, tmp_path):

@@ -14,7 +14,7 @@ from ophyd import Component, Device, Kind, Signal
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_detectors, check_roi, number
-from .exposures import set_exposure_wrapper
+from .exposures import set_exposure_wrapper, with_exposures
 from .reference import reference_points
 from .scans import plan_metadata, read_denoised, shown_in_wrapper, shown_with_references
 from .stopping import ExposureTally
@@ -119,6 +119,7 @@ def adaptive_exposure_scan(
     ):
         if not value > 0:
             raise SettingsError(f"{name} is {value!r}; expected a number above 0.")
+    exposed = with_exposures(detectors)
     reference = reference_points(denoised, reference_every, reference_s)
     point, total = _Point(name=f"{roi}_point"), _Total(name=f"{roi}_total")
     positions = np.linspace(start, stop, num)
@@ -171,7 +172,7 @@ def adaptive_exposure_scan(
         logger.info("%d points took %.4g s of exposure instead of %.4g s", num, used, fixed)
 
     plan = shown_in_wrapper(scan(), "points")
-    return (yield from set_exposure_wrapper(plan, detectors, exposure_s))
+    return (yield from set_exposure_wrapper(plan, exposed, exposure_s))
 
 
 def adaptive_denoised_scan(

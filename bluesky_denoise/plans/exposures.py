@@ -10,6 +10,7 @@ from bluesky.protocols import Readable
 from bluesky.utils import Msg, MsgGenerator, make_decorator
 
 from ..errors import SettingsError
+from ..frame_keys import is_frame_key
 from .checks import described
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "set_values",
     "short_exposure_decorator",
     "short_exposure_wrapper",
+    "with_exposures",
 ]
 
 # `exposure_signal` is the hook for detectors of other kinds; then areaDetector through
@@ -43,16 +45,23 @@ def exposure_signal(detector: Any) -> Any:
     SettingsError
         If it has none of them.
     """
+    found = _exposure_signal(detector)
+    if found is not None:
+        return found
+    raise SettingsError(
+        f"{getattr(detector, 'name', detector)!r} has none of {', '.join(_PATHS)}. Give it an "
+        "attribute `exposure_signal`, the signal that sets its exposure time in seconds."
+    )
+
+
+def _exposure_signal(detector: Any) -> Any:
     for path in _PATHS:
         found = detector
         for attribute in path.split("."):
             found = getattr(found, attribute, None)
         if found is not None:
             return found
-    raise SettingsError(
-        f"{getattr(detector, 'name', detector)!r} has none of {', '.join(_PATHS)}. Give it an "
-        "attribute `exposure_signal`, the signal that sets its exposure time in seconds."
-    )
+    return None
 
 
 class ExposureReading:
@@ -105,6 +114,32 @@ class ExposureReading:
     def describe_configuration(self) -> dict[str, Any]:
         """Return nothing."""
         return {}
+
+
+def with_exposures(detectors: Sequence[Readable]) -> list[Readable]:
+    """Return the detectors that are exposed; others, such as an ion chamber, are only read.
+
+    A detector that may have frames must have an exposure.
+
+    Raises
+    ------
+    SettingsError
+        If one of them has none, or nothing is exposed.
+    """
+    exposed = []
+    for detector in detectors:
+        specs = described(detector)
+        only_read = specs and not any(map(is_frame_key, specs.values()))
+        if not (only_read and _exposure_signal(detector) is None):
+            exposure_signal(detector)
+            exposed.append(detector)
+    if not exposed:
+        names = ", ".join(str(getattr(detector, "name", detector)) for detector in detectors)
+        raise SettingsError(
+            f"None of the detectors ({names or 'none'}) has an exposure that can be set; expected "
+            "one whose frames are denoised."
+        )
+    return exposed
 
 
 def exposure_readings(detectors: Sequence[Readable]) -> list[ExposureReading]:

@@ -11,7 +11,13 @@ from bluesky.utils import MsgGenerator
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_detectors
-from .exposures import exposure_readings, exposure_signal, keep_exposures_wrapper, set_values
+from .exposures import (
+    exposure_readings,
+    exposure_signal,
+    keep_exposures_wrapper,
+    set_values,
+    with_exposures,
+)
 from .scans import read_denoised, shown_in_wrapper
 
 __all__ = ["paired_exposures"]
@@ -63,8 +69,9 @@ def paired_exposures(
         raise SettingsError(f"num is {num!r}; expected at least 1 pair.")
     if denoised is not None:
         check_detectors(denoised, detectors, "short")
-    signals = [exposure_signal(detector) for detector in detectors]
-    readings = exposure_readings(detectors)
+    exposed = with_exposures(detectors)
+    signals = [exposure_signal(detector) for detector in exposed]
+    readings = exposure_readings(exposed)
 
     def pair(devices: Sequence[Any], step: Mapping[Any, Any]) -> MsgGenerator:
         for stream, exposure_s in (("short", short_s), ("long", long_s)):
@@ -90,11 +97,11 @@ def paired_exposures(
     def per_shot(detectors: Sequence[Any]) -> MsgGenerator:
         yield from pair(detectors, {})
 
-    exposures = {d.name: {"short_s": short_s, "long_s": long_s} for d in detectors}
+    exposures = {d.name: {"short_s": short_s, "long_s": long_s} for d in exposed}
     md = {"plan_name": "paired_exposures", "exposures": exposures, **(md or {})}
     if args:
         plan = bp.scan(detectors, *args, num=num, per_step=per_step, md=md)
     else:
         plan = bp.count(detectors, num or 1, per_shot=per_shot, md=md)
     plan = shown_in_wrapper(plan, "short" if denoised is None else "signals")
-    return (yield from keep_exposures_wrapper(plan, detectors))
+    return (yield from keep_exposures_wrapper(plan, exposed))

@@ -12,7 +12,13 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .exposures import exposure_readings, exposure_signal, read_values, set_values
+from .exposures import (
+    exposure_readings,
+    exposure_signal,
+    read_values,
+    set_values,
+    with_exposures,
+)
 from .positions import read_positions
 
 __all__ = ["ReferencePoints", "reference_points"]
@@ -81,8 +87,9 @@ class ReferencePoints:
         self._points += 1
         if (self._points - 1) % self._every:
             return
-        signals = [exposure_signal(detector) for detector in detectors]
-        readings = exposure_readings(detectors)
+        exposed = with_exposures(detectors)
+        signals = [exposure_signal(detector) for detector in exposed]
+        readings = exposure_readings(exposed)
         before = yield from read_values(signals)
         yield from bps.checkpoint()
         # A motor may have been moved during a pause.

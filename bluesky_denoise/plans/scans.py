@@ -11,7 +11,7 @@ from bluesky.utils import Msg, MsgGenerator, get_hinted_fields
 
 from ..devices import DenoisedSignals
 from .checks import check_detectors
-from .exposures import keep_exposures_wrapper
+from .exposures import keep_exposures_wrapper, with_exposures
 from .positions import read_positions
 from .reference import ReferencePoints, reference_points
 
@@ -255,5 +255,5 @@ def shown_with_references(
     """Hint that the stream ``signals`` is to be shown; keep the exposures that references set."""
     plan = shown_in_wrapper(plan)
     if reference is not None:
-        plan = keep_exposures_wrapper(plan, detectors)
+        plan = keep_exposures_wrapper(plan, with_exposures(detectors))
     return (yield from plan)

@@ -14,7 +14,12 @@ from ophyd import Component, Device, Kind, Signal
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_detectors, check_roi, number
-from .exposures import exposure_readings, exposure_signal, set_exposure_wrapper
+from .exposures import (
+    exposure_readings,
+    exposure_signal,
+    set_exposure_wrapper,
+    with_exposures,
+)
 from .peak_search import LEAST_P_VALUE, PeakCandidate, search_peak
 from .reference import reference_points
 from .scans import plan_metadata, read_denoised, shown_in_wrapper
@@ -113,8 +118,9 @@ def find_weak_peak(
     # The two scans are independent: their chances multiply.
     coarse_chance = max(_COARSE_CHANCE, false_alarm)
     fine_chance = false_alarm / coarse_chance
-    exposures = [exposure_signal(detector) for detector in detectors]
-    exposures_read = exposure_readings(detectors)
+    exposed = with_exposures(detectors)
+    exposures = [exposure_signal(detector) for detector in exposed]
+    exposures_read = exposure_readings(exposed)
     reference = reference_points(denoised, reference_every, reference_s)
     result = _WeakPeak(name=f"{roi}_peak")
     args = {
@@ -169,5 +175,5 @@ def find_weak_peak(
     finds: list[PeakCandidate | None] = []
 
     plan = shown_in_wrapper(scan(), "coarse_signals")
-    yield from set_exposure_wrapper(plan, detectors, exposure_s)
+    yield from set_exposure_wrapper(plan, exposed, exposure_s)
     return finds[0]
