@@ -137,7 +137,7 @@ def _cards(result: Evaluation, gates: Sequence[Gate]) -> str:
         cards.append((f"{lines[0].contrast:.3f}", "contrast of its weak line over the truth"))
     for s in result.speed:
         if "BM3D" in s.method:
-            cards.append((f"{s.times_longer:.0f} x", "faster than Anscombe + BM3D"))
+            cards.append((f"{s.times_longer:.1f} x", "faster than Anscombe + BM3D"))
     return '<div class="cards">' + "".join(
         f'<div class="card"><b>{html.escape(b)}</b><span>{html.escape(t)}</span></div>'
         for b, t in cards
