@@ -203,6 +203,9 @@ class DenoisedSignals(Device):
                 f"denoised: the derived run ended ({self._newest.ended[wanted.run_uid]})."
             )
             self._do_without(wanted, status, DenoiseError(reason))
+        elif getattr(self._denoise, "closed", False):
+            reason = f"{self.name} waits for a denoiser that was closed; build a new one."
+            self._do_without(wanted, status, DenoiseError(reason))
         else:
             return False
         return True

@@ -106,6 +106,11 @@ class DenoiseProcess:
         return self._child.pid
 
     @property
+    def closed(self) -> bool:
+        """Whether it takes no more runs: it was closed, or its child died too often."""
+        return self._closing
+
+    @property
     def last_event(self) -> RawEvent | None:
         """The newest event with frames that the running run has handed over."""
         return self._last_event.value

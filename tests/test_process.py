@@ -3,6 +3,7 @@
 import re
 import sys
 import threading
+import time
 from enum import StrEnum
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from bluesky.callbacks import LiveTable
+from bluesky.utils import FailedStatus
 from bluesky_tiled_plugins import TiledWriter
 from live_path import (
     SHAPE,
@@ -30,7 +32,9 @@ from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devi
 from ophyd_async.sim import SimBlobDetector
 from process_fixtures import FRAMES, finished, open_node, replay
 
+from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans import denoised_count
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
@@ -57,6 +61,18 @@ def test_a_closed_denoiser_says_that_it_does_nothing(RE, logged):
     RE.subscribe(denoise)
     (uid,) = RE(bp.count([replay()], 1))
     assert f"Run {uid[:8]} is not denoised: the denoiser was closed" in logged()
+
+
+def test_signals_do_not_wait_for_a_closed_denoiser(RE):
+    denoise = DenoiseProcess(model=UNIT, data_keys=["det_image"])
+    RE.subscribe(denoise)
+    denoised = DenoisedSignals(denoise, timeout_s=100)
+    denoise.close()
+    began = time.monotonic()
+    with pytest.raises(FailedStatus) as failed:
+        RE(denoised_count([replay()], 1, denoised=denoised))
+    assert "waits for a denoiser that was closed" in str(failed.value.__cause__)
+    assert time.monotonic() - began < 50
 
 
 # The main job
