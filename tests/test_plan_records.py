@@ -332,6 +332,7 @@ def test_a_chance_above_a_tenth_lets_weaker_peaks_of_the_coarse_scan_pass(RE, ra
         ({"exposure_s": 0.0}, "an exposure above 0"),
         ({"fine_exposure_s": 0.0}, "an exposure above 0"),
         ({"fine_exposure_s": -1.0}, "an exposure above 0"),
+        ({"start": 2}, "begins and ends at 2; expected a way between"),
         ({"false_alarm": 1.0}, "a chance between 5e-06 and 1"),
         ({"false_alarm": 1e-6}, "a chance between 5e-06 and 1"),
     ],
@@ -350,6 +351,23 @@ def test_steps_that_cannot_be_are_refused(RE, det, motor, denoised, steps):
     )
     with pytest.raises(SettingsError, match=r"expected 0 < min < max"):
         RE(plan)
+
+
+def test_an_adaptive_scan_of_no_way_is_refused(RE, det, motor, denoised):
+    plan = adaptive_denoised_scan(
+        [det], INTENSITY, motor, 1, 1, 0.1, 1.0, 1.0, True, denoised=denoised
+    )
+    with pytest.raises(SettingsError, match="begins and ends at 1; expected a way between"):
+        RE(plan)
+
+
+def test_hints_of_the_user_are_added_to_those_of_the_plan(RE, raw, det, motor, denoised):
+    args = ([det], denoised, "satellite", motor, -1, 1, 2)
+    limits = {"relative_error": 0.5, "max_frames": 1, "exposure_s": 0.1}
+    RE(adaptive_exposure_scan(*args, **limits, md={"hints": {"gridding": "rectilinear"}}))
+    (start,) = raw.by_name["start"]
+    assert start["hints"]["gridding"] == "rectilinear"
+    assert start["hints"]["dimensions"] == [(["motor"], "points")]
 
 
 @pytest.mark.parametrize(("every", "exposure_s"), [(0, 1.0), (1, 0.0)])

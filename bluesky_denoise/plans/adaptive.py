@@ -219,6 +219,8 @@ def adaptive_denoised_scan(
     """
     if not 0 < min_step < max_step:
         raise SettingsError(f"Steps from {min_step} to {max_step}; expected 0 < min < max.")
+    if start == stop:
+        raise SettingsError(f"The scan begins and ends at {start!r}; expected a way between.")
     specs = denoised.describe().items()
     keys = [key for key, spec in specs if spec["dtype"] in ("number", "integer")]
     if target_field not in keys:

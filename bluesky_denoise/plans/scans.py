@@ -213,7 +213,9 @@ def plan_metadata(
     md: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return what `bluesky.plans` write into the start document of a scan of one motor."""
-    fields = get_hinted_fields(motor)
+    fields, md = get_hinted_fields(motor), dict(md or {})
+    hints = {"dimensions": [(fields, "primary")]} if fields else {}
+    hints |= md.pop("hints", None) or {}
     return {
         "detectors": [detector.name for detector in detectors],
         "motors": [motor.name],
@@ -223,8 +225,8 @@ def plan_metadata(
             **plan_args,
         },
         "plan_name": plan_name,
-        "hints": {"dimensions": [(fields, "primary")]} if fields else {},
-        **(md or {}),
+        "hints": hints,
+        **md,
     }
 
 

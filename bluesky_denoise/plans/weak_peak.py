@@ -115,6 +115,8 @@ def find_weak_peak(
             f"{fine_exposure_s!r}, false_alarm {false_alarm!r}; expected at least 5 points, an "
             f"exposure above 0, and a chance between {least:.1g} and 1."
         )
+    if start == stop:
+        raise SettingsError(f"The scan begins and ends at {start!r}; expected a way between.")
     # The two scans are independent: their chances multiply.
     coarse_chance = max(_COARSE_CHANCE, false_alarm)
     fine_chance = false_alarm / coarse_chance
