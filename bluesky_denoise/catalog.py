@@ -28,6 +28,8 @@ __all__ = [
 
 FROM_ARCHIVE = "from_archive"
 """Key of the provenance: true where no frame was lost on the way, as beside a scan."""
+_MAY_PASS = r"could not be saved in|\w+Error: "
+"""In reasons of frames that may be denoised another time."""
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,17 @@ def frames_not_ok(denoised: DenoisedStream) -> int:
 def none_is_missing(denoised: DenoisedStream) -> bool:
     """Tell whether all frames of a stream are denoised that can be.
 
-    Frames that an archived run was denoised without cannot be, by these settings.
+    What an archived run was denoised without cannot be, by these settings, unless the reason is a
+    full disk, or an error that is none of the frame.
     """
     node = denoised.stream.base
-    if "internal" not in node or denoised.provenance.get(FROM_ARCHIVE):
+    if "internal" not in node:
         return True
-    return bool(has_frames(node["internal"].read()).all())
+    events = node["internal"].read()
+    done = has_frames(events)
+    if denoised.provenance.get(FROM_ARCHIVE):
+        done |= ~events["denoise_reason"].str.contains(_MAY_PASS)
+    return bool(done.all())
 
 
 def has_frames(events: Any) -> Any:

@@ -148,18 +148,20 @@ def _only_stack(file: h5py.File, path: Path, about: dict[str, Any]) -> FrameFile
 
 
 def _datasets(file: h5py.File) -> list[h5py.Dataset]:
-    """List the data sets of a file, those behind links included, each once."""
+    """List the data sets of a file, those behind links included, each once, by their names."""
     found: dict[Any, h5py.Dataset] = {}
-    groups, seen = [file["/"]], {file["/"].id}
-    while groups:
-        group = groups.pop()
+    seen = set()
+
+    def look_into(group: h5py.Group) -> None:
+        seen.add(group.id)
         for name in group:
             item = group.get(name)  # None for a link to nothing
             if isinstance(item, h5py.Dataset):
                 found.setdefault(item.id, item)
             elif isinstance(item, h5py.Group) and item.id not in seen:
-                seen.add(item.id)
-                groups.append(item)
+                look_into(item)
+
+    look_into(file["/"])
     return list(found.values())
 
 

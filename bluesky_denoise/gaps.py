@@ -160,8 +160,9 @@ class GapFiller:
         while True:
             try:
                 run = self._client[uid]
-                events = list(archived_events(run, stream, first, last))
+                found = list(archived_events(run, stream, first, last))
                 descriptors = {doc["uid"]: doc for doc in descriptors_of(run, stream)}
+                events = found
             except Exception as error:
                 logger.debug("Run %.8s cannot be read from Tiled yet: %s", uid, error)
             if (

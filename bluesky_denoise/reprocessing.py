@@ -282,6 +282,10 @@ def reprocess(
     why = derived["stop"].get("reason") or ""
     if not ended_well(derived["stop"]["exit_status"], why, run.metadata.get("stop") or {}):
         raise DenoiseError(f"Run {uid}: {why}")
+    if not done:
+        raise DenoiseError(
+            f"Run {uid} holds no events in {', '.join(settings.streams)}: nothing was denoised."
+        )
     uid = derived["start"]["uid"]
     if sink is not None:
         _check_readable(run, uid, settings)

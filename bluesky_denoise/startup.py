@@ -1,6 +1,7 @@
 """What the startup files of an IPython profile, or of the queue server, begin with."""
 
 import concurrent.futures.thread  # noqa: F401  (what is registered after it is called before it)
+import os
 import sys
 import threading
 from contextlib import ExitStack
@@ -54,6 +55,11 @@ def closed_at_exit() -> ExitStack:
     so the stack is closed first of all, by what concurrent.futures itself is called by. IPython
     empties the namespace before it leaves, so nothing may be looked up in it by then.
     """
-    stack = ExitStack()
-    threading._register_atexit(stack.close)
+    stack, here = ExitStack(), os.getpid()
+
+    def close() -> None:
+        if os.getpid() == here:  # a forked child has all that is registered, too
+            stack.close()
+
+    threading._register_atexit(close)
     return stack

@@ -13,6 +13,7 @@ from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.archive import archived_documents
 from bluesky_denoise.catalog import has_frames, is_complete
 from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
+from bluesky_denoise.frame_store import FrameStore
 from bluesky_denoise.reprocessing import StoredResults, has_result
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
@@ -198,6 +199,46 @@ def test_a_run_whose_scan_failed_is_complete_once_it_is_denoised(
     assert (found.exit_status, found.reason) == ("fail", reason.strip("; "))
     assert is_complete(run)
     assert has_result(run, DenoiseRouter(settings).provenance) == "denoised"
+
+
+@pytest.mark.parametrize("reason", ["No space left", "MemoryError: no memory"])
+def test_frames_that_were_lost_to_the_machine_are_tried_again(
+    RE, tiled, settings, camera, monkeypatch, reason
+):
+    run = archived(RE, tiled, camera)
+    denoiser = UnitDenoiser()
+    if reason == "No space left":
+
+        def full(self, key, rows):
+            raise OSError(reason)
+
+        monkeypatch.setattr(FrameStore, "append", full)
+    else:
+
+        def starved(*args, **kwargs):
+            raise MemoryError("no memory")
+
+        denoiser.denoise = starved
+    reprocess(run, settings, denoiser=denoiser)
+    (found,) = denoised_streams(run)
+    assert reason in found.stream["denoise_reason"].read()[0]
+    assert not is_complete(run)
+
+
+def test_a_run_without_events_is_refused(RE, tiled, settings, camera):
+    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+
+    @bpp.stage_decorator([camera])
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.declare_stream(camera, name="primary")
+
+    RE(plan())
+    RE.unsubscribe(token)
+    run = tiled.client.values().last()
+    with pytest.raises(DenoiseError, match="in primary: nothing was denoised"):
+        reprocess(run, settings)
+    assert denoised_streams(run) == []
 
 
 def test_a_run_that_cannot_be_denoised_gets_no_stream_from_the_archive(RE, tiled, settings):

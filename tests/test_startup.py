@@ -22,6 +22,11 @@ session.callback(lambda pool=pool: print(pool.submit(lambda: "closed").result())
 session.callback(end.set)
 del session, end  # IPython empties its namespace
 atexit.register(lambda: print("at exit"))
+import multiprocessing
+fork = multiprocessing.get_context("fork")
+child = fork.Process(target=print, args=("forked",), kwargs={"flush": True})
+child.start()
+child.join()
 print("left")
 """
 
@@ -66,4 +71,4 @@ def test_a_session_is_closed_before_python_waits_for_its_threads_and_ends_its_po
         [sys.executable, "-c", SESSION], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["left", "closed", "at", "exit"]
+    assert done.stdout.split() == ["forked", "left", "closed", "at", "exit"]

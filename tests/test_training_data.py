@@ -311,6 +311,33 @@ def test_a_copy_of_what_is_trained_on_is_not_held_out(tmp_path, rng):
         split([first], [second])
 
 
+def test_pairs_of_one_exposure_ratio_are_not_the_same_frames(rng):
+    mask, ratios = np.zeros((40, 48), bool), np.full(3, 20.0)
+    first, second = (
+        MeasuredPairs(
+            counts=rng.poisson(1.0, (3, 40, 48)),
+            targets=rng.poisson(20.0, (3, 40, 48)),
+            ratios=ratios,
+            mask=mask,
+            name=name,
+        )
+        for name in "ab"
+    )
+    assert split([first], [second]).held_out == [second]
+
+
+def test_of_several_masks_in_a_file_the_first_by_name_is_taken(tmp_path, rng):
+    frames, first, second = rng.poisson(3.0, (4, 40, 48)), *np.zeros((2, 40, 48), np.uint32)
+    first[0], second[:, 0] = 1, 1
+    write(
+        tmp_path / "a.nxs",
+        entry__a__data=frames,
+        entry__a__pixel_mask=first,
+        entry__b__pixel_mask=second,
+    )
+    np.testing.assert_array_equal(read_file(tmp_path / "a.nxs").mask, first != 0)
+
+
 def test_the_frames_of_a_point_are_in_one_block():
     counts = np.random.default_rng(1).poisson(5.0, (110, 40, 48))
     mask = np.zeros((40, 48), bool)

@@ -177,7 +177,8 @@ class _Recorded(ABC):
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """A hash of each array of frames, masked pixels included."""
-        return tuple(_digest(frames) for frames in self._arrays(slice(None)).values())
+        arrays = self._arrays(slice(None)).values()
+        return tuple(_digest(frames) for frames in arrays if frames.ndim == 3)
 
     def _arrays(self, frames: slice) -> dict[str, np.ndarray]:
         return {"counts": self.counts[frames]}
