@@ -136,6 +136,8 @@ def _only_stack(file: h5py.File, path: Path, about: dict[str, Any]) -> FrameFile
         for data in _datasets(file)
         if data.ndim == 3 and data.dtype.kind in "iuf" and min(data.shape[1:]) >= FRAME_PX
     ]
+    # A file with frames of its own may link to those of others.
+    found = [data for data in found if data.file.filename == file.filename] or found
     if len(found) == 1:
         return _stack(file, found[0], about)
     names = [data.name for data in found]

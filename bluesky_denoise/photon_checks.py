@@ -7,7 +7,7 @@ from bluesky_denoise.poisson import box_sum
 __all__ = ["fano_factor", "favoured_count", "looks_poisson", "neighbour_correlation", "unmasked"]
 
 BLOCK_PX = 16
-LEAST_SQUARES = 200
+LEAST_SQUARES = 190
 """Squares of 3 x 3 pixels that it needs."""
 MOST_SPOTS = 0.35
 """Share of the pixels that sharp spots may have, to be left out."""
@@ -46,7 +46,7 @@ def fano_factor(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
     Returns
     -------
     float
-        1 for photons; NaN with fewer than 400 counts, or 200 squares of 3 x 3 valid pixels, to
+        1 for photons; NaN with fewer than 400 counts, or 190 squares of 3 x 3 valid pixels, to
         tell from.
     """
     values, valid = unmasked(np.asarray(counts, np.float64), mask)

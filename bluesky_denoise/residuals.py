@@ -34,7 +34,7 @@ NOISE_PX = 16
 """Side of the blocks over which the noise of the estimate itself is told."""
 LEAST_NOISE = 0.1
 """Noise that every estimate is taken to have, as a share of Poisson variance."""
-NOTHING = 1e-3
+NOTHING = 2e-5
 """Counts expected in a pixel below which it has no say in the deviance of a frame."""
 FLOOR = 0.05
 """Counts that damp the residuals of nearly dark pixels in the neighbour correlation."""
@@ -173,7 +173,8 @@ def deviance_ratio(
         Deviance over its expectation if the model were exact; the same ratio as expected with
         the model's own noise, 1 or more; z of the difference.
     """
-    # Where next to nothing is expected, one photon would outweigh a frame; squares tell there.
+    # Where nothing is expected, one photon would outweigh a frame; squares tell there. A pixel
+    # that stays as counted, with no count, is no estimate of darkness.
     some = model > min(NOTHING, 0.01 * float(model.mean()))
     counts, own = counts[some], None if own is None else own[some]
     model = np.maximum(model[some], 1e-6)

@@ -263,6 +263,14 @@ def test_sharp_spots_on_darkness_are_photons_and_pass():
     assert sum(map(bool, flagged)) <= 1, flagged
 
 
+@pytest.mark.parametrize("bright", [0.01, 0.5])
+def test_an_estimate_that_is_far_too_low_where_it_is_dim_fails(rng, bright):
+    truth, estimate = np.full((2, 192, 192), bright)
+    truth[:, 64:], estimate[:, 64:] = 0.008, 9e-4
+    assert audit_rate(rng.poisson(truth), truth).ok
+    assert not audit_rate(rng.poisson(truth), estimate).ok
+
+
 @pytest.mark.parametrize("level", [1e-4, 3e-4, 1e-3])
 def test_frames_of_a_few_photons_pass(level):
     denoiser = Denoiser.load(threads=1)

@@ -90,6 +90,11 @@ def test_small_frames_of_photons_pass(rng, shape):
     assert sum(map(bool, refused)) <= 2
 
 
+def test_a_gain_is_told_in_the_smallest_frames(rng):
+    analog = 30 + 3.7 * rng.poisson(20.0, (16, 16)) + rng.normal(0, 2, (16, 16))
+    assert "scatter unlike photons" in looks_poisson(np.rint(analog).astype(int))
+
+
 def test_frames_that_are_mostly_masked_pass(rng):
     for _ in range(20):
         mask = rng.random((195, 244)) < 0.5

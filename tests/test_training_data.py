@@ -221,6 +221,11 @@ def test_frames_behind_links_are_read_and_links_to_nothing_are_not(tmp_path, rng
         file["entry/loop"] = h5py.SoftLink("/entry")
         file["frames"] = h5py.ExternalLink("gone.h5", "/x")
     assert read_file(master).counts.shape == (4, 32, 32)
+    with h5py.File(master, "a") as file:
+        file["entry/own"] = rng.poisson(3.0, (2, 32, 32))
+    assert read_file(master).counts.shape == (2, 32, 32)
+    with h5py.File(master, "a") as file:
+        del file["entry/own"]
     (tmp_path / "scan_data.h5").unlink()
     with pytest.raises(FrameShapeError, match=r"scan_master\.h5 has \['entry', 'frames'\]; expect"):
         read_file(master)
