@@ -19,10 +19,10 @@ class Gated(UnitDenoiser):
 
 
 class Slow(UnitDenoiser):
-    """Takes a quarter of a second for each frame."""
+    """Takes a tenth of a second for each frame."""
 
     def denoise(self, counts, exposure_s, mask=None):
-        time.sleep(0.25 * len(counts))
+        time.sleep(0.1 * len(counts))
         return super().denoise(counts, exposure_s, mask)
 
 
