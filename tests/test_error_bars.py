@@ -55,6 +55,16 @@ def test_pixels_that_are_kept_have_the_error_of_their_counts(denoiser):
     assert found.sigma[20, 30] == pytest.approx(200, rel=0.02)
 
 
+def test_empty_pixels_that_are_kept_have_the_error_of_one_count(denoiser):
+    counts = np.random.default_rng(0).poisson(0.3, (48, 64))
+    counts[19:22, 29:32] = 60  # stays as counted, with its neighbours
+    counts[18, 30] = 0
+    found = denoiser.denoise(counts, 2.0)
+    assert found.rate[18, 30] == 0
+    assert found.sigma[18, 30] == pytest.approx(1 / 2.0, rel=0.01)
+    assert np.median(found.sigma) < 0.02  # away from it many pixels share what they know
+
+
 def test_intervals_hold_the_true_rate_as_often_as_they_say(denoiser):
     rng = np.random.default_rng(11)
     inside = {0.68: [], 0.9: [], 0.95: []}

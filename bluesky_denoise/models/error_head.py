@@ -48,7 +48,7 @@ class ErrorHead(nn.Module):
         found : (B, C, H / 2, W / 2), (B, C', H / 4, W / 4), ...: features, finest first
         out : (B, 1, H, W) estimated counts
         own : (B, 1, H, W) share of its counts that a pixel kept; where that is all, the
-            variance is that of the counts, by construction
+            variance is that of the counts, by construction, and 1 where there are none
 
         Returns
         -------
@@ -71,7 +71,9 @@ class ErrorHead(nn.Module):
         x = x + correction
         # Relative to a Poisson variance; bounded, so that a strange frame does not overflow.
         ratio = torch.lerp(torch.exp(12 * torch.tanh(x / 12)), torch.ones_like(own), own * own)
-        return ratio * (out + 1e-5)
+        variance = ratio * (out + 1e-5)
+        # A pixel that is left as counted has the variance of its count; that of 0 says nothing.
+        return variance + own**8 * (1 - out).clamp_min(0)
 
     def _near(self, found: Tensor, around: Tensor, told: Tensor) -> Tensor:
         """Convolve all three without putting them side by side: (B, CHANNELS, H/2, W/2)."""
