@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bluesky_denoise.errors import FrameShapeError, SettingsError
 from bluesky_denoise.extraction import Ellipse, find_ellipse
 from bluesky_denoise.frame_checks import as_counts
 from bluesky_denoise.peak_shape import PeakShape, fit_shape
@@ -146,20 +147,30 @@ def measure_roi(
     Raises
     ------
     FrameShapeError
-        If the counts are not (H, W), or the region does not fit them.
+        If the counts are not (H, W), or the region or ``rate`` does not fit them.
     FrameValueError
         If the exposure is not above 0, or the counts are no numbers or negative.
     MaskError
         If the mask does not have the shape of the frame.
     SettingsError
-        If ``background_px`` is not pixels, 0 or more.
+        If ``background_px`` is not pixels, 0 or more, or the denoiser cannot denoise.
 
     References
     ----------
     Horne (1986), doi:10.1086/131801 (weights from a profile); Krull et al., arXiv 2307.06607
     (binomial splits)
     """
-    crop = cut(as_counts(counts), exposure_s, roi, mask, background_px)
+    if not hasattr(denoiser, "denoise"):
+        raise SettingsError(
+            f"denoiser is {denoiser!r}; expected what can denoise, such as Denoiser.load()."
+        )
+    counts = as_counts(counts)
+    if rate is not None and np.shape(rate) != counts.shape:
+        raise FrameShapeError(
+            f"rate has shape {np.shape(rate)}, the counts {counts.shape}; expected the denoised "
+            "frame of these counts."
+        )
+    crop = cut(counts, exposure_s, roi, mask, background_px)
     return values(weigh(crop, denoiser, rate, rng))
 
 

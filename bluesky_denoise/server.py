@@ -52,7 +52,8 @@ def embedded_tiled(
     Raises
     ------
     SettingsError
-        If the key has other characters than letters and digits, or the port is none.
+        If the key has other characters than letters and digits, the port is none, or the
+        directory cannot be made.
     TiledUnavailable
         If the port is taken, or the server does not answer.
 
@@ -79,7 +80,13 @@ def embedded_tiled(
     # It would greet on stderr each time.
     logging.getLogger("tiled.server.app").setLevel(logging.WARNING)
     directory = Path(directory).expanduser().absolute()
-    (directory / "data").mkdir(parents=True, exist_ok=True)
+    try:
+        (directory / "data").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"No server can keep its files in {directory}: {error.strerror}. Give a directory that "
+            "can be written."
+        ) from None
     api_key = api_key or secrets.token_hex(16)
     catalog = catalog_from_uri(
         str(directory / "catalog.db"),

@@ -282,6 +282,11 @@ def test_what_does_not_fit_is_refused_with_both_shapes():
         measure_roi(counts, 0, ROI((0, 4), (0, 4)), Smoother())
     with pytest.raises(SettingsError, match="background_px of a ROI is -1"):
         measure_roi(counts, 1.0, np.ones((32, 32), bool), Smoother(), background_px=-1)
+    small = np.zeros((8, 8))
+    with pytest.raises(FrameShapeError, match=r"rate has shape \(8, 8\), the counts \(32, 32\)"):
+        measure_roi(counts, 1.0, ROI((0, 4), (0, 4)), Smoother(), rate=small)
+    with pytest.raises(SettingsError, match="denoiser is 'default'; expected"):
+        measure_roi(counts, 1.0, ROI((0, 4), (0, 4)), "default")
 
 
 @pytest.mark.parametrize("width", [-1, 1.5, "a", None, float("nan"), float("inf")], ids=str)

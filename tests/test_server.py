@@ -20,6 +20,13 @@ def test_a_server_that_cannot_be_is_refused_at_once(tmp_path, options, told):
         pass
 
 
+def test_a_file_is_no_directory_of_a_server(tmp_path):
+    (tmp_path / "taken").write_text("")
+    told = "keep its files in .*taken: Not a directory"
+    with pytest.raises(SettingsError, match=told), embedded_tiled(tmp_path / "taken"):
+        pass
+
+
 def test_one_directory_to_read_is_no_list_of_letters(tmp_path):
     (tmp_path / "raw").mkdir()
     paths = [tmp_path / "raw" / "a.npy", tmp_path / "b.npy"]
