@@ -28,6 +28,11 @@ LEAST_DEVIANCE = 0.75
 MOST_CORRELATION = 0.15
 ALONE = 0.05
 """Correlation below which neighbouring pixels are called independent."""
+BEYOND = 2.0
+"""Times that counts must be outside of the range of training: it ends where one frame happened
+to."""
+LEAST_PHOTONS = 10
+"""Fewer tell too little of the mean to call it out of range."""
 SURE_Z = 5.0
 """Global numbers must be off by their limit, and by this many standard deviations."""
 
@@ -90,7 +95,7 @@ def audit_frame(
     denoiser : has ``denoise(counts, exposure_s, mask)``
     mask : (H, W) bool, True where a pixel is invalid
     trained_range : least mean and largest single count that the weights were trained for,
-        counts; None leaves it unchecked
+        counts; None: the ``trained_range`` of the denoiser, if it tells one
     rate_range : mean counts / s and pixel that the user expects, least and most. The only
         check that a wrong exposure time can fail: the counts alone do not tell it
     tile_px : side of a tile of the map, pixels
@@ -121,6 +126,8 @@ def audit_frame(
     if no_photons:
         return _unheard(no_photons, counts.shape, tile_px)
     photons = known.astype(np.int64)
+    if trained_range is None:
+        trained_range = getattr(denoiser, "trained_range", None)
     reasons = _raw_reasons(photons, valid, exposure_s, trained_range, rate_range)
     if not photons.any():
         return _unheard("; ".join(reasons), counts.shape, tile_px)
@@ -234,11 +241,12 @@ def _raw_reasons(
 ) -> list[str]:
     reasons = []
     mean = float(photons.sum() / max(int(valid.sum()), 1))
-    if trained_range is not None and mean > 0:
+    if trained_range is not None:
         most = int(photons.max())
-        if mean < trained_range[0] or most > trained_range[1]:
+        dim = mean * BEYOND < trained_range[0] and photons.sum() >= LEAST_PHOTONS
+        if dim or most > BEYOND * trained_range[1]:
             reasons.append(
-                f"counts (mean {mean:.3g}, largest {most}) are outside of the range of training, "
+                f"counts (mean {mean:.3g}, largest {most}) are far outside of the range of training, "
                 f"{trained_range[0]:g} to {trained_range[1]:g}"
             )
     if rate_range is not None and not rate_range[0] <= mean / exposure_s <= rate_range[1]:

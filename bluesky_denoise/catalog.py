@@ -147,12 +147,23 @@ def _derived_runs(run: Any, container: str) -> list[Any]:
     return list(catalog.search(Eq("start.original_run_uid", run.metadata["start"]["uid"])).values())
 
 
-def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
+def is_complete(
+    run: Any, streams: tuple[str, ...] = ("primary",), container: str = "denoised"
+) -> bool:
     """Tell whether a run needs no (more) denoising.
 
     It needs none if it holds no frames, is not finished, or has a denoised stream with
     an event for each raw one, none of which was skipped or lost beside the scan. There are more
     events than the run says where points were taken again after a pause.
+
+    Parameters
+    ----------
+    run :
+        The raw run.
+    streams :
+        The raw streams that are to be denoised.
+    container :
+        As for `denoised_streams`.
     """
     raw = as_tiled_run(run)
     stop = raw.metadata.get("stop")
@@ -165,7 +176,7 @@ def is_complete(run: Any, streams: tuple[str, ...] = ("primary",)) -> bool:
         wanted = stop.get("num_events", {}).get(name, 0)
         if not any(
             found.num_events >= wanted and none_is_missing(found)
-            for found in denoised_streams(raw)
+            for found in denoised_streams(raw, container)
             if ended_well(found.exit_status, found.reason, stop) and found.raw_stream == name
         ):
             return wanted == 0

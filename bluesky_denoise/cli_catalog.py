@@ -25,6 +25,9 @@ Stream = Annotated[
     str | None,
     typer.Option(help="Such as denoised_2, or the uid of its derived run; else the newest."),
 ]
+Container = Annotated[
+    str, typer.Option(help="Of derived runs, where `tiled_container` of the settings is another.")
+]
 LOCAL = "http://localhost:8000"
 _SHOWN = (
     *("name", "run_uid", "model", "weights_sha256", "version", "exit_status", "reason"),
@@ -47,6 +50,7 @@ def runs(
     flagged: Annotated[
         bool, typer.Option("--flagged", help="Only with frames that are not ok.")
     ] = False,
+    container: Container = "denoised",
 ) -> None:
     """List runs, and what of them is denoised."""
     rest = ("scan_id", "plan", "sample", "denoised", "model", "events", "not ok", "ended")
@@ -54,7 +58,7 @@ def runs(
     columns = [Column("uid", no_wrap=True), *(Column(name, overflow="fold") for name in rest)]
     table = Table(*columns)
     with open_catalog(uri) as found, console.status("Searching"):
-        listed = _listed(_search(found, sample, scan_id), model, flagged)
+        listed = _listed(_search(found, sample, scan_id), model, flagged, container)
         for start, streams in islice(listed, number):
             about = [start["uid"][:8], str(start.get("scan_id", "")), start.get("plan_name", "")]
             about.append(_sample(start))
@@ -84,7 +88,9 @@ def _newest_first(catalog: Any) -> Iterator[Any]:
         yield from reversed(list(values[max(0, stop - _PAGE) : stop]))
 
 
-def _listed(found: Iterator[Any], model: str | None, flagged: bool) -> Iterator[tuple]:
+def _listed(
+    found: Iterator[Any], model: str | None, flagged: bool, container: str
+) -> Iterator[tuple]:
     """Yield the start document of each run that is asked for, and a row for each stream."""
     from .catalog import denoised_streams, frames_not_ok
 
@@ -92,7 +98,7 @@ def _listed(found: Iterator[Any], model: str | None, flagged: bool) -> Iterator[
         if "start" not in run.metadata:  # a container of derived runs
             continue
         rows = []
-        for stream in denoised_streams(run):
+        for stream in denoised_streams(run, container):
             if model and not (stream.model == model or stream.weights_sha256.startswith(model)):
                 continue
             bad = frames_not_ok(stream)
@@ -116,6 +122,7 @@ def show(
     uri: Address = LOCAL,
     event: Annotated[int, typer.Option(help="Number of the event to draw, from 1.")] = 1,
     stream: Stream = None,
+    container: Container = "denoised",
     picture: Annotated[Path, typer.Option(help="Picture to write.")] = Path("denoised.png"),
 ) -> None:
     """Show raw against denoised as a picture, the numbers, the audit, and what made them."""
@@ -124,7 +131,7 @@ def show(
 
     with open_catalog(uri) as catalog:
         run = find_run(catalog, uid)
-        chosen = _stream(run, uid, stream)
+        chosen = _stream(run, uid, stream, container)
         told = {key: getattr(chosen, key) for key in _SHOWN}
         if "internal" not in chosen.stream.base:
             fail(f"The stream {chosen.name} has no events. {chosen.reason}".strip())
@@ -157,10 +164,10 @@ def _numbers(row: Any, event: int) -> Table:
     return table
 
 
-def _stream(run: Any, uid: str, name: str | None) -> Any:
+def _stream(run: Any, uid: str, name: str | None, container: str) -> Any:
     from .catalog import denoised_streams
 
-    streams = denoised_streams(run)
+    streams = denoised_streams(run, container)
     if not streams:
         raise DenoiseError(
             f"Run {uid} has no denoised stream; make one with `bluesky-denoise reprocess`."
@@ -183,12 +190,13 @@ def export(
     uri: Address = LOCAL,
     directory: Annotated[Path, typer.Option(help="Where the files go.")] = Path("."),
     stream: Stream = None,
+    container: Container = "denoised",
 ) -> None:
     """Write runs to NeXus files, raw and denoised, for silx, NeXpy, or any HDF5 reader."""
     from .nexus import export_nexus
 
     def write(run: Any, report: Report) -> str:
-        chosen = _stream(run, run.metadata["start"]["uid"], stream)
+        chosen = _stream(run, run.metadata["start"]["uid"], stream, container)
         path = directory / f"{run.metadata['start']['uid'][:8]}_{chosen.name}.nxs"
         return f"in {export_nexus(run, chosen, path, progress=report)}"
 

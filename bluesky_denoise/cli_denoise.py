@@ -46,7 +46,11 @@ def catch_up(
     with open_catalog(loaded.tiled_uri, loaded) as catalog:
         with console.status("Looking for runs without a complete denoised stream"):
             newest = [run for run in catalog.values().tail(number) if "start" in run.metadata]
-            missing = [run for run in newest if not is_complete(run, loaded.streams)]
+            missing = [
+                run
+                for run in newest
+                if not is_complete(run, loaded.streams, loaded.tiled_container)
+            ]
         console.print(f"{len(missing)} of the newest {len(newest)} runs are to be denoised.")
         _denoise_runs(missing, loaded, again=False)
 
@@ -70,9 +74,10 @@ def _denoise_runs(runs: list, settings: Any, again: bool) -> None:
     from .router import DenoiseRouter
 
     router = DenoiseRouter(settings)
+    of = router.provenance, settings.streams, settings.tiled_container
 
     def denoise(run: Any, report: Report) -> str:
-        if not again and (name := has_result(run, router.provenance, settings.streams)):
+        if not again and (name := has_result(run, *of)):
             return f"has this result already, as {name}"
         for name in mark_interrupted(run):
             console.print(
@@ -80,7 +85,7 @@ def _denoise_runs(runs: list, settings: Any, again: bool) -> None:
             )
         numbers = (run.metadata.get("stop") or {}).get("num_events", {})
         total = sum(numbers.get(stream, 0) for stream in settings.streams) or None
-        known = None if again else StoredResults(run, router.provenance, settings.streams)
+        known = None if again else StoredResults(run, *of)
         derived = reprocess(
             run,
             settings,

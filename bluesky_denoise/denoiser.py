@@ -86,6 +86,15 @@ class Denoiser:
         logger.info("Weights %s (%.12s) on %s.", name, denoiser.weights_sha256, denoiser.device)
         return denoiser
 
+    @property
+    def trained_range(self) -> tuple[float, float] | None:
+        """Least mean and largest single count of frames in training, counts; None if unknown."""
+        told = self.card.get("input", {})
+        try:
+            return float(told["mean_counts_per_pixel"][0]), float(told["largest_counts_in_a_pixel"])
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+
     def __repr__(self) -> str:
         return f"<Denoiser {self.name!r}, weights {self.weights_sha256:.12}, on {self.device}>"
 

@@ -15,7 +15,7 @@ from event_model.documents import EventDescriptor, RunStart
 
 from .frame_keys import RAW_KEY
 from .frame_store import GROUP, FrameStore
-from .results import Regions, event_keys, hinted_keys, number_keys
+from .results import Regions, audit_keys, event_keys, hinted_keys, number_keys
 
 __all__ = ["DerivedEvent", "DerivedStream"]
 
@@ -41,7 +41,8 @@ class DerivedEvent:
     sigmas: dict[str, np.ndarray] = field(default_factory=dict)
     """By data key, standard errors of `rates`, (n, H, W) float32, counts / s."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """What was measured on the frames, under the names of `results.number_keys`."""
+    """What was measured on the frames, under the names of `results.number_keys`
+    and `results.audit_keys`."""
     problems: list[str] = field(default_factory=list)
     """Why frames are missing; empty where all is well."""
     audits: dict[str, bool] = field(default_factory=dict)
@@ -102,7 +103,7 @@ class DerivedStream:
             self._row_shapes = {}
         source = f"denoise:{start['denoise'].get('model', '')}"
         data_keys = {key: dict(descriptor["data_keys"][key]) for key in self._scalars}
-        self._numbers = number_keys(regions, source)
+        self._numbers = number_keys(regions, source) | audit_keys(regions, source)
         data_keys |= self._numbers | event_keys(source)
         for key, shape in self._row_shapes.items():
             data_keys[key] = {

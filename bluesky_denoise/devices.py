@@ -37,8 +37,9 @@ class DenoisedSignals(Device):
     Read in the same event as its detector it would be one point late, which is refused
     where no frame was saved before.
 
-    For each data key ``<key>_raw_total`` (counts), ``<key>_denoised_total`` (counts / s) and
-    ``<key>_exposure_s``. For each ROI ``<roi>_intensity`` and ``<roi>_intensity_error``
+    For each data key ``<key>_raw_total`` (counts), ``<key>_denoised_total`` (counts / s),
+    ``<key>_exposure_s`` and ``<key>_audit_deviance``. For each ROI ``<roi>_intensity`` and
+    ``<roi>_intensity_error``
     (counts / s, from raw counts, unbiased; hinted), ``_background`` (counts / s / px),
     ``_raw_sum``, ``_raw_sum_error`` and ``_denoised_sum`` (counts / s), ``_center_row``,
     ``_center_col``, ``_width_row``, ``_width_col`` and, with ``_error`` after each, their
@@ -137,12 +138,13 @@ class DenoisedSignals(Device):
         self._denoise = denoise
         self.streams = tuple(streams or getattr(settings, "streams", None) or ("primary",))
         """The raw streams whose results are followed."""
-        if on_timeout == "raw":
-            self.raw: LastEvent = RawSums(settings.model_copy(update={"streams": self.streams}))
-        else:
-            self.raw = LastEvent(self.streams, getattr(settings, "data_keys", None))
+        self.raw: LastEvent
         """Subscribe it to the RunEngine, where `denoise` is on another machine, or
         `on_timeout` is ``"raw"``."""
+        if on_timeout == "raw":
+            self.raw = RawSums(settings.model_copy(update={"streams": self.streams}))
+        else:
+            self.raw = LastEvent(self.streams, getattr(settings, "data_keys", None))
         self._keys = {attribute_of(key): key for key in self._result_keys}
         self._lock = threading.RLock()
         self._newest = NewestResults(self.name, self.streams, tuple(self._keys.values()))

@@ -16,7 +16,7 @@ __all__ = [
 
 
 class DenoiseError(Exception):
-    """Base of the errors of this package; each also derives from a builtin."""
+    """Base of the errors of this package; its subclasses derive from a builtin, too."""
 
 
 class SettingsError(DenoiseError, ValueError):

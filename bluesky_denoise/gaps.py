@@ -14,7 +14,7 @@ __all__ = ["GapFiller"]
 
 logger = logging.getLogger(__name__)
 
-_LOST = "lost on the message bus, and not in Tiled"
+_LOST = "lost on the message bus"
 _POLL_S = 0.1
 
 
@@ -39,7 +39,8 @@ class GapFiller:
     router :
         Takes the completed documents.
     client :
-        The Tiled catalog that raw runs are written to; None: gaps are only recorded.
+        The Tiled catalog that raw runs are written to, or a function that opens it when it is
+        needed; None: gaps are only recorded.
     patience_s :
         How long a missing event may take to appear in Tiled, seconds.
     """
@@ -127,7 +128,7 @@ class GapFiller:
         first, last :
             Numbers of the events.
         """
-        descriptors, events = self._fetch(uid, stream, first, last)
+        descriptors, events, why = self._fetch(uid, stream, first, last)
         found = defaultdict(list)  # more than one where a point was taken again
         for event in events:
             found[event["seq_num"]].append(event)
@@ -142,34 +143,39 @@ class GapFiller:
                 inside = {"filled": dict.fromkeys(event["data"], True)}
                 self._router.accept("event", {**event, **inside})
             if seq_num not in found and newest is not None:
-                self._router.accept("event", _lost(newest, seq_num), skipped=_LOST)
+                self._router.accept("event", _lost(newest, seq_num), skipped=f"{_LOST}, and {why}")
         logger.warning(
-            "Run %.8s, stream %s: events %d to %d were lost on the bus; %d of them came from Tiled",
+            "Run %.8s, stream %s: events %d to %d were lost on the bus; %d of them came from "
+            "Tiled%s",
             *(uid, stream, first, last, len(found)),
+            "" if len(found) == last - first + 1 else f", the others are {why}",
         )
 
     def _fetch(
         self, uid: str, stream: str, first: int, last: int
-    ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-        """Return the descriptors by uid, and the events that are in Tiled."""
+    ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], str]:
+        """Return the descriptors by uid, the events that are in Tiled, why others are not."""
         descriptors: dict[str, dict[str, Any]] = {}
         events: list[dict[str, Any]] = []
+        why = "not in Tiled"
         if self._client is None:
-            return descriptors, events
+            return descriptors, events, why
         deadline = time.monotonic() + self._patience_s
         while True:
             try:
-                run = self._client[uid]
+                run = self._catalog()[uid]
                 found = list(archived_events(run, stream, first, last))
                 descriptors = {doc["uid"]: doc for doc in descriptors_of(run, stream)}
-                events = found
+                events, why = found, "not in Tiled"
+            except KeyError:
+                why = "not in Tiled"
             except Exception as error:
-                logger.debug("Run %.8s cannot be read from Tiled yet: %s", uid, error)
+                why = f"not to be read from Tiled ({_in_short(error, self._router)})"
             if (
                 len({event["seq_num"] for event in events}) == last - first + 1
                 or time.monotonic() >= deadline
             ):
-                return descriptors, events
+                return descriptors, events, why
             time.sleep(_POLL_S)
 
     def _whole(self, uid: str, wanted: Mapping[str, int]) -> None:
@@ -185,15 +191,31 @@ class GapFiller:
             documents = [
                 (name, doc)
                 for name, doc in archived_documents(
-                    self._client[uid], self._router.settings.streams
+                    self._catalog()[uid], self._router.settings.streams
                 )
                 if name != "stop"
             ]
-        except KeyError:
-            logger.error("Run %.8s is not denoised: its start was lost, and Tiled lacks it", uid)
+        except Exception as error:
+            missing = isinstance(error, KeyError)
+            logger.error(
+                "Run %.8s is not denoised: its start was lost on the bus, and Tiled %s. "
+                "`bluesky-denoise catch-up` denoises it later.",
+                uid,
+                "lacks it" if missing else f"cannot be read ({_in_short(error, self._router)})",
+            )
             return
         logger.warning("Run %.8s: its start was lost on the bus; denoised from Tiled", uid)
         self._router.feed(documents)
+
+    def _catalog(self) -> Any:
+        if callable(self._client):
+            self._client = self._client()
+        return self._client
+
+
+def _in_short(error: Exception, router: DenoiseRouter) -> str:
+    text = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return router.settings.redact(text)
 
 
 def _lost(descriptor: str, seq_num: int) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class RawStream:
     """By name of the frames."""
     masks: dict[str, np.ndarray | None]
     """By name of the frames, (H, W) bool, True where invalid; None: nothing is masked."""
+    rate_ranges: dict[str, tuple[float, float] | None]
+    """By name of the frames, mean counts / s and pixel that are expected; None: any."""
     rows: dict[int, Row] = field(default_factory=dict)
     """Rows not emitted yet, by seq_num."""
 
@@ -131,6 +133,7 @@ def open_stream(
         {name: regions[name] for name in exposures},
         exposures,
         {name: masks[name] for name in exposures},
+        {name: settings.rate_range_of(name, *also[name]) for name in exposures},
     )
 
 
@@ -154,7 +157,7 @@ def _warn_of_unknown(
     descriptor: Mapping[str, Any], settings: DenoiseSettings, also: Mapping[str, Sequence[str]]
 ) -> None:
     """Tell of frames that have no mask, ROI or exposure of the settings, which has others'."""
-    for setting in ("mask", "rois", "exposure_s"):
+    for setting in ("mask", "rois", "exposure_s", "rate_range"):
         given = getattr(settings, setting)
         if not isinstance(given, dict) or "*" in given:
             continue

@@ -49,16 +49,22 @@ class StoredResults:
         `DenoiseRouter.provenance`: weights and settings must be these.
     streams :
         The raw streams.
+    container :
+        Where derived runs are, as for `denoised_streams`.
     """
 
     _ROWS_AT_ONCE = 16
 
     def __init__(
-        self, run: Any, provenance: Mapping[str, Any], streams: tuple[str, ...] = ("primary",)
+        self,
+        run: Any,
+        provenance: Mapping[str, Any],
+        streams: tuple[str, ...] = ("primary",),
+        container: str = "denoised",
     ) -> None:
         self._rows: dict[tuple[str, int], tuple[Any, Mapping[str, Any], int]] = {}
         self._chunks: dict[str, tuple[int, np.ndarray]] = {}  # by address of the array
-        for found in denoised_streams(as_tiled_run(run)):
+        for found in denoised_streams(as_tiled_run(run), container):
             same = _what_matters(found.provenance) == _what_matters(provenance)
             node = found.stream.base
             if same and found.raw_stream in streams and "internal" in node:
@@ -126,7 +132,10 @@ class StoredResults:
 
 
 def has_result(
-    run: Any, provenance: Mapping[str, Any], streams: tuple[str, ...] = ("primary",)
+    run: Any,
+    provenance: Mapping[str, Any],
+    streams: tuple[str, ...] = ("primary",),
+    container: str = "denoised",
 ) -> str:
     """Tell whether a run has been denoised with the same weights and settings.
 
@@ -138,6 +147,8 @@ def has_result(
         `DenoiseRouter.provenance`.
     streams :
         The raw streams that must have it.
+    container :
+        Where derived runs are, as for `denoised_streams`.
 
     Returns
     -------
@@ -151,7 +162,7 @@ def has_result(
         name = next(
             (
                 found.name
-                for found in denoised_streams(raw)
+                for found in denoised_streams(raw, container)
                 if ended_well(found.exit_status, found.reason, stop)
                 and found.raw_stream == stream
                 and found.num_events >= wanted[stream]

@@ -8,7 +8,7 @@ from ophyd import Component, Kind
 from ophyd.signal import InternalSignal
 
 from .errors import SettingsError
-from .results import hinted_keys, number_keys
+from .results import audit_keys, hinted_keys, number_keys
 
 __all__ = ["attribute_of", "default_of", "result_components"]
 
@@ -45,7 +45,7 @@ def result_components(data_keys: tuple[str, ...], rois: tuple[str, ...]) -> dict
     regions[first] = dict.fromkeys(rois)
     shown = hinted_keys(regions)
     components = {}
-    for key, spec in number_keys(regions, "").items():
+    for key, spec in (number_keys(regions, "") | audit_keys(regions, "")).items():
         if data_keys or not key.startswith("_"):
             kind = Kind.hinted if key in shown else Kind.normal
             components[key] = _component(_NAN, kind, spec.get("units", ""), spec.get("precision"))

@@ -1,7 +1,7 @@
 """The numbers that go with each denoised frame: which there are, and how they come about."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,16 @@ from .frame_checks import valid_pixels
 from .frames import Frame
 from .roi import ROI, measure_roi
 
-__all__ = ["ROI_NUMBERS", "audit", "event_keys", "hinted_keys", "measure", "number_keys"]
+__all__ = [
+    "ROI_NUMBERS",
+    "Regions",
+    "audit",
+    "audit_keys",
+    "event_keys",
+    "hinted_keys",
+    "measure",
+    "number_keys",
+]
 
 Regions = Mapping[str, Mapping[str, ROI]]
 """By data key, the regions of its frames by name."""
@@ -43,11 +52,15 @@ def number_keys(regions: Regions, source: str) -> dict[str, dict[str, Any]]:
         keys[f"{data_key}_raw_total"] = _number(source, "counts", precision=0)
         keys[f"{data_key}_denoised_total"] = _number(source, "counts / s", precision=1)
         keys[f"{data_key}_exposure_s"] = _number(source, "s")
-        keys[f"{data_key}_audit_deviance"] = _number(source, "", precision=3)
         for name in rois:
             for field, units in ROI_NUMBERS.items():
                 keys[f"{name}_{field}"] = _number(source, units, precision=3)
     return keys
+
+
+def audit_keys(data_keys: Iterable[str], source: str) -> dict[str, dict[str, Any]]:
+    """Return the data keys of what the audit measures on frames."""
+    return {f"{key}_audit_deviance": _number(source, "", precision=3) for key in data_keys}
 
 
 def event_keys(source: str) -> dict[str, dict[str, Any]]:
@@ -87,7 +100,7 @@ def measure(
     Returns
     -------
     dict
-        Values by the names of `number_keys`.
+        Values by the names of `number_keys`; those of regions only where there are some.
     """
     valid = np.isfinite(rate)
     key = frame.data_key
@@ -110,8 +123,19 @@ def measure(
     return numbers
 
 
-def audit(frame: Frame, denoiser: Any) -> tuple[dict[str, float], str]:
+def audit(
+    frame: Frame, denoiser: Any, rate_range: tuple[float, float] | None = None
+) -> tuple[dict[str, float], str]:
     """Audit the frames of one event on photons that the denoiser has not seen.
+
+    Parameters
+    ----------
+    frame :
+        The raw frames.
+    denoiser :
+        Denoises half of their photons.
+    rate_range :
+        Mean counts / s and pixel that are expected; None: any.
 
     Returns
     -------
@@ -121,7 +145,8 @@ def audit(frame: Frame, denoiser: Any) -> tuple[dict[str, float], str]:
         What is wrong; empty if nothing is.
     """
     verdicts = [
-        audit_frame(counts, frame.exposure_s, denoiser, mask=frame.mask) for counts in frame.counts
+        audit_frame(counts, frame.exposure_s, denoiser, mask=frame.mask, rate_range=rate_range)
+        for counts in frame.counts
     ]
     worst = max((v.deviance for v in verdicts), key=lambda d: abs(d - 1), default=math.nan)
     reasons = dict.fromkeys(verdict.reason for verdict in verdicts if not verdict.ok)

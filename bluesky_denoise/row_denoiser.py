@@ -128,7 +128,7 @@ class RowDenoiser:
         result.numbers |= measure(frame, result.rates[name], stream.regions[name], self._denoiser)
         # A denoiser without a card, such as a test's, claims nothing that could be audited.
         if self._settings.audit and alone and self._denoiser.card:
-            numbers, reason = audit(frame, self._denoiser)
+            numbers, reason = audit(frame, self._denoiser, stream.rate_ranges[name])
             result.numbers |= numbers
             result.audits[name] = not reason
             if reason:

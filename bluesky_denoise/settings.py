@@ -99,6 +99,10 @@ class DenoiseSettings(BaseModel):
     """Look in each frame for what denoising may have added or removed; what fails is marked.
     It takes longer than denoising, so that it is left out where the next frame waits
     already; `denoise_audit` of each event tells."""
+    rate_range: tuple[float, float] | dict[str, tuple[float, float]] | None = None
+    """Least and most counts / s that are expected on average in a valid pixel, or both by data
+    key or detector. Frames outside of it fail the audit: nothing else can tell a wrong exposure
+    time, or that there is no beam."""
     batch_size: PositiveInt = 16
     """Most frames that go through the network at once."""
     queue_size: PositiveInt = 128
@@ -207,6 +211,14 @@ class DenoiseSettings(BaseModel):
             raise ValueError("expected one name at least; nothing would be denoised")
         return names
 
+    @field_validator("rate_range")
+    @classmethod
+    def _is_a_range(cls, limits: Any) -> Any:
+        for low, high in limits.values() if isinstance(limits, dict) else [limits or (0, 1)]:
+            if not 0 <= low < high:
+                raise ValueError(f"expected 0 <= least < most, not {low:g} and {high:g}")
+        return limits
+
     @field_validator("rois", mode="before")
     @classmethod
     def _by_data_key(cls, rois: Any) -> Any:
@@ -267,15 +279,15 @@ class DenoiseSettings(BaseModel):
         *names :
             What the frames may be called here; the first that is found counts.
         """
-        return _first(self.mask, names) if isinstance(self.mask, dict) else self.mask
+        return _of(self.mask, names)
 
     def exposure_of(self, *names: str) -> float | None:
         """Return the exposure time set for frames, seconds; or None. As `mask_of`."""
-        return (
-            _first(self.exposure_s, names)
-            if isinstance(self.exposure_s, dict)
-            else (self.exposure_s)
-        )
+        return _of(self.exposure_s, names)
+
+    def rate_range_of(self, *names: str) -> tuple[float, float] | None:
+        """Return what mean rate is expected, counts / s and pixel; or None. As `mask_of`."""
+        return _of(self.rate_range, names)
 
     def rois_of(
         self, data_keys: Sequence[str], also: Mapping[str, Sequence[str]] | None = None
@@ -318,7 +330,7 @@ class DenoiseSettings(BaseModel):
         They go into the start document of every derived run.
         """
         shaping = {"data_keys", "streams", "exposure_s", "exposure_keys", "model", "rois"}
-        shaping |= {"audit", "save_sigma"}
+        shaping |= {"audit", "rate_range", "save_sigma"}
         if not self.rois:
             shaping.remove("rois")
         described = self.model_dump(include=shaping, mode="json", exclude_none=True)
@@ -327,6 +339,11 @@ class DenoiseSettings(BaseModel):
         elif self.mask is not None:
             described["mask"] = _summary(self.mask)
         return described
+
+
+def _of(value: Any, names: Sequence[str]) -> Any:
+    """Return what is set for frames: for all alike, or by name."""
+    return _first(value, names) if isinstance(value, dict) else value
 
 
 def _first(values: Mapping[str, Any], names: Sequence[str]) -> Any:

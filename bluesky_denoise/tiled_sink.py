@@ -265,7 +265,7 @@ def replay_backup(settings: DenoiseSettings) -> list[str]:
             except Exception as error:
                 if not (isinstance(error, NodeMissing) or is_refusal(error)):
                     raise
-                failed.append(f"{path.name}: {explain(error, settings)}")
+                failed.append(f"{path.name}: {settings.redact(explain(error, settings))}")
                 continue
             written.append(documents[0][1]["original_run_uid"])
             path.unlink()

@@ -17,6 +17,7 @@ sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).
 import argparse  # noqa: E402
 import logging  # noqa: E402
 import signal  # noqa: E402
+from functools import partial  # noqa: E402
 
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher  # noqa: E402
 
@@ -40,12 +41,13 @@ def main() -> None:
     router = DenoiseRouter(settings)
     publisher = Publisher(arguments.publish, prefix=b"denoised")
     router.subscribe(publisher)
-    sink = client = None
+    sink = open_catalog = None
     if settings.tiled_uri:
-        client = connect(settings.model_copy(update={"tiled_layout": "stream"}))
+        of_raw_runs = settings.model_copy(update={"tiled_layout": "stream"})
+        open_catalog = partial(connect, of_raw_runs)  # when it is needed: Tiled may be down now
         sink = TiledSink(settings)
         router.subscribe(sink)
-    filler = GapFiller(router, client)
+    filler = GapFiller(router, open_catalog)
     dispatcher = RemoteDispatcher(arguments.subscribe)
     dispatcher.subscribe(filler)
     print(f"Denoising what comes from {arguments.subscribe}; end with Ctrl-C.", flush=True)

@@ -325,9 +325,25 @@ def test_a_wrong_exposure_shows_only_against_an_expected_rate(rng):
 def test_counts_outside_of_the_trained_range_are_flagged(rng):
     counts = rng.poisson(smooth_scene(2.0))
     assert audit_frame(counts, 1.0, Smoother(), trained_range=(1e-3, 1e6)).ok
-    for limits in ((1e-3, 5.0), (10.0, 1e6)):
+    for limits in ((1e-3, 2.0), (10.0, 1e6)):
         verdict = audit_frame(counts, 1.0, Smoother(), trained_range=limits)
         assert "outside of the range of training" in verdict.reason
+
+
+def test_the_range_of_training_is_that_of_the_weights(rng):
+    denoiser = Denoiser.load(device="cpu", threads=1)
+    low, high = denoiser.trained_range
+    assert low < 1e-3
+    assert high > 1e6
+    counts = rng.poisson(smooth_scene(2.0))
+    assert audit_frame(counts, 1.0, denoiser).ok
+    denoiser.card = {"input": {"mean_counts_per_pixel": [5.0, 9.0], "largest_counts_in_a_pixel": 9}}
+    assert "range of training, 5 to 9" in audit_frame(counts, 1.0, denoiser).reason
+    one_photon = np.zeros(SHAPE, int)
+    one_photon[3, 4] = 1
+    assert audit_frame(one_photon, 1.0, denoiser).ok
+    denoiser.card = {}
+    assert denoiser.trained_range is None
 
 
 def test_dead_and_weak_pixels_are_listed_and_do_not_fail_the_frame(rng):

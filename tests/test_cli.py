@@ -185,6 +185,21 @@ def test_derived_runs_of_their_own_are_chosen_by_their_uids(command, uid, tiled,
     assert f"it has denoised ({newer.run_uid[:8]}), denoised ({older.run_uid[:8]})" in said
 
 
+def test_derived_runs_in_another_container_are_found(command, uid, tmp_path):
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(
+        f"{settings}tiled_layout: run\ntiled_container: derived/by model\n"
+    )
+    assert f"{uid}: denoised as run" in command("catch-up", "own.yaml", "-n", "1")
+    assert "0 of the newest" in command("catch-up", "own.yaml", "-n", "1")
+    assert "has this result already" in command("reprocess", "own.yaml", uid)
+    assert "has no denoised stream" in command("show", uid, code=1)
+    place = ("--container", "derived/by model")
+    assert "success" in command("runs", *place)
+    assert "exit_status: success" in command("show", uid, *place)
+    assert "in out" in command("export", uid, "--directory", "out", *place)
+
+
 def test_the_folder_of_the_picture_is_looked_for_before_the_demo(command, tmp_path):
     said = command("demo", "--picture", "nowhere/demo.png", code=1)
     assert "There is no folder nowhere for the picture" in said

@@ -22,7 +22,7 @@ from bluesky_denoise.newest_results import Result
 from bluesky_denoise.plans import denoised_count
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.raw_sums import RawSums
-from bluesky_denoise.results import event_keys, number_keys
+from bluesky_denoise.results import audit_keys, event_keys, number_keys
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.settings import DenoiseSettings
@@ -61,7 +61,7 @@ class Derived:
     """Derived documents made by hand, when the test says so."""
 
     def __init__(self, data_key=KEY):
-        keys = number_keys({data_key: {}}, "test")
+        keys = number_keys({data_key: {}}, "test") | audit_keys([data_key], "test")
         self.keys = [*keys, *event_keys("test")]
         self.functions = []
 

@@ -1,4 +1,5 @@
 import time
+from functools import partial
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
@@ -15,6 +16,7 @@ from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, validate_documents
+from bluesky_denoise.tiled_layouts import connect
 
 
 @pytest.fixture
@@ -128,6 +130,32 @@ def test_what_is_not_in_tiled_either_is_recorded_as_lost(saved):
     reasons = values(derived, "denoise_reason")
     assert reasons[2] == reasons[3] == "lost on the message bus, and not in Tiled"
     assert np.isnan(rates(derived, "det_image")[2:4]).all()
+
+
+def test_a_tiled_that_cannot_be_reached_is_told(saved, caplog):
+    catalog = partial(connect, settings(tiled_uri="http://127.0.0.1:9"))
+    derived = filled(saved, catalog, lambda name, doc: doc.get("seq_num") == 3)
+    told = "lost on the message bus, and not to be read from Tiled (Connect"
+    assert told in values(derived, "denoise_reason")[2]
+    assert "the others are not to be read from Tiled" in caplog.text
+    filler = GapFiller(DenoiseRouter(settings()), catalog, patience_s=0.2)
+    filler("stop", saved[-1][1])  # the start was lost
+    assert "and Tiled cannot be read (Connect" in caplog.text
+
+
+def test_a_catalog_is_opened_when_a_gap_needs_it(saved, tiled):
+    opened = []
+
+    def catalog():
+        opened.append(True)
+        return tiled.client
+
+    assert len(values(filled(saved, catalog, lambda name, doc: False), "denoise_ok")) == 10
+    assert not opened
+    gone = {3, 7}
+    derived = filled(saved, catalog, lambda name, doc: doc.get("seq_num") in gone)
+    np.testing.assert_array_equal(rates(derived, "det_image"), expected(saved))
+    assert opened == [True]
 
 
 def test_lost_events_of_a_detector_that_writes_files_come_from_tiled(RE, raw, tiled, tmp_path):

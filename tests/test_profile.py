@@ -27,10 +27,9 @@ PROMPT = re.compile(r"In \[\d+\]: ")
 
 
 def profile_copy(tmp_path, name):
-    """Copy a profile, so that IPython leaves its logs elsewhere, and make its frames small."""
+    """Copy a profile, so that IPython leaves its logs elsewhere."""
     ignored = shutil.ignore_patterns("log", "pid", "security", "db", "history.sqlite*")
-    profile = Path(shutil.copytree(PROFILES / name, tmp_path / name, ignore=ignored))
-    return profile
+    return Path(shutil.copytree(PROFILES / name, tmp_path / name, ignore=ignored))
 
 
 def environment():
