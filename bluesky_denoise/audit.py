@@ -246,8 +246,8 @@ def _raw_reasons(
         dim = mean * BEYOND < trained_range[0] and photons.sum() >= LEAST_PHOTONS
         if dim or most > BEYOND * trained_range[1]:
             reasons.append(
-                f"counts (mean {mean:.3g}, largest {most}) are far outside of the range of training, "
-                f"{trained_range[0]:g} to {trained_range[1]:g}"
+                f"counts (mean {mean:.3g}, largest {most}) are far outside of the range of "
+                f"training, {trained_range[0]:g} to {trained_range[1]:g}"
             )
     if rate_range is not None and not rate_range[0] <= mean / exposure_s <= rate_range[1]:
         reasons.append(
