@@ -62,11 +62,20 @@ class Backlog:
         self._with_frames = 0
 
     def take(self, most: int) -> list[Document]:
-        """Take the oldest out."""
-        batch = [self._documents.popleft() for _ in range(min(len(self._documents), most))]
-        self._with_frames -= sum(
-            name in _CARRY_FRAMES and not skipped for name, _, skipped in batch
-        )
+        """Take the oldest out: so many documents, or frames that stream datums tell of.
+
+        Of a long stream datum the rest stays, so that it can still be skipped.
+        """
+        batch: list[Document] = []
+        while self._documents and most > 0:
+            name, doc, skipped = self._documents.popleft()
+            first, rest = _cut(doc, most) if name == "stream_datum" else (doc, None)
+            if rest is not None:
+                self._documents.appendleft((name, rest, skipped))
+            elif name in _CARRY_FRAMES and not skipped:
+                self._with_frames -= 1
+            batch.append((name, first, skipped))
+            most -= _frames(first) if name == "stream_datum" else 1
         self._changed.notify_all()
         return batch
 
@@ -88,6 +97,26 @@ class Backlog:
         # Once full, wait no more for each event, until half of it is done.
         self._full = self._with_frames > self._most // 2
         return not self._full
+
+
+def _frames(stream_datum: Mapping[str, Any]) -> int:
+    """Return how many events a stream datum tells of, 1 at least."""
+    indices = stream_datum["indices"]
+    return max(1, indices["stop"] - indices["start"])
+
+
+def _cut(
+    stream_datum: Mapping[str, Any], most: int
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """Cut a stream datum after so many events; return both parts."""
+    if _frames(stream_datum) <= most:
+        return stream_datum, None
+    first, rest = dict(stream_datum), dict(stream_datum)
+    for key in ("indices", "seq_nums"):
+        span = stream_datum[key]
+        first[key] = {**span, "stop": span["start"] + most}
+        rest[key] = {**span, "start": span["start"] + most}
+    return first, rest
 
 
 def _without_frames(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -174,12 +174,12 @@ def is_complete(
         if not any(is_frame_key(spec) for spec in keys.values()):
             continue
         wanted = stop.get("num_events", {}).get(name, 0)
-        if not any(
+        if wanted and not any(
             found.num_events >= wanted and none_is_missing(found)
             for found in denoised_streams(raw, container)
             if ended_well(found.exit_status, found.reason, stop) and found.raw_stream == name
         ):
-            return wanted == 0
+            return False
     return True
 
 

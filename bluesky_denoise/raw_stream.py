@@ -15,7 +15,7 @@ from .frame_keys import also_called, check_frame_shape, frame_keys, is_frame_key
 from .roi import ROI
 from .settings import DenoiseSettings
 
-__all__ = ["RawStream", "Row", "open_stream"]
+__all__ = ["RawStream", "Row", "Take", "open_stream"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,24 @@ class Row:
 
 
 @dataclass
+class Take:
+    """What has come of a stream since the scan last went back to an earlier point."""
+
+    rows: dict[int, Row] = field(default_factory=dict)
+    """Rows not emitted yet, by seq_num."""
+    begun: dict[str, int] = field(default_factory=dict)
+    """The highest seq_num that came: of events under ``""``, of stream datums by name."""
+    emitted: int = 0
+    """The highest seq_num that was emitted; rows are emitted in order."""
+
+    def restart(self) -> None:
+        """Forget all: the scan has gone back."""
+        self.rows.clear()
+        self.begun.clear()
+        self.emitted = 0
+
+
+@dataclass
 class RawStream:
     """A raw stream that is denoised."""
 
@@ -60,8 +78,17 @@ class RawStream:
     """By name of the frames, (H, W) bool, True where invalid; None: nothing is masked."""
     rate_ranges: dict[str, tuple[float, float] | None]
     """By name of the frames, mean counts / s and pixel that are expected; None: any."""
-    rows: dict[int, Row] = field(default_factory=dict)
-    """Rows not emitted yet, by seq_num."""
+    take: Take = field(default_factory=Take)
+
+    @property
+    def rows(self) -> dict[int, Row]:
+        """Rows not emitted yet, by seq_num."""
+        return self.take.rows
+
+    @property
+    def expects_events(self) -> bool:
+        """Whether a row is not whole without its event: one has more in it than references."""
+        return any("external" not in spec for spec in self.descriptor["data_keys"].values())
 
     @property
     def names(self) -> list[str]:

@@ -38,8 +38,8 @@ class RowDenoiser:
     def __init__(self, run_uid: str, settings: DenoiseSettings, denoiser: "DenoiserLike") -> None:
         self._uid, self._settings, self._denoiser = run_uid, settings, denoiser
 
-    def denoise(self, stream: RawStream, final: bool) -> None:
-        """Denoise all frames that wait in a stream; what goes wrong is noted in their rows.
+    def denoise(self, stream: RawStream, final: bool) -> bool:
+        """Denoise frames that wait in a stream; what goes wrong is noted in their rows.
 
         Parameters
         ----------
@@ -47,20 +47,30 @@ class RowDenoiser:
             Its rows get their results.
         final :
             The run is over: events that have not come will not come.
+
+        Returns
+        -------
+        bool
+            Whether more may wait: a batch of rows is denoised at a time, as their frames must
+            fit into memory.
         """
         alone = sum(bool(stream.lacks(row)) for row in stream.rows.values()) == 1
         batches: dict[tuple[Any, ...], list[tuple[Row, Frame]]] = {}  # by name and shape
+        begun = set()
         for seq_num, row in stream.rows.items():
+            if len(begun) == self._settings.batch_size:
+                break
             if row.result is None:
                 row.result = DerivedEvent(seq_num, time.time(), {}, {})
             if row.skipped:
                 row.done.update(stream.names)
                 row.waiting.clear()
                 continue
+            if row.event is None and stream.expects_events and not final:
+                continue  # it may tell the exposure, and the row cannot go on without it
             for name in [name for name in row.waiting if name not in row.done]:
-                if stream.exposures[name].value_s is None and row.event is None and not final:
-                    continue  # the event that is to come tells the exposure
                 frame = self._frame(stream, row, name, seq_num)
+                begun.add(seq_num)
                 row.done.add(name)
                 del row.waiting[name]
                 if frame is None:
@@ -71,6 +81,7 @@ class RowDenoiser:
                     self._denoise_batch(stream, batch, alone)
         for batch in batches.values():
             self._denoise_batch(stream, batch, alone)
+        return len(begun) == self._settings.batch_size
 
     def _frame(self, stream: RawStream, row: Row, name: str, seq_num: int) -> Frame | None:
         """Fetch the frames of one row; note the reason where they cannot be had."""

@@ -5,16 +5,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import event_model
 import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
+from .datum_files import DatumFiles
 from .derived import DerivedRun
 from .derived_stream import DerivedEvent
 from .errors import FrameNotReady
 from .raw_stream import RawStream, Row, open_stream
 from .row_denoiser import RowDenoiser
 from .settings import DenoiseSettings
-from .sources import FrameSource, open_source, read_until
+from .sources import FrameSource, as_stack, open_source, read_until
 
 if TYPE_CHECKING:
     from .router import DenoiserLike
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["DenoisedRun"]
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE = 3
+"""Times `read_timeout_s` after which frames that nothing announces are waited for no more."""
 
 
 class DenoisedRun:
@@ -61,6 +66,7 @@ class DenoisedRun:
         self._sources: dict[str, FrameSource] = {}
         self._unreadable: set[str] = set()  # stream resources that have missed a deadline
         self._datums: dict[str, int] = {}  # datum id -> seq_num
+        self._datum_files = DatumFiles()
         self._skipping = ""
         self._known: DerivedEvent | None = None
         self._problems: list[str] = []
@@ -80,15 +86,23 @@ class DenoisedRun:
         """Take a document of this run, other than start and stop."""
         if name == "event":
             self._remember_datums(doc)
+        elif name == "event_page":
+            for event in event_model.unpack_event_page(doc):
+                self._remember_datums(event)
+        else:
+            self._datum_files.take(name, doc)
         self._skipping, self._known = skipped, known
         self._normalizer(name, doc)
 
     def stop(self, doc: Mapping[str, Any]) -> None:
         """Take the raw stop document: denoise what waits, and end the derived run."""
-        try:
-            self._normalizer("stop", doc)
-        except RuntimeError as error:  # an event refers to a datum that never came
-            self._problem(str(error))
+        # The normalizer would end at the first event whose datum never came.
+        references, datums = self._normalizer._ext_ref_cache, self._normalizer._datum_cache
+        lost = [r for r in references if r.datum_id not in datums]
+        references[:] = [r for r in references if r.datum_id in datums]
+        if lost:
+            self._problem(f"{len(lost)} Datum documents never came, such as {lost[0].datum_id}")
+        self._normalizer("stop", doc)
         self.flush(final=True)
         status = doc.get("exit_status", "success")
         reason = "; ".join([doc.get("reason") or "", *self._problems]).strip("; ")
@@ -116,7 +130,7 @@ class DenoisedRun:
         # A second descriptor of the same stream carries a new configuration on.
         if known := self._by_name.get(doc["name"]):
             self.flush()  # what waits was taken with the old configuration
-            stream.rows = known.rows
+            stream.take = known.take
         self._streams[doc["uid"]] = self._by_name[doc["name"]] = stream
 
     def _stream_of(self, doc: Mapping[str, Any]) -> RawStream | None:
@@ -131,10 +145,10 @@ class DenoisedRun:
         stream = self._stream_of(doc)
         if stream is None:
             return
-        known = stream.rows.get(doc["seq_num"])
-        if known and known.event:
-            self.flush()  # the point is taken again after a pause: both are denoised
+        self._begin(stream, doc["seq_num"], doc["seq_num"])
         row = self._row(stream, doc["seq_num"])
+        if row is None:
+            return
         row.event = doc
         for name, key in stream.raw_keys.items():
             if key in doc["data"]:
@@ -151,15 +165,30 @@ class DenoisedRun:
         name = next((n for n, k in stream.raw_keys.items() if k == resource["data_key"]), None)
         if name is None:
             return
-        indices, seq_nums = doc["indices"], doc["seq_nums"]
-        first = self._datums.pop(doc["uid"], seq_nums["start"])
-        for offset in range(indices["stop"] - indices["start"]):
-            index = indices["start"] + offset
-            known = stream.rows.get(first + offset)
-            if known and known.event and (name in known.waiting or name in known.done):
-                self.flush()  # as for an event
-            row = self._row(stream, first + offset)
-            row.waiting[name] = lambda index=index: self._read(resource, stream, index)
+        indices = range(doc["indices"]["start"], doc["indices"]["stop"])
+        if doc["uid"] in self._datums:
+            spans = {self._datums.pop(doc["uid"]): self._datum_files.in_file(doc, name, indices)}
+        else:
+            first = doc["seq_nums"]["start"]
+            spans = {first + i: range(index, index + 1) for i, index in enumerate(indices)}
+        if not spans:
+            return
+        self._begin(stream, min(spans), max(spans), name)
+        for seq_num, span in spans.items():
+            row = self._row(stream, seq_num)
+            if row is not None:
+                row.waiting[name] = lambda span=span: self._read(resource, stream, span)
+
+    def _begin(self, stream: RawStream, first: int, last: int, name: str = "") -> None:
+        """Note how far a stream has come, with events or with the frames of a name.
+
+        Where it goes back, points are taken again, after a pause: what came before is emitted
+        now, so that both are denoised, in the order of the raw stream.
+        """
+        if first <= stream.take.begun.get(name, 0):
+            self._flush(stream, final=True)
+            stream.take.restart()
+        stream.take.begun[name] = last
 
     def _remember_datums(self, doc: Mapping[str, Any]) -> None:
         """Keep which event a datum belongs to: the normalizer numbers them by itself."""
@@ -167,15 +196,27 @@ class DenoisedRun:
         for key in stream.raw_keys.values() if stream else ():
             if isinstance(doc["data"].get(key), str):
                 self._datums[doc["data"][key]] = doc["seq_num"]
+        self._datum_files.forget(set(map(str, doc["data"].values())) - self._datums.keys())
 
-    def _row(self, stream: RawStream, seq_num: int) -> Row:
+    def _row(self, stream: RawStream, seq_num: int) -> Row | None:
+        """Return the row of what comes; None if that was emitted without it."""
+        if seq_num <= stream.take.emitted:
+            logger.debug("Run %.8s, event %d: came too late", self.uid, seq_num)
+            return None
         row = stream.row(seq_num, self._skipping)
         if self._known is not None:
             row.result = self._known
             row.done.update(stream.names)
         return row
 
-    def _read(self, resource: Mapping[str, Any], stream: RawStream, index: int) -> np.ndarray:
+    def _read(self, resource: Mapping[str, Any], stream: RawStream, span: range) -> np.ndarray:
+        """Read the frames of one event, (n, H, W) or (H, W)."""
+        read = [self._read_index(resource, stream, index) for index in span]
+        if len(read) == 1:
+            return read[0]
+        return np.concatenate([as_stack(frames, resource["data_key"]) for frames in read])
+
+    def _read_index(self, resource: Mapping[str, Any], stream: RawStream, index: int) -> np.ndarray:
         uid = resource["uid"]
         if uid not in self._sources:
             self._sources[uid] = open_source(resource, stream.descriptor)
@@ -200,13 +241,17 @@ class DenoisedRun:
             The run is over: what has not come will not come.
         """
         for stream in self._by_name.values():
-            try:
-                self._denoiser.denoise(stream, final)
+            self._flush(stream, final)
+
+    def _flush(self, stream: RawStream, final: bool) -> None:
+        try:
+            while self._denoiser.denoise(stream, final):
                 self._emit_rows(stream, final)
-            except Exception as error:
-                logger.exception("Run %.8s: denoising failed", self.uid)
-                self._problem(f"{type(error).__name__}: {error}")
-                stream.rows.clear()
+            self._emit_rows(stream, final)
+        except Exception as error:
+            logger.exception("Run %.8s: denoising failed", self.uid)
+            self._problem(f"{type(error).__name__}: {error}")
+            stream.rows.clear()
 
     def _emit_rows(self, stream: RawStream, final: bool) -> None:
         """Emit the rows that are complete, in order."""
@@ -214,21 +259,34 @@ class DenoisedRun:
         last = max(stream.rows, default=0)
         for seq_num in sorted(stream.rows):
             row = stream.rows[seq_num]
-            complete = not stream.lacks(row)
-            # Fly scans with stream datums send no events: the next row tells that none comes.
-            if not final and not (complete and (row.event or seq_num < last)):
-                break
-            if row.event is None and not row.done:
-                del stream.rows[seq_num]
-                continue
-            ready.append(self._complete(stream, row, final))
+            lacks = stream.lacks(row)
+            if any(name in row.waiting for name in lacks):
+                break  # not denoised yet
+            if not final:
+                # Fly scans with stream datums send no events: the next row tells that none comes.
+                if not row.event and (lacks or stream.expects_events or seq_num == last):
+                    break
+                if any(self._may_come(stream, row, seq_num, name) for name in lacks):
+                    break
             del stream.rows[seq_num]
+            stream.take.emitted = seq_num
+            if row.event or row.done:
+                ready.append(self._complete(stream, row))
         for first in range(0, len(ready), self._settings.batch_size):
             self._derived.add(
                 stream.named, stream.regions, ready[first : first + self._settings.batch_size]
             )
 
-    def _complete(self, stream: RawStream, row: Row, final: bool) -> DerivedEvent:
+    def _may_come(self, stream: RawStream, row: Row, seq_num: int, name: str) -> bool:
+        """Tell whether frames that a row lacks are still to be waited for."""
+        if seq_num in self._datums.values():
+            return True  # the normalizer keeps a datum that came after its event until the stop
+        later = [other for number, other in stream.rows.items() if number > seq_num]
+        if any(name in other.waiting or name in other.done for other in later):
+            return False
+        return time.monotonic() - row.arrived < _PATIENCE * self._settings.read_timeout_s
+
+    def _complete(self, stream: RawStream, row: Row) -> DerivedEvent:
         result = row.result
         if row.event:
             result.time = row.event["time"]
@@ -236,7 +294,7 @@ class DenoisedRun:
         if row.skipped:
             result.problems.append(row.skipped)
             self._skipped += 1
-        if final and (missing := stream.lacks(row)):
+        if missing := stream.lacks(row):
             result.problems.append(f"no frames came for {', '.join(missing)}")
         result.latency_s = time.monotonic() - row.arrived
         return result

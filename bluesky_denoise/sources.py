@@ -16,11 +16,12 @@ from bluesky_tiled_plugins.writing.consolidators import (
     consolidator_factory,
 )
 from event_model.documents import EventDescriptor, StreamResource
+from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
 
 from .errors import DenoiseError, FrameNotReady, FrameShapeError
 
-__all__ = ["SOURCES", "FileSeriesSource", "FrameSource", "HDF5Source", "as_stack", "open_source"]
+__all__ = ["SOURCES", "AdapterSource", "FrameSource", "HDF5Source", "as_stack", "open_source"]
 
 _POLL_S = 0.02
 
@@ -73,13 +74,13 @@ class HDF5Source:
         return frames[0] if stacked else frames
 
 
-class FileSeriesSource:
-    """One file for each index (TIFF, JPEG, npy series), read by Tiled's own adapters.
+class AdapterSource:
+    """Files that Tiled's own adapters read: a series of TIFF, JPEG or npy; parts of a data set.
 
     Parameters
     ----------
     resource :
-        The stream resource, with its file name template.
+        The stream resource; with a file name template, there is one file for each index.
     descriptor :
         The raw descriptor.
     """
@@ -92,15 +93,19 @@ class FileSeriesSource:
         # The consolidator writes into the parameters of some kinds.
         resource = {**self._resource, "parameters": dict(self._resource["parameters"])}
         consolidator = consolidator_factory(resource, self._descriptor)
-        span = {"start": index, "stop": index + 1}
+        series = bool(resource["parameters"].get("template"))
+        span = {"start": index if series else 0, "stop": index + 1}
         consolidator.consume_stream_datum({"indices": span, "seq_nums": span})
-        array = np.asarray(consolidator.init_adapter().read())
+        adapter = consolidator.init_adapter()
+        rows = adapter.structure().shape[0]
+        rows //= span["stop"] - span["start"]  # of this index
+        array = np.asarray(adapter.read(NDSlice(slice(-rows, None))))
         return array.reshape(-1, *array.shape[-2:])
 
 
 SOURCES: dict[str, type[FrameSource]] = {"application/x-hdf5": HDF5Source}
 """Source by mimetype; a new kind of file is one entry. Others that Tiled reads:
-`FileSeriesSource`."""
+`AdapterSource`."""
 
 
 def open_source(resource: StreamResource, descriptor: EventDescriptor) -> FrameSource:
@@ -112,8 +117,9 @@ def open_source(resource: StreamResource, descriptor: EventDescriptor) -> FrameS
         If nothing is known that reads files of this kind.
     """
     mimetype = resource["mimetype"]
-    single_file = not resource["parameters"].get("template")
-    kind = SOURCES.get(mimetype) if single_file else None
+    # One file, all of it; of others Tiled's own readers know the parts.
+    plain = not any(resource["parameters"].get(key) for key in ("template", "slice", "squeeze"))
+    kind = SOURCES.get(mimetype) if plain else None
     # Looked up anew: a beamline may have registered a kind of its own.
     read_by_tiled = {k for k, v in CONSOLIDATOR_REGISTRY.items() if hasattr(v, "init_adapter")}
     if kind is None and mimetype not in read_by_tiled:
@@ -122,7 +128,7 @@ def open_source(resource: StreamResource, descriptor: EventDescriptor) -> FrameS
             f"{', '.join(sorted({*SOURCES, *read_by_tiled}))}. A Resource has the kind that "
             "bluesky-tiled-plugins knows its spec by."
         )
-    return (kind or FileSeriesSource)(resource, descriptor)
+    return (kind or AdapterSource)(resource, descriptor)
 
 
 def read_until(source: FrameSource, index: int, deadline: float) -> np.ndarray:

@@ -119,7 +119,7 @@ def test_a_page_without_room_keeps_its_events(changed, column):
 def test_all_documents_that_bring_frames_take_room(changed, name):
     backlog = Backlog(changed, most=1, wait_s=0)
     for number in (1, 2):
-        backlog.put(name, event(number))
+        backlog.put(name, {**event(number), "indices": {"start": 0, "stop": 1}})
     assert skipped(backlog.take(9)) == [False, True]
 
 
@@ -148,3 +148,23 @@ def test_room_that_is_made_is_used_at_once(changed):
 
 def test_room_that_is_made_by_forgetting_all_is_used_at_once(changed):
     assert made_room(changed, Backlog.clear) < 30
+
+
+def test_a_long_stream_datum_is_taken_piece_by_piece_and_its_rest_can_be_skipped(changed):
+    backlog = Backlog(changed, most=1, wait_s=0)
+    span = {"indices": {"start": 5, "stop": 15}, "seq_nums": {"start": 1, "stop": 11}}
+    backlog.put("event", event(1))
+    assert skipped(backlog.take(9)) == [False]
+    backlog.put("stream_datum", {"uid": "a", **span})
+    backlog.put("stop", {})
+    pieces = [*backlog.take(4), *backlog.take(4)]
+    assert [(doc["indices"], doc["seq_nums"]) for _, doc, _ in pieces] == [
+        ({"start": 5, "stop": 9}, {"start": 1, "stop": 5}),
+        ({"start": 9, "stop": 13}, {"start": 5, "stop": 9}),
+    ]
+    assert backlog.with_frames == 1
+    backlog.skip("closed")
+    (_, rest, why), stop = backlog.take(4)
+    assert (rest["indices"], why) == ({"start": 13, "stop": 15}, "closed")
+    assert stop == ("stop", {}, "")
+    assert span["indices"] == {"start": 5, "stop": 15}  # others have the document, too

@@ -81,6 +81,18 @@ def test_an_archived_run_gives_the_same_frames_however_they_were_carried(
     np.testing.assert_allclose(stream.read()["time"], run["primary"].read()["time"])
 
 
+def test_a_stream_without_events_does_not_make_a_run_complete(RE, tiled, camera):
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.declare_stream(camera, name="dark")
+        yield from bps.trigger_and_read([camera])
+
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = RE(plan())
+    assert not is_complete(tiled.client[uid], ("dark", "primary"))
+    assert is_complete(tiled.client[uid], ("dark",))
+
+
 def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, settings):
     func = poisson()
     camera = Camera(name="det", func=func, exposure_s=0.5)

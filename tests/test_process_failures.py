@@ -14,15 +14,8 @@ import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import (
-    SHAPE,
-    UnchangedDocuments,
-    python_path,
-    rates,
-    settings,
-    values,
-    wait_for,
-)
+from composed_runs import ComposedRun
+from live_path import SHAPE, UnchangedDocuments, python_path, rates, settings, values, wait_for
 from process_fixtures import FRAMES, NOWHERE, finished, replay
 from tiled.client import from_uri
 
@@ -181,6 +174,29 @@ def test_what_waits_when_the_denoiser_is_closed_is_skipped_in_time(
     assert set(reasons) == {"", "skipped: the denoiser was closed before its turn"}
     assert derived.by_name["stop"][0]["exit_status"] == "success"
     assert "In 5 s at most, those that are left are skipped" in logged()
+
+
+def test_frames_of_a_fly_scan_that_wait_at_the_end_are_skipped_and_the_others_kept(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", python_path())
+    derived, run = DocumentCollector(), ComposedRun(tmp_path, motor=False, det=(SHAPE, "STREAM:"))
+    run.files("det", run.file("long.h5", np.ones((200, *SHAPE), np.uint16)))(1, 200)
+    denoise = DenoiseProcess(
+        settings(
+            model="child_denoisers:Slow", exposure_s=1.0, frames_directory=tmp_path / "denoised"
+        )
+    )
+    denoise.subscribe(derived)
+    for name, doc in run.ended():
+        denoise(name, doc)
+    wait_for(lambda: derived.by_name.get("event"))  # long before all are denoised
+    denoise.close(6)
+    derived.validate()
+    ok, reasons = values(derived, "denoise_ok"), values(derived, "denoise_reason")
+    assert len(ok) == 200
+    assert 1 <= sum(ok) < 200
+    assert set(reasons) == {"", "skipped: the denoiser was closed before its turn"}
 
 
 # A full queue

@@ -12,7 +12,7 @@ from live_path import wait_for
 
 from bluesky_denoise.errors import DenoiseError, FrameNotReady, FrameShapeError
 from bluesky_denoise.sources import (
-    FileSeriesSource,
+    AdapterSource,
     HDF5Source,
     as_stack,
     open_source,
@@ -215,7 +215,7 @@ def series(tmp_path, kind, per_event=1):
         mimetype, uri, suffix = TIFF, tmp_path / "det", "tif"
     shape = (per_event, 16, 20) if per_event > 1 else (16, 20)
     source = open_source(resource(uri, mimetype, **parameters), descriptor(shape))
-    assert isinstance(source, FileSeriesSource)
+    assert isinstance(source, AdapterSource)
     return source, lambda i: tmp_path / f"det_{i}.{suffix}"
 
 

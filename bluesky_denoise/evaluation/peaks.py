@@ -56,7 +56,7 @@ class PeakStudy:
     """Class, exposure -> (m,) counts that `measure_roi` finds on average with the weights that it
     chose: its bias, without the noise of the photons that are summed."""
     sums: dict[tuple[str, str, float], np.ndarray] = field(default_factory=dict)
-    """Method, class, exposure -> (m,) sums over the pixels of the peak less the known background."""
+    """Method, class, exposure -> (m,) sums over pixels of the peak, less the true background."""
 
 
 @dataclass(frozen=True)
