@@ -19,9 +19,10 @@ evaluate: .venv/installed
 
 # Evaluates on both, and writes the figures into docs/.
 trust: .venv/installed
-	$(BIN)/bluesky-denoise evaluate --report evaluation_report.html --json build/shipped.json
-	$(if $(DATA),$(BIN)/bluesky-denoise evaluate $(DATA) --json build/measured.json)
-	$(BIN)/python -m bluesky_denoise.evaluation.trust docs build/shipped.json $(if $(DATA),build/measured.json)
+	mkdir -p results
+	$(BIN)/bluesky-denoise evaluate --report evaluation_report.html --json results/shipped.json
+	$(if $(DATA),$(BIN)/bluesky-denoise evaluate $(DATA) --json results/measured.json)
+	$(BIN)/python -m bluesky_denoise.evaluation.trust docs results/shipped.json $(if $(DATA),results/measured.json)
 
 docs: .venv/installed
 	$(BIN)/python -m pytest tests/test_docs.py tests/test_plans_docs.py

@@ -1,7 +1,7 @@
 """Quality against cost of several designs, each trained for the same small budget.
 
 Run as ``python -m benchmarks.quality_cost [--seconds 180 | --steps 300]``: writes
-docs/quality_cost.md and docs/quality_cost.png. What is finished stays in build/quality_cost, so
+docs/quality_cost.md and docs/quality_cost.png. What is finished stays in results/quality_cost, so
 that a run that was stopped goes on.
 """
 
@@ -36,7 +36,7 @@ from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.training.fit import FitSettings, fit
 
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "build" / "quality_cost"
+KEPT = ROOT / "results" / "quality_cost"
 DESIGNS: dict[str, Callable[[], nn.Module]] = {
     "photon_exchange, half": partial(PhotonExchange, (8, 16, 32, 32)),
     "photon_exchange": PhotonExchange,

@@ -48,7 +48,6 @@ class Denoiser:
         self.name = name
         self.card = card
         self.weights_sha256: str = card["sha256"]
-        self.version: str = str(card.get("package_version", ""))
         self._kind = torch.device(self.device).type
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)
         self._has_variance = getattr(model, "tells_variance", False)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Denoised", "Frame"]
+__all__ = ["Denoised", "Frame", "SupportsDenoise"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,3 +77,12 @@ class Denoised:
         factor = NormalDist().inv_cdf(0.5 + confidence / 2)
         half = self.sigma * np.float32(factor * np.interp(confidence, known, values))
         return np.maximum(self.rate - half, 0), self.rate + half
+
+
+class SupportsDenoise(Protocol):
+    """What can denoise frames; `Denoiser` is one."""
+
+    def denoise(
+        self, counts: np.ndarray, exposure_s: float | np.ndarray, mask: np.ndarray | None = None
+    ) -> Denoised:
+        """Estimate the count rate behind frames (B, H, W), and its error if it can."""

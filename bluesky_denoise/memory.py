@@ -8,18 +8,16 @@ __all__ = ["keep_freed_memory"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_BLOCK = 32 << 20
 """Bytes; glibc allows no more."""
+_MOST_KEPT = 256 << 20
+"""Bytes of freed memory that are kept at the end of the heap."""
 
 
-def keep_freed_memory(most_bytes: int = 256 << 20) -> bool:
+def keep_freed_memory() -> bool:
     """Ask the C library not to give freed memory back to the system after every array.
 
     A network on the CPU allocates and frees the same arrays for each frame; fetching them
     from the system anew took a fourth of its time. This holds for the whole process, so it is
     for processes that do little else.
-
-    Parameters
-    ----------
-    most_bytes : freed memory at the end of the heap that is kept, bytes
 
     Returns
     -------
@@ -36,4 +34,4 @@ def keep_freed_memory(most_bytes: int = 256 << 20) -> bool:
     if mallopt is None:
         return False
     blocks = mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
-    return bool(mallopt(_M_TRIM_THRESHOLD, most_bytes) and blocks)
+    return bool(mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT) and blocks)

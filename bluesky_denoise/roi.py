@@ -1,13 +1,13 @@
 """Unbiased numbers of a region: raw photons are summed, the denoised frame says where."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
 
 import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, SettingsError
 from bluesky_denoise.extraction import Ellipse, find_ellipse
 from bluesky_denoise.frame_checks import as_counts
+from bluesky_denoise.frames import SupportsDenoise
 from bluesky_denoise.peak_shape import PeakShape, fit_shape
 from bluesky_denoise.region import ROI, Crop, cut, deal, photons
 from bluesky_denoise.summation import (
@@ -25,14 +25,6 @@ from bluesky_denoise.summation import (
 __all__ = ["ROI", "ROIValues", "Weighing", "measure_roi", "values", "weigh"]
 
 SHAPE_ERRORS = ("row_error", "col_error", "width_row_error", "width_col_error")
-
-
-class SupportsDenoise(Protocol):
-    """What is asked of a denoiser here."""
-
-    def denoise(
-        self, counts: np.ndarray, exposure_s: Any, mask: np.ndarray | None = None
-    ) -> Any: ...
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from .derived import is_derived
 from .derived_stream import DerivedEvent
 from .errors import ModelNotFound, SettingsError
-from .frames import Denoised
+from .frames import SupportsDenoise
 from .run import DenoisedRun
 from .settings import DenoiseSettings
 from .subscribers import Subscribers
@@ -24,18 +24,13 @@ logger = logging.getLogger(__name__)
 _PROBE = np.ones((1, 16, 16), np.uint16)
 
 
-class DenoiserLike(Protocol):
+class DenoiserLike(SupportsDenoise, Protocol):
     """What the router needs of a denoiser; `Denoiser` is one."""
 
     name: str
     device: str
     weights_sha256: str
     card: Mapping[str, Any]
-
-    def denoise(
-        self, counts: np.ndarray, exposure_s: float | np.ndarray, mask: np.ndarray | None = None
-    ) -> Denoised:
-        """Estimate the count rate behind frames (B, H, W), and its error if it can."""
 
 
 class DenoiseRouter:

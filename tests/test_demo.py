@@ -15,6 +15,12 @@ from bluesky_denoise.backup import BackupFile
 from bluesky_denoise.cli import app
 
 ROOT = Path(__file__).parents[1]
+TOLD = {
+    "01": r"denoised \(5, 195, 487\) float32 counts / s",
+    "02": r"counts kept: 1\.00000",
+    "03": r"denoised_2 default \w{8} success 3\ndenoised default \w{8} success 3",
+}
+"""What each example prints, by its number."""
 EXAMPLES = sorted((ROOT / "examples").glob("0[123]*.py"))  # test_plans_docs has the others
 
 
@@ -78,7 +84,7 @@ def test_examples_run(example, tmp_path):
         timeout=170,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout
+    assert re.search(TOLD[example.stem[:2]], done.stdout), done.stdout
 
 
 def test_serve_refuses_what_is_no_server_directory(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from live_path import SHAPE, Camera, by_stream, poisson, rates, settings, values
 from ophyd.sim import SynAxis, SynSignal
 
+from bluesky_denoise import __version__
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
@@ -50,7 +51,7 @@ def test_the_start_carries_the_metadata_of_the_scan_and_where_the_results_are_fr
         assert start[key] == original[key]
     assert start["hints"] == {"dimensions": [[["motor"], "denoised"]]}
     assert start["denoise"] == {
-        "version": "0.1.0",
+        "version": __version__,
         "model": "unit",
         "weights_sha256": "0" * 64,
         "device": "cpu",
@@ -98,7 +99,7 @@ def test_the_descriptor_says_what_the_frames_and_numbers_are(RE, raw, derive, de
         "denoiser_model": "unit",
         "denoiser_weights_sha256": "0" * 64,
         "denoiser_device": "cpu",
-        "denoiser_version": "0.1.0",
+        "denoiser_version": __version__,
     }
 
 

@@ -12,6 +12,7 @@ from live_path import SHAPE, Camera, poisson, wait_for
 from ophyd.sim import SynAxis
 from tiled_fixtures import FRAMES, IN_FILES, INLINE, check_documents, in_tiled
 
+from bluesky_denoise import __version__
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.testing import validate_documents
@@ -157,7 +158,7 @@ def test_the_metadata_of_the_stream_tell_what_made_it_and_how_it_ended(
     assert told.pop("time") == start["time"]
     assert told.pop("settings") == start["denoise"]["settings"]
     assert told == {
-        "version": "0.1.0",
+        "version": __version__,
         "model": "unit",
         "weights_sha256": "0" * 64,
         "device": "cpu",

@@ -347,11 +347,10 @@ def test_settings_out_of_range_are_refused(tmp_path, change):
         fit(tmp_path / "a.safetensors", settings=replace(QUICK, **change))
 
 
-def test_twenty_steps_learn_something(tmp_path):
-    losses = []
+def test_a_few_steps_learn_something(tmp_path):
     settings = FitSettings(steps=25, pixels=4 * 64**2, sides_px=(64,), learning_rate=3e-3)
     output = tmp_path / "a.safetensors"
-    fit(output, settings=settings, threads=1, report=lambda now: losses.append(now.loss))
+    fit(output, settings=settings, threads=1)
     model, _ = load_checkpoint(output)
     rng = np.random.default_rng(5)
     truth = np.full((128, 128), 2.0, np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.evaluation.frame_sets import Track
-from bluesky_denoise.evaluation.methods import SupportsDenoise
+from bluesky_denoise.frames import SupportsDenoise
 
 __all__ = ["CASES", "AwkwardScore", "awkward_scores"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bluesky_denoise.evaluation.frame_sets import FrameSet, Track, middle, rng_of, spread
-from bluesky_denoise.evaluation.methods import SupportsDenoise
 from bluesky_denoise.evaluation.neighbours import pairs
+from bluesky_denoise.frames import SupportsDenoise
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import diffraction_scene
 from bluesky_denoise.thinning import thin

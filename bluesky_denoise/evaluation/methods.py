@@ -1,27 +1,24 @@
 """What is compared: the raw frame, classical denoisers, and networks, all called alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d, anscombe_nlm, best_gaussian
+from bluesky_denoise.frames import SupportsDenoise
 
-__all__ = ["Judge", "Method", "SupportsDenoise", "baselines", "network"]
+__all__ = ["Judge", "Method", "NamedDenoiser", "baselines", "network"]
 
 Judge = Callable[[np.ndarray], float]
 """Expected counts (H, W) -> how bad they are; looks at what the estimate has not seen."""
 
 
-class SupportsDenoise(Protocol):
-    """What is asked of a denoiser here."""
+class NamedDenoiser(SupportsDenoise, Protocol):
+    """A denoiser that tables have a name for."""
 
     name: str
-
-    def denoise(self, counts: np.ndarray, exposure_s: Any, mask: np.ndarray | None = None) -> Any:
-        """Return an object with ``rate``, shape of ``counts``, counts / s, NaN where masked."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,10 @@ def baselines(bm3d: bool = True) -> list[Method]:
     return methods
 
 
-def network(denoiser: SupportsDenoise, name: str | None = None, slow: bool = False) -> Method:
+def network(denoiser: NamedDenoiser, slow: bool = False) -> Method:
     """Wrap a denoiser; the exposure is taken as 1 s, so that rates are counts."""
 
     def estimate(counts: np.ndarray, mask: np.ndarray, judge: Judge) -> np.ndarray:
         return np.nan_to_num(denoiser.denoise(counts, 1.0, mask).rate).astype(np.float64)
 
-    return Method(name or denoiser.name, estimate, slow)
-
-
-def names(methods: Sequence[Method]) -> list[str]:
-    """Return the methods' names in order."""
-    return [method.name for method in methods]
+    return Method(denoiser.name, estimate, slow)

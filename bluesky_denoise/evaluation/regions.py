@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bluesky_denoise.evaluation.frame_sets import Track
-from bluesky_denoise.evaluation.methods import SupportsDenoise
+from bluesky_denoise.frames import SupportsDenoise
 from bluesky_denoise.region import cut
 from bluesky_denoise.roi import ROI, ROIValues, values, weigh
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak

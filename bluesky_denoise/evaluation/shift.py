@@ -7,7 +7,7 @@ import numpy as np
 from bluesky_denoise.audit import audit_rate
 from bluesky_denoise.evaluation.baselines import gaussian
 from bluesky_denoise.evaluation.frame_sets import FrameSet, Track, middle, rng_of, spread
-from bluesky_denoise.evaluation.methods import SupportsDenoise
+from bluesky_denoise.evaluation.methods import NamedDenoiser
 from bluesky_denoise.evaluation.metrics import unexplained_deviance
 from bluesky_denoise.thinning import thin
 
@@ -44,7 +44,7 @@ class ShiftScore:
 
 def shift_scores(
     frames: FrameSet,
-    denoiser: SupportsDenoise,
+    denoiser: NamedDenoiser,
     track: Track,
     *,
     most_frames: int = 4,

@@ -25,7 +25,7 @@ MEANS = (0.5 * MEAN, 1.5 * MEAN)
 
 
 def paper_settings(
-    sources: Sequence[PairSource], model: str = MODELS[0], epochs: int = EPOCHS, seed: int = 0
+    sources: Sequence[PairSource], model: str = MODELS[0], epochs: int = EPOCHS
 ) -> FitSettings:
     """Return the settings of the paper for training pairs, 100 epochs in batches of 8.
 
@@ -34,7 +34,6 @@ def paper_settings(
     sources : what is trained on, without the frames that are held out
     model : ``"irunet_paper"`` or ``"vdsr_paper"``
     epochs : how often each pair is seen
-    seed : of the weights, the order, flips and scales
     """
     pairs = sum(len(source) for source in sources if isinstance(source, RecordedPairs))
     return FitSettings(
@@ -43,7 +42,6 @@ def paper_settings(
         learning_rate=RATE,
         average=0.0,
         recipe="paper",
-        seed=seed,
     )
 
 
