@@ -1,15 +1,54 @@
 """An archived run as documents again, with its frames read from Tiled."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from bluesky_tiled_plugins.exporters import build_descriptor_docs
 
+from .errors import DenoiseError
+from .exposure import find_exposure
+from .frame_keys import is_frame_key
 from .tiled_streams import METADATA_KEY
 
-__all__ = ["archived_documents", "archived_events", "descriptors_of"]
+__all__ = ["EventArray", "archived_documents", "archived_events", "descriptors_of", "raw_rows"]
 
 _ROWS_AT_ONCE = 16
+
+
+class EventArray:
+    """An array of a raw stream in Tiled, one row for each event.
+
+    Events of n frames are (N, n, H, W) in Tiled as they are written. Once the run is validated
+    they are as they lie in the file, mostly (N n, H, W), which the old way to join them
+    (``concat``) gives from the start.
+
+    Parameters
+    ----------
+    node :
+        Tiled client of the stream.
+    key :
+        Data key of the array.
+    """
+
+    def __init__(self, node: Any, key: str) -> None:
+        self._array = array = node[key]
+        shape = node.metadata["data_keys"].get(key, {}).get("shape") or ()
+        # Files of areaDetector say by themselves how many frames a point has.
+        declared = shape[0] if len(shape) == 3 else 1
+        frames = array.metadata.get("frame_per_point") or declared or 1
+        self._per_event = int(frames) if len(array.shape) == 3 else 1
+
+    def __len__(self) -> int:
+        return self._array.shape[0] // self._per_event
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return the rows of successive events: (N, H, W), or (N, n, H, W)."""
+        first, last, _ = rows.indices(len(self))
+        n = self._per_event
+        read = np.asarray(self._array[first * n : last * n])
+        return read.reshape(-1, n, *read.shape[1:]) if n > 1 else read
 
 
 def archived_documents(
@@ -92,14 +131,21 @@ def archived_events(
         From and up to these ``seq_num``; None: to the end.
     without_frames :
         The numbers of events whose frames are not read, and left out.
+
+    Raises
+    ------
+    DenoiseError
+        If the exposure was changed during a scan without events: which frames are of which?
     """
     node = run[stream].base
     descriptors = descriptors_of(run, stream)
     table = node["internal"].read() if "internal" in node else None
-    arrays = {key: node[key] for key in node if key != "internal"}
-    lengths = [array.shape[0] for array in arrays.values()]
+    arrays = {key: EventArray(node, key) for key in node if key != "internal"}
+    lengths = [len(array) for array in arrays.values()]
     if table is not None:
         lengths.append(len(table))
+    else:
+        _check_exposures(run, stream, descriptors)
     length = min(lengths, default=0)
     # A point that was taken again after a pause has its number again: rows are not numbers.
     seq_nums = range(1, length + 1) if table is None else table["seq_num"].tolist()[:length]
@@ -143,3 +189,95 @@ def _event(
         "timestamps": {key: float(row.get(f"ts_{key}", time)) for key in data},
         "filled": {},
     }
+
+
+def _check_exposures(run: Any, stream: str, descriptors: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a stream without times whose frames have several exposures."""
+    for key, spec in descriptors[0]["data_keys"].items():
+        if not is_frame_key(spec):
+            continue
+        found = list(dict.fromkeys(_exposure_s(descriptor, key) for descriptor in descriptors))
+        if len(found) > 1:
+            told = ", ".join("unknown" if value is None else f"{value:g} s" for value in found)
+            raise DenoiseError(
+                f"Run {run.metadata['start']['uid']}, stream {stream}: the exposure of {key} was "
+                f"changed during the scan ({told}), and Tiled does not tell which frames had "
+                "which, as the stream has no events. Denoise such a scan live, or from its "
+                "documents; or take a run or a stream for each exposure."
+            )
+
+
+def _exposure_s(descriptor: Mapping[str, Any], key: str) -> float | None:
+    try:
+        return find_exposure(descriptor, key).value_s
+    except DenoiseError:
+        return None
+
+
+def raw_rows(
+    run: Any, stream: str, seq_nums: np.ndarray, number: int, *, from_archive: bool = False
+) -> np.ndarray:
+    """Return the rows of the raw frames that denoised ones are of.
+
+    A point that is taken again after a pause has its number again, in both streams: the second
+    row of a number is of the second.
+
+    Parameters
+    ----------
+    run :
+        The raw run.
+    stream :
+        Its raw stream.
+    seq_nums :
+        (N,) int, ``raw_seq_num`` of the denoised stream.
+    number :
+        How many rows of raw frames there are.
+    from_archive :
+        The numbers are those of `archived_events`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N,) int, from 0.
+
+    Raises
+    ------
+    DenoiseError
+        If that cannot be told, or there are not so many rows.
+    """
+    uid, node = run.metadata["start"]["uid"], run[stream].base
+    points = ((run.metadata.get("stop") or {}).get("num_events") or {}).get(stream)
+    if "internal" in node:
+        found = _rows_by_number(node["internal"].read(["seq_num"])["seq_num"], seq_nums)
+    elif from_archive or points == number:  # rows were numbered; or no point was taken again
+        found = seq_nums - 1
+    elif len(seq_nums) == number:
+        found = np.arange(number)
+    else:
+        raise DenoiseError(
+            f"Run {uid}, stream {stream}, has {number} raw frames of "
+            f"{'an unknown number of' if points is None else points} points, and "
+            f"{len(seq_nums)} denoised ones; Tiled does not tell which belong together, as the "
+            "raw stream has no events. Denoise all of the run again, from Tiled: `bluesky-denoise "
+            "reprocess --again`."
+        )
+    if len(found) and found.max() >= number:
+        raise DenoiseError(
+            f"Run {uid}, stream {stream}, has {number} raw frames, and frame {found.max() + 1} is "
+            "denoised. If the run is still being written, wait for its end."
+        )
+    return found
+
+
+def _rows_by_number(raw: Iterable[int], seq_nums: np.ndarray) -> np.ndarray:
+    """Return the rows of raw numbers; each time that a number comes, the next row of it."""
+    rows = defaultdict(list)
+    for row, seq_num in enumerate(raw):
+        rows[int(seq_num)].append(row)
+    times: Counter[int] = Counter()
+    found = []
+    for seq_num in seq_nums:
+        of_it = rows.get(int(seq_num), [int(seq_num) - 1])
+        found.append(of_it[min(times[seq_num], len(of_it) - 1)])
+        times[seq_num] += 1
+    return np.array(found)

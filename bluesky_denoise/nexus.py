@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .catalog import DenoisedStream
+from .archive import EventArray, raw_rows
+from .catalog import FROM_ARCHIVE, DenoisedStream
 from .errors import SettingsError
 from .frame_keys import raw_key
 
@@ -59,6 +59,8 @@ def export_nexus(
     ------
     SettingsError
         If the file exists, or the stream has no events.
+    DenoiseError
+        If Tiled does not tell which raw frames the denoised ones are of.
 
     References
     ----------
@@ -204,8 +206,12 @@ def _frames(
     if of_raw in raw:
         counts = _group(entry, key, "NXdata", signal="counts")
         dtype = np.dtype(raw[of_raw].dtype)
-        raw_rows = _raw_rows(raw, columns["raw_seq_num"].astype(int))
-        arrays.append((raw[of_raw], _dataset(counts, "counts", shape, dtype, "counts"), raw_rows))
+        events = EventArray(raw, of_raw)
+        order = raw_rows(
+            *(run, denoised.raw_stream, columns["raw_seq_num"].astype(int), len(events)),
+            from_archive=bool(denoised.provenance.get(FROM_ARCHIVE)),
+        )
+        arrays.append((events, _dataset(counts, "counts", shape, dtype, "counts"), order))
         _describe(counts, axes, len(shape), f"{key}, raw")
     masked = np.ones(shape[-2:], bool)
     for first in range(0, rows, _ROWS_AT_ONCE):
@@ -222,26 +228,6 @@ def _frames(
     mask.attrs["description"] = "1: never denoised, which is a masked pixel"
     if f"{key}_exposure_s" in columns:
         _field(detector, "count_time", columns[f"{key}_exposure_s"], "s")
-
-
-def _raw_rows(raw: Any, seq_nums: np.ndarray) -> np.ndarray:
-    """Return the raw rows that denoised ones are of.
-
-    A point that is taken again after a pause has its number again, in both streams: the second
-    row of a number is of the second.
-    """
-    if "internal" not in raw:
-        return seq_nums - 1
-    rows: dict[int, list[int]] = {}
-    for row, seq_num in enumerate(raw["internal"].read(["seq_num"])["seq_num"]):
-        rows.setdefault(int(seq_num), []).append(row)
-    times: Counter[int] = Counter()
-    found = []
-    for seq_num in seq_nums:
-        of_it = rows.get(int(seq_num), [int(seq_num) - 1])
-        found.append(of_it[min(times[seq_num], len(of_it) - 1)])
-        times[seq_num] += 1
-    return np.array(found)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

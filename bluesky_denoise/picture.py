@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .archive import EventArray, raw_rows
+from .catalog import FROM_ARCHIVE
 from .frame_keys import raw_key
 
 __all__ = ["draw_event"]
@@ -23,6 +25,11 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         Number of the event, from 1.
     path :
         The PNG to write.
+
+    Raises
+    ------
+    DenoiseError
+        If Tiled does not tell which raw frames the denoised ones are of.
     """
     import matplotlib
 
@@ -30,12 +37,13 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
-    raw = run[denoised.raw_stream]
+    raw = run[denoised.raw_stream].base
     specs = denoised.stream.base.metadata["data_keys"]
     raw_keys = {key: raw_key(key, spec) for key, spec in specs.items()}
     keys = [
         key for key in denoised.stream if denoised.stream[key].ndim >= 3 and raw_keys[key] in raw
     ]
+    seq_nums = np.asarray(denoised.stream["raw_seq_num"].read(), int)
     columns = 4 if any(f"{key}_sigma" in denoised.stream for key in keys) else 3
     # As high as the frames are at this width, with room for a title.
     heights = [4.0 * np.divide(*denoised.stream[key].shape[-2:]) + 0.6 for key in keys]
@@ -50,7 +58,13 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         exposure_s = float(denoised.stream[f"{key}_exposure_s"].read()[event - 1])
         rate = np.asarray(denoised.stream[key][event - 1], float)
         rate = rate.reshape(-1, *rate.shape[-2:])[0]
-        counts = np.asarray(raw[raw_keys[key]][event - 1], float)
+        events = EventArray(raw, raw_keys[key])
+        order = raw_rows(
+            *(run, denoised.raw_stream, seq_nums, len(events)),
+            from_archive=bool(denoised.provenance.get(FROM_ARCHIVE)),
+        )
+        at = order[event - 1]
+        counts = np.asarray(events[at : at + 1], float)
         counts = counts.reshape(-1, *counts.shape[-2:])[0]
         valid = np.isfinite(rate)
         top = max(float(np.nanpercentile(rate, 99.9)), 1e-6) if valid.any() else 1.0

@@ -1,15 +1,17 @@
 """Runs denoised again from the archive; what is denoised already can be taken over."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import httpx
 import numpy as np
 
-from .archive import archived_documents
+from .archive import EventArray, archived_documents, raw_rows
 from .catalog import (
     FROM_ARCHIVE,
+    DenoisedStream,
     as_tiled_run,
     denoised_streams,
     ended_well,
@@ -24,6 +26,8 @@ from .tiled_sink import TiledSink
 from .tiled_streams import METADATA_KEY, read_a_pixel
 
 __all__ = ["StoredResults", "has_result", "mark_interrupted", "reprocess"]
+
+logger = logging.getLogger(__name__)
 
 # Settings that say how and where a result is made, and do not change it.
 _CIRCUMSTANCES = {
@@ -64,14 +68,20 @@ class StoredResults:
     ) -> None:
         self._rows: dict[tuple[str, int], tuple[Any, Mapping[str, Any], int]] = {}
         self._chunks: dict[str, tuple[int, np.ndarray]] = {}  # by address of the array
-        for found in denoised_streams(as_tiled_run(run), container):
+        raw = as_tiled_run(run)
+        for found in denoised_streams(raw, container):
             same = _what_matters(found.provenance) == _what_matters(provenance)
-            node = found.stream.base
-            if same and found.raw_stream in streams and "internal" in node:
-                self._add(found.raw_stream, node)
+            if same and found.raw_stream in streams and "internal" in found.stream.base:
+                self._add(raw, found)
 
-    def _add(self, stream: str, node: Any) -> None:
+    def _add(self, raw: Any, found: DenoisedStream) -> None:
+        stream, node = found.raw_stream, found.stream.base
         table = node["internal"].read()
+        try:
+            table["raw_seq_num"] = _archived_seq_nums(raw, found, table["raw_seq_num"].to_numpy())
+        except DenoiseError as error:
+            logger.warning("%s is not taken over: %s", found.name, error)
+            return
         arrays = {key: node[key] for key in node if key != "internal"}
         length = min([len(table), *(array.shape[0] for array in arrays.values())])
         good = has_frames(table)
@@ -129,6 +139,23 @@ class StoredResults:
             self._chunks[array.uri] = first, chunk
         frame = chunk[index - first]
         return frame.reshape(-1, *frame.shape[-2:])
+
+
+def _archived_seq_nums(raw: Any, found: DenoisedStream, seq_nums: np.ndarray) -> np.ndarray:
+    """Return the numbers that raw events have when they come from the archive.
+
+    Raises
+    ------
+    DenoiseError
+        If it cannot be told which they are.
+    """
+    node = raw[found.raw_stream].base
+    if "internal" in node:
+        return seq_nums
+    number = min((len(EventArray(node, key)) for key in node), default=0)
+    from_archive = bool(found.provenance.get(FROM_ARCHIVE))
+    rows = raw_rows(raw, found.raw_stream, seq_nums, number, from_archive=from_archive)
+    return rows + 1  # numbered anew, for there are no events
 
 
 def has_result(

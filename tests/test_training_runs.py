@@ -114,6 +114,23 @@ def test_repeats_of_different_exposures_are_refused(archived, detector):
         read_run(run, repeats=True)
 
 
+def test_frames_have_the_exposure_that_was_configured_at_their_time(archived):
+    frames = ReplayFrames(np.random.default_rng(0).poisson(5.0, (4, *SHAPE)), 1.0)
+    detector = ReplayDetector(name="det", frames=frames)
+
+    @bpp.stage_decorator([detector])
+    @bpp.run_decorator()
+    def plan():
+        for seconds in (1.0, 0.5):
+            yield from bps.configure(detector, {"cam.acquire_time": seconds})
+            yield from bps.repeat(lambda: bps.trigger_and_read([detector]), 2)
+
+    run = archived(plan())
+    assert read_run(run).about["exposure_s"] == [0.5, 1.0]
+    with pytest.raises(DenoiseError, match=r"has exposures of 0\.5 to 1 s; repeats are equal"):
+        read_run(run, repeats=True)
+
+
 def test_held_out_runs_are_not_the_half_of_a_pair_that_is_trained_on(archived):
     frames = ReplayFrames(np.random.default_rng(0).poisson(5.0, (6, *SHAPE)), 0.4)
     detector = ReplayDetector(name="det", frames=frames)

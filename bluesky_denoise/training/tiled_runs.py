@@ -11,7 +11,7 @@ from tiled.client import from_uri
 
 from bluesky_denoise.archive import archived_events, descriptors_of
 from bluesky_denoise.errors import DenoiseError, FrameShapeError, TiledUnavailable
-from bluesky_denoise.exposure import find_exposure
+from bluesky_denoise.exposure import Exposure, find_exposure
 from bluesky_denoise.frame_files import usable_mask
 from bluesky_denoise.frame_keys import is_frame_key
 from bluesky_denoise.sources import as_stack
@@ -193,8 +193,8 @@ def _check_positions(name: str, short: _Taken, long: _Taken) -> None:
 
 
 def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
-    descriptor = descriptors_of(run, stream)[0]
-    keys = descriptor["data_keys"]
+    descriptors = descriptors_of(run, stream)
+    keys = descriptors[0]["data_keys"]
     images = [key for key in keys if is_frame_key(keys[key])]
     if data_key is None and len(images) == 1:
         data_key = images[0]
@@ -203,14 +203,12 @@ def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
             f"Stream {stream} of run {_name(run)} has frames under {', '.join(images) or 'no key'}"
             f"{'' if data_key is None else f', not under {data_key}'}; name one as data key."
         )
-    try:
-        exposure = find_exposure(descriptor, data_key)
-    except DenoiseError:
-        exposure = None
+    # There is one more descriptor for each time that the detector was configured.
+    found = {descriptor["uid"]: _exposure(descriptor, data_key) for descriptor in descriptors}
     motors = [motor for motor in run.metadata["start"].get("motors", ()) if motor in keys]
     frames, exposures, positions = [], [], []
     for event in archived_events(run, stream):
-        data = event["data"]
+        data, exposure = event["data"], found[event["descriptor"]]
         frames.append(as_stack(data[data_key], data_key))
         exposures.append(exposure.of_event(data) if exposure else np.nan)
         positions.append([float(data[motor]) for motor in motors])
@@ -222,6 +220,13 @@ def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
     moved = np.array(positions, dtype=float).reshape(len(frames), -1)
     columns = {motor: moved[:, i] for i, motor in enumerate(motors)}
     return _Taken(np.stack(frames), np.array(exposures, dtype=float), columns, data_key)
+
+
+def _exposure(descriptor: dict[str, Any], data_key: str) -> Exposure | None:
+    try:
+        return find_exposure(descriptor, data_key)
+    except DenoiseError:
+        return None
 
 
 def _told(taken: _Taken, key: str) -> dict[str, Any]:
