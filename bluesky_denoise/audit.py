@@ -1,13 +1,13 @@
 """The audit: whether a denoised frame fits photons that it has not seen."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
 from bluesky_denoise.frame_checks import as_counts, valid_pixels
-from bluesky_denoise.photon_checks import looks_poisson
+from bluesky_denoise.frames import SupportsDenoise
+from bluesky_denoise.photon_checks import no_counts, scatters_otherwise
 from bluesky_denoise.pixel_checks import dead_areas, hot_pixels
 from bluesky_denoise.residuals import (
     deviance_ratio,
@@ -17,6 +17,7 @@ from bluesky_denoise.residuals import (
     step_px,
     surprise_by_side,
     tile_map,
+    untold_error,
 )
 from bluesky_denoise.thinning import thin
 
@@ -28,6 +29,8 @@ LEAST_DEVIANCE = 0.75
 MOST_CORRELATION = 0.15
 ALONE = 0.05
 """Correlation below which neighbouring pixels are called independent."""
+MOST_UNTOLD = 4.0
+"""Squared error of the estimate over the one that it states: error bars too small by two times."""
 BEYOND = 2.0
 """Times that counts must be outside of the range of training: it ends where one frame happened
 to."""
@@ -35,14 +38,6 @@ LEAST_PHOTONS = 10
 """Fewer tell too little of the mean to call it out of range."""
 SURE_Z = 5.0
 """Global numbers must be off by their limit, and by this many standard deviations."""
-
-
-class SupportsDenoise(Protocol):
-    """What is asked of a denoiser here."""
-
-    def denoise(
-        self, counts: np.ndarray, exposure_s: Any, mask: np.ndarray | None = None
-    ) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,13 +117,15 @@ def audit_frame(
         raise FrameValueError(f"The exposure is {exposure_s!r}; expected seconds, > 0.")
     valid = _valid(counts, mask)
     known = np.where(valid, counts, 0)
-    no_photons = looks_poisson(known, ~valid)
-    if no_photons:
-        return _unheard(no_photons, counts.shape, tile_px)
+    if reason := no_counts(known, ~valid):
+        return _unheard(reason, counts.shape, tile_px)
     photons = known.astype(np.int64)
     if trained_range is None:
         trained_range = getattr(denoiser, "trained_range", None)
-    reasons = _raw_reasons(photons, valid, exposure_s, trained_range, rate_range)
+    # Counts that scatter unlike photons can be split all the same, which tells more of them.
+    scatter = scatters_otherwise(photons, ~valid)
+    reasons = [scatter] if scatter else []
+    reasons += _raw_reasons(photons, valid, exposure_s, trained_range, rate_range)
     if not photons.any():
         return _unheard("; ".join(reasons), counts.shape, tile_px)
     seen, held_out = thin(photons, 0.5, np.random.default_rng(0) if rng is None else rng)
@@ -215,6 +212,13 @@ def audit_rate(
         reasons.append(f"held-out counts fit too well (deviance {ratio:.2f}, expected 1)")
     if abs(correlation_z) > SURE_Z and abs(correlation) > MOST_CORRELATION + noise:
         reasons.append(f"residuals of neighbouring pixels correlate ({correlation:+.2f})")
+    if stated is not None:
+        untold, untold_z = untold_error(counts, model, stated)
+        if untold_z > SURE_Z and untold > MOST_UNTOLD:
+            reasons.append(
+                f"error bars too small, by {np.sqrt(untold):.1f} times: detail was lost, all over "
+                "the frame"
+            )
     tiles = tile_map(surprise, valid, tile_px)
     return Audit(not reasons, "; ".join(reasons), ratio, correlation, tiles, limit, bad)
 

@@ -1,10 +1,21 @@
 """Checks of a raw frame alone: photons or not."""
 
+from math import comb
+
 import numpy as np
 
 from bluesky_denoise.poisson import box_sum
 
-__all__ = ["fano_factor", "favoured_count", "looks_poisson", "neighbour_correlation", "unmasked"]
+__all__ = [
+    "chessboard_noise",
+    "fano_factor",
+    "favoured_count",
+    "looks_poisson",
+    "neighbour_correlation",
+    "no_counts",
+    "scatters_otherwise",
+    "unmasked",
+]
 
 BLOCK_PX = 16
 LEAST_SQUARES = 190
@@ -15,8 +26,16 @@ LEAST_COUNTS = 400
 """Photons that a Fano factor needs: they tell it to 10 % or so."""
 POISSON_FANO = (0.6, 1.85)
 """Fano factors that pass for photons: charge sharing lowers it, sharp rings raise it."""
+LEAST_BLOCKS = 100
+"""Blocks that the noise of neighbours is told from."""
 LEAST_CORRELATION = -0.08
-"""Correlation of neighbours that passes for photons; screens that spread light have less."""
+"""Correlation of neighbours that passes for photons; screens that spread light have less, and so
+has fine structure."""
+CHESSBOARD_ORDER = 6
+"""Differences along each axis that leave little but a chessboard of an image."""
+LEAST_CHESSBOARD = 0.95
+"""Noise in that pattern, over that of photons, from which on what looks like shared noise is
+taken for fine structure: light that spreads has less, photons of any scene 1 or more."""
 MOST_COUNTS = 500
 """Counts whose frequencies are looked at: electronics correct the rate of brighter pixels."""
 FAVOURED = 0.25
@@ -24,6 +43,11 @@ FAVOURED = 0.25
 paired photons make 0.06."""
 SURE_Z = 6.0
 """Standard deviations of that excess."""
+SHOWING = 200
+"""Pixels that hold a number, from which a gap beside it begins to show."""
+MOST_FAVOURED = 0.2
+"""Share of the numbers that may break the law: a gap is between two, so that one number in ten is
+lost, and the noise wrong by 10 %."""
 
 
 def fano_factor(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -123,11 +147,58 @@ def neighbour_correlation(counts: np.ndarray, mask: np.ndarray | None = None) ->
     parts = total[:, :-2], twist[:, :-2] ** 2, twist[:, :-2] * twist[:, 2:]
     level, own, lagged = (_blocks(part).ravel() for part in parts)
     clear = np.flatnonzero(level > 4 * 60)  # each count is in four differences
-    if len(clear) < 100:
+    if len(clear) < LEAST_BLOCKS:
         return float("nan")
     dimmer = clear[level[clear] <= np.median(level[clear])]
     variance = float(np.median(own[dimmer] / level[dimmer]))
     return float(np.median(lagged[dimmer] / level[dimmer])) / variance if variance else float("nan")
+
+
+def chessboard_noise(counts: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
+    """Compare the noise in the finest pattern there is, a chessboard, with that of photons.
+
+    Differences of sixth order along both axes see it, and hardly anything coarser than two pixels.
+    Photons make their square, on average, the counts times the squares of the weights, or more:
+    structure can only add to it, whatever the scene. Light that spreads over neighbours, as in a
+    screen, washes the pattern out.
+
+    Parameters
+    ----------
+    counts : (H, W) counts
+    mask : (H, W) bool, True where a pixel is invalid
+
+    Returns
+    -------
+    tuple of float
+        1 or more for photons, over the dimmer half of the blocks, and its standard error; NaN with
+        fewer than 100 blocks of 16 x 16 pixels that have 60 counts each.
+    """
+    values, valid = unmasked(np.asarray(counts, np.float64), mask)
+    side = CHESSBOARD_ORDER + 1
+    if min(values.shape) < side:
+        return float("nan"), float("nan")
+    weights = np.array([comb(CHESSBOARD_ORDER, k) for k in range(side)], np.float64)
+    pattern, photons = values, values
+    for _ in range(2):  # along one axis, then, transposed, along the other
+        pattern = _along_rows(pattern, weights * (-1) ** np.arange(side)).T
+        photons = _along_rows(photons, weights**2).T
+    known = box_sum(valid, side) == side**2
+    found, level = _blocks(pattern**2 * known).ravel(), _blocks(photons * known).ravel()
+    clear = np.flatnonzero(level > 60 * (weights**2).sum() ** 2)
+    if len(clear) < LEAST_BLOCKS:
+        return float("nan"), float("nan")
+    dimmer = clear[level[clear] <= np.median(level[clear])]
+    # Sums, not the median over blocks: that is low where few bright pixels make the noise.
+    total = float(level[dimmer].sum())
+    ratio = float(found[dimmer].sum()) / total
+    spread = np.sqrt(((found[dimmer] - ratio * level[dimmer]) ** 2).sum())
+    return ratio, float(spread) / total
+
+
+def _along_rows(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Correlate each row with weights, where they fit in: (H, W) -> (H, W - len + 1)."""
+    width = image.shape[1] - len(weights) + 1
+    return sum(weight * image[:, i : i + width] for i, weight in enumerate(weights))
 
 
 def favoured_count(counts: np.ndarray, mask: np.ndarray | None = None) -> int | None:
@@ -138,6 +209,10 @@ def favoured_count(counts: np.ndarray, mask: np.ndarray | None = None) -> int | 
     integer, rounded, leaves gaps in the counts, or has two numbers of photons share one: it
     breaks this law even if variance and mean agree. Noise of half a count beside it hides that.
 
+    Detectors that correct their count rate for dead time, and round, leave a gap here and there:
+    the first one at sqrt(T / 2 tau) counts, for an exposure T and a dead time tau, then more. As
+    long as they lose fewer than one number in ten, the noise is that of photons within 10 %.
+
     Parameters
     ----------
     counts : (H, W) integer counts, >= 0
@@ -146,7 +221,8 @@ def favoured_count(counts: np.ndarray, mask: np.ndarray | None = None) -> int | 
     Returns
     -------
     int or None
-        None where all agrees with photons, or too few pixels have counts.
+        None where all agrees with photons, too few pixels have counts, or few numbers are favoured:
+        gains of 0.9 to 1.1 mostly pass, those of 0.8 and 1.2 do not.
     """
     counts = np.asarray(counts)
     values = counts if mask is None else counts[np.asarray(mask) == 0]
@@ -156,8 +232,10 @@ def favoured_count(counts: np.ndarray, mask: np.ndarray | None = None) -> int | 
     allowed = np.log1p(1 / np.arange(1, len(here) + 1)) + np.log(below) + np.log(above)
     excess = 2 * np.log(some) - allowed
     z = excess / np.sqrt(4 / some + 1 / below + 1 / above)
-    found = np.flatnonzero((excess > FAVOURED) & (z > SURE_Z))
-    return int(found[z[found].argmax()]) + 1 if len(found) else None
+    breaks = (excess > FAVOURED) & (z > SURE_Z)
+    if breaks.sum() <= MOST_FAVOURED * (breaks | (here > SHOWING)).sum():
+        return None
+    return int(np.where(breaks, z, -np.inf).argmax()) + 1
 
 
 def looks_poisson(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
@@ -171,10 +249,24 @@ def looks_poisson(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
     Returns
     -------
     str
-        Counts are no integers, negative, multiples of a gain, of some numbers more often than
-        photons (`favoured_count`), scatter by much more or less than photons (`fano_factor`, its
-        limits hold here too), or not independently in neighbouring pixels
-        (`neighbour_correlation`).
+        What `no_counts` says, or else what `scatters_otherwise` does.
+    """
+    return no_counts(counts, mask) or scatters_otherwise(counts, mask)
+
+
+def no_counts(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
+    """Say why numbers cannot be counts of photons, whatever their scatter: '' if they can.
+
+    Parameters
+    ----------
+    counts : (H, W) raw counts
+    mask : (H, W) bool, True where a pixel is invalid
+
+    Returns
+    -------
+    str
+        Counts are no integers, negative, multiples of a gain, or of some numbers more often than
+        photons (`favoured_count`).
     """
     counts = np.asarray(counts)
     values = counts if mask is None else counts[np.asarray(mask) == 0]
@@ -196,12 +288,38 @@ def looks_poisson(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
             f"{near[0]} pixels hold {favoured} counts, but only {near[1]} hold {favoured - 1} and "
             f"{near[2]} hold {favoured + 1}: a gain, not photons"
         )
+    return ""
+
+
+def scatters_otherwise(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
+    """Say how counts scatter unlike photons: '' if they do not.
+
+    Parameters
+    ----------
+    counts : (H, W) raw counts
+    mask : (H, W) bool, True where a pixel is invalid
+
+    Returns
+    -------
+    str
+        Counts scatter by much more or less than photons (`fano_factor`, its limits hold here too),
+        or not independently in neighbouring pixels (`neighbour_correlation`, unless
+        `chessboard_noise` allows for photons of a scene that is as fine).
+    """
     fano = fano_factor(counts, mask)
     if np.isfinite(fano) and not POISSON_FANO[0] < fano < POISSON_FANO[1]:
-        return f"counts scatter unlike photons (variance / mean {fano:.3g}, expected 1)"
+        reason = f"counts scatter unlike photons (variance / mean {fano:.3g}, expected 1)"
+        if fano < 1:
+            return f"{reason}: a pedestal, a gain, or light that spreads over neighbours"
+        return (
+            f"{reason}: a gain, an uneven response (flat field), or structure of one or two "
+            "pixels, such as speckle or fringes"
+        )
     shared = neighbour_correlation(counts, mask)
     if np.isfinite(shared) and shared < LEAST_CORRELATION:
-        return f"neighbouring pixels share their noise (correlation {shared:.2f}, expected 0)"
+        chessboard, error = chessboard_noise(counts, mask)
+        if not chessboard + 3 * error > LEAST_CHESSBOARD:
+            return f"neighbouring pixels share their noise (correlation {shared:.2f}, expected 0)"
     return ""
 
 

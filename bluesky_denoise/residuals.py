@@ -1,4 +1,4 @@
-"""Residuals of held-out counts: squares that stand out, deviance, neighbour correlation."""
+"""Residuals of held-out counts: squares that stand out, deviance, what neighbours share."""
 
 import numpy as np
 
@@ -19,6 +19,7 @@ __all__ = [
     "step_px",
     "surprise_by_side",
     "tile_map",
+    "untold_error",
 ]
 
 SCALES_PX = (1, 3, 7, 15)
@@ -37,7 +38,9 @@ LEAST_NOISE = 0.1
 NOTHING = 2e-5
 """Counts expected in a pixel below which it has no say in the deviance of a frame."""
 FLOOR = 0.05
-"""Counts that damp the residuals of nearly dark pixels in the neighbour correlation."""
+"""Counts that damp the residuals of nearly dark pixels in what neighbours share."""
+BESIDE = ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]))
+"""Pixels of a frame, and those beside them: in the row above, and to the left."""
 
 
 def surprise_by_side(
@@ -194,7 +197,7 @@ def neighbour_correlation(counts: np.ndarray, model: np.ndarray) -> tuple[float,
     residual = (counts - model) / np.sqrt(damped)
     spread = np.sqrt(model / damped)
     found = total = squared = 0.0
-    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+    for one, other in BESIDE:
         found += float((residual[one] * residual[other]).sum())
         product = spread[one] * spread[other]
         total += float(product.sum())
@@ -202,6 +205,40 @@ def neighbour_correlation(counts: np.ndarray, model: np.ndarray) -> tuple[float,
     if not total > 0:
         return 0.0, 0.0
     return found / total, found / float(np.sqrt(squared))
+
+
+def untold_error(counts: np.ndarray, model: np.ndarray, stated: np.ndarray) -> tuple[float, float]:
+    """Compare the errors that pixels side by side share with those that a denoiser states.
+
+    Counting noise is independent from pixel to pixel: what the residuals of two neighbours share is
+    the error of the estimate, which is smooth. Detail that was lost shows, even where each pixel
+    has so few counts that its own residual tells nothing.
+
+    Parameters
+    ----------
+    counts, model : (H, W), 0 where masked
+    stated : (H, W) variance of the model that the denoiser states; 0 where masked
+
+    Returns
+    -------
+    tuple of float
+        Squared error over the one stated, 1 or less if that is right; how many standard deviations
+        the error is from 0. A misfit of 1 % is let pass, as elsewhere.
+    """
+    damped = 1 / np.sqrt(model + FLOOR)
+    error, told = (counts - model) * damped, (np.sqrt(stated) + FLAT_TOLERANCE * model) * damped
+    variance = (model + stated) * damped**2
+    found = known = squared = 0.0
+    for one, other in BESIDE:
+        product = error[one] * error[other]
+        found += float(product.sum())
+        known += float((told[one] * told[other]).sum())
+        # Two photons side by side in the dark, or one bright spot, scatter by more: no rule.
+        should = float((variance[one] * variance[other]).sum())
+        squared += max(should, float((product**2).sum()))
+    if not squared > 0:
+        return 0.0, 0.0
+    return found / max(known, 1e-12), found / float(np.sqrt(squared))
 
 
 def tile_map(surprise: dict[int, np.ndarray], valid: np.ndarray, tile_px: int) -> np.ndarray:

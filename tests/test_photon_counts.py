@@ -7,6 +7,7 @@ from skimage.filters import gaussian
 
 from bluesky_denoise.errors import FrameValueError
 from bluesky_denoise.photon_checks import (
+    chessboard_noise,
     fano_factor,
     favoured_count,
     looks_poisson,
@@ -22,6 +23,22 @@ TRAINING = sorted((Path(__file__).parents[1] / "training_data").glob("*.h5"))
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def fringes(level, period_px, visibility=0.95, shape=(256, 256)):
+    rows, cols = np.mgrid[: shape[0], : shape[1]]
+    phase = 2 * np.pi * (cols * np.cos(0.4) + rows * np.sin(0.4)) / period_px
+    return level * (1 + visibility * np.cos(phase))
+
+
+def speckle(level, size_px, rng, shape=(256, 256)):
+    field = [gaussian(rng.normal(size=shape), size_px / 2) for _ in range(2)]
+    intensity = field[0] ** 2 + field[1] ** 2
+    return level * intensity / intensity.mean()
+
+
+def rate_corrected(counts, exposure_s, dead_time_s=120e-9):
+    return np.rint(counts / (1 - counts * dead_time_s / exposure_s)).astype(np.int64)
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
@@ -48,12 +65,69 @@ def test_a_screen_is_told_by_the_noise_that_its_pixels_share(rng):
         check_photon_counts(counts)
 
 
+def test_fine_structure_is_no_noise_that_neighbours_share(rng):
+    scenes = [fringes(2, 3), fringes(20, 4), fringes(200, 5), fringes(100, 4, 0.2)]
+    scenes += [speckle(10, 2, rng), speckle(10, 3, rng), speckle(100, 3, rng)]
+    for scene in scenes:
+        counts = rng.poisson(scene)
+        # Their correlation is what a screen has, but the chessboard has its noise.
+        assert neighbour_correlation(counts) < -0.07
+        assert looks_poisson(counts) == ""
+
+
+def test_the_chessboard_has_the_noise_of_photons_in_any_scene(rng):
+    for scene in (np.full((256, 256), 0.5), fringes(20, 5), speckle(100, 3, rng)):
+        ratio, error = chessboard_noise(rng.poisson(scene))
+        assert 0.02 < error < 0.04
+        assert ratio == pytest.approx(1, abs=4 * error)
+    # What is as fine as the chessboard adds to it.
+    assert chessboard_noise(rng.poisson(speckle(100, 2, rng)))[0] > 1.5
+    spread = gaussian(rng.poisson(400.0, (256, 256)).astype(float), 0.6)
+    assert chessboard_noise(spread / fano_factor(spread))[0] < 0.6
+    assert np.isnan(chessboard_noise(rng.poisson(1e-3, (256, 256)))).all()
+    assert np.isnan(chessboard_noise(np.ones((5, 300)))).all()
+
+
+def test_a_reason_names_all_that_scatters_so(rng):
+    uneven = rng.poisson(3000 * rng.normal(1, 0.03, (256, 256)))
+    assert looks_poisson(uneven).endswith(
+        "expected 1): a gain, an uneven response (flat field), or structure of one or two pixels, "
+        "such as speckle or fringes"
+    )
+    pedestal = np.rint(1000 + rng.normal(0, 4.0, (64, 64))).astype(int)
+    assert "a pedestal" in looks_poisson(pedestal)
+
+
 @pytest.mark.parametrize("gain", [0.7, 0.8, 1.3, 1.7])
 @pytest.mark.parametrize("level", [0.3, 3.0, 60.0, 300.0])
 def test_a_gain_is_told_by_counts_that_hardly_come_up(rng, gain, level):
     counts = np.rint(gain * rng.poisson(level, (195, 244))).astype(np.uint16)
     with pytest.raises(FrameValueError, match=r"pixels hold \d+ counts, but only .* a gain"):
         check_photon_counts(counts)
+
+
+@pytest.mark.parametrize(
+    ("exposure_s", "level"), [(1e-3, 50), (1e-3, 120), (1e-3, 250), (3e-3, 250), (1e-2, 250)]
+)
+def test_photons_whose_rate_was_corrected_for_dead_time_pass(rng, exposure_s, level):
+    # As DECTRIS detectors do by default: rounded, by 0.3 to 3 % where it is brightest.
+    cols = np.arange(400) / 240
+    counts = rate_corrected(rng.poisson(level * np.exp(-(cols**2)), (400, 400)), exposure_s)
+    assert np.bincount(counts.ravel()).min() == 0
+    assert looks_poisson(counts) == ""
+
+
+def test_a_dead_time_that_makes_the_noise_wrong_by_more_than_a_tenth_is_refused(rng):
+    # Of 200 counts 8 % were lost: a count more adds 1.18 after the correction.
+    assert favoured_count(rate_corrected(rng.poisson(200.0, (256, 256)), 3e-4)) is not None
+
+
+@pytest.mark.parametrize("gain", [0.8, 1.2])
+@pytest.mark.parametrize("level", [5.0, 20.0, 100.0])
+def test_a_gain_that_makes_the_noise_wrong_by_a_fifth_is_refused(rng, gain, level):
+    cols = np.arange(-200, 200) / 200
+    photons = rng.poisson(level * np.exp(-(cols**2)), (400, 400))
+    assert favoured_count(np.rint(gain * photons).astype(int)) is not None
 
 
 def test_a_gain_is_told_under_a_little_readout_noise(rng):
