@@ -42,7 +42,7 @@ class BackupFile:
             If they cannot be written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"name": n, "doc": d}, default=_encode) for n, d in documents]
+        lines = [_dumps({"name": name, "doc": doc}) for name, doc in documents]
         text = "".join(self._redact(line) + "\n" for line in lines).encode()
         with self.path.open("ab", buffering=0) as file:
             before, written = file.tell(), 0
@@ -119,7 +119,24 @@ def read_backup(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield item["name"], item["doc"]
 
 
+def _dumps(item: dict[str, Any]) -> str:
+    try:
+        return json.dumps(item, default=_encode)
+    except TypeError:  # a key that JSON does not have
+        return json.dumps(_with_text_keys(item), default=_encode)
+
+
+def _with_text_keys(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(item) for key, item in value.items()}
+    return [_with_text_keys(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _encode(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return value.tolist()  # its bytes are addresses
     if isinstance(value, np.ndarray):
         data = base64.b64encode(np.ascontiguousarray(value)).decode()
         return {"__array__": data, "dtype": value.dtype.str, "shape": value.shape}

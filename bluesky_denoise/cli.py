@@ -3,10 +3,12 @@
 import contextlib
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import unquote, urlparse
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -16,6 +18,7 @@ from .cli_catalog import app as catalog_app
 from .cli_denoise import app as denoise_app
 from .cli_terminal import console, fail
 from .errors import DenoiseError
+from .frame_keys import is_frame_key, raw_key
 
 __all__ = ["app"]
 
@@ -121,19 +124,40 @@ def serve(
         except DenoiseError as error:
             fail(str(error))
         cat = from_uri(uri)
+        stack.enter_context(cat.context)
         console.print(f"{len(cat)} runs at {uri}", highlight=False, soft_wrap=True)
-        if len(cat):
-            run = cat[-1]
-            keys = (
-                [key for key in run["denoised"] if key in run["primary"]]
-                if ("denoised" in run and "primary" in run)
-                else []
+        moved_from = _moved_from(directory)
+        if moved_from is not None:
+            console.print(
+                f"This directory was moved, or copied, from {moved_from}, and its catalog holds "
+                "absolute paths: what was written there cannot be read here. Serve it from there.",
+                **{"highlight": False, "soft_wrap": True, "markup": False},
             )
-            frames = [key for key in keys if run["denoised"][key].ndim >= 3]
-            if frames:
-                _print_where(uri, run.metadata["start"]["uid"], frames[0])
+        elif len(cat) and (frames := _denoised_keys(cat[-1])):
+            _print_where(uri, cat[-1].metadata["start"]["uid"], frames[0])
         with contextlib.suppress(KeyboardInterrupt, EOFError):
             console.input("Press Enter to end. ")
+
+
+def _moved_from(directory: Path) -> Path | None:
+    """Return where a directory was when the tables of its runs were written, if elsewhere."""
+    here = directory.expanduser().absolute()
+    with contextlib.closing(sqlite3.connect(here / "catalog.db")) as catalog:
+        rows = catalog.execute("SELECT data_uri FROM assets WHERE data_uri LIKE 'sqlite:%'")
+        paths = [urlparse(uri).path[1:] for (uri,) in rows]
+    others = [Path(path) for path in paths if str(here / "tables.db") not in (path, unquote(path))]
+    return others[0].parent if others else None
+
+
+def _denoised_keys(run: Any) -> list[str]:
+    """Return the denoised frames of a run whose raw ones are in Tiled too."""
+    if not ("denoised" in run and "primary" in run):
+        return []
+    raw = run["primary"].base.metadata["data_keys"]
+    denoised = run["denoised"].base.metadata["data_keys"]
+    return [
+        key for key, spec in denoised.items() if is_frame_key(spec, 1) and raw_key(key, spec) in raw
+    ]
 
 
 _FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -129,6 +129,8 @@ def show(
     from .catalog import frames_not_ok
     from .picture import draw_event
 
+    if not picture.suffix:
+        picture = picture.with_name(f"{picture.name}.png")
     with open_catalog(uri) as catalog:
         run = find_run(catalog, uid)
         chosen = _stream(run, uid, stream, container)
@@ -139,11 +141,13 @@ def show(
         if not 1 <= event <= len(table):
             fail(f"There is no event {event}; the stream {chosen.name} has 1 to {len(table)}.")
         row = table.iloc[event - 1]
+        told |= {"frames not ok": frames_not_ok(chosen), "picture": picture}
         try:
             draw_event(run, chosen, event, picture)
+        except DenoiseError as error:
+            told["picture"] = f"none. {error}"
         except (OSError, ValueError) as error:  # matplotlib's, of an ending that it cannot write
             fail(f"{picture} cannot be written: {error}")
-        told |= {"frames not ok": frames_not_ok(chosen), "picture": picture}
     for key, value in told.items():
         if value == "":
             continue
@@ -155,8 +159,10 @@ def _numbers(row: Any, event: int) -> Table:
     """Return the numbers of one event, errors beside what they belong to."""
     table = Table("event", str(event), "±")
     for key in row.index:
-        skipped = key in ("seq_num", "time") or key.startswith("ts_") or key.endswith("_error")
-        if skipped or row[key] is None or row[key] != row[key]:
+        skipped = key in ("seq_num", "time") or key.startswith("ts_")
+        # A motor may be called so too.
+        beside = key.endswith("_error") and key.removesuffix("_error") in row.index
+        if skipped or beside or row[key] is None or row[key] != row[key]:
             continue
         value = f"{row[key]:.5g}" if isinstance(row[key], float) else str(row[key])
         error = row.get(f"{key}_error")
@@ -184,6 +190,21 @@ def _stream(run: Any, uid: str, name: str | None, container: str) -> Any:
     return found[0]
 
 
+def _without_raw(run: Any, chosen: Any) -> list[str]:
+    """Return the denoised frames of a stream whose raw ones are not in Tiled."""
+    from .frame_keys import is_frame_key, raw_key
+
+    raw = run[chosen.raw_stream].base if chosen.raw_stream in run else {}
+    specs = chosen.stream.base.metadata["data_keys"]
+    return [
+        key
+        for key, spec in specs.items()
+        if is_frame_key(spec, 1)
+        and raw_key(key, spec) not in raw
+        and key.removesuffix("_sigma") not in specs.keys() - {key}
+    ]
+
+
 @app.command()
 def export(
     uids: Uids,
@@ -198,7 +219,12 @@ def export(
     def write(run: Any, report: Report) -> str:
         chosen = _stream(run, run.metadata["start"]["uid"], stream, container)
         path = directory / f"{run.metadata['start']['uid'][:8]}_{chosen.name}.nxs"
-        return f"in {export_nexus(run, chosen, path, progress=report)}"
+        told = f"in {export_nexus(run, chosen, path, progress=report)}"
+        without = _without_raw(run, chosen)
+        if not without:
+            return told
+        yet = "yet; the run goes on" if run.metadata.get("stop") is None else "in Tiled"
+        return f"{told}, without raw frames of {', '.join(without)}, which are not there {yet}"
 
     with open_catalog(uri) as catalog:
         directory.mkdir(parents=True, exist_ok=True)

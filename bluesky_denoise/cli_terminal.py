@@ -21,6 +21,8 @@ from .errors import DenoiseError
 __all__ = ["Report", "console", "each_run", "fail", "find_run", "open_catalog"]
 
 console = Console()
+if not console.is_terminal:
+    console.width = 250  # lines that a program can read, and a file can hold
 
 Report = Callable[[int, int | None], None]
 """Takes how much is done, and of how much."""

@@ -17,6 +17,12 @@ from .router import DenoiserLike
 
 __all__ = ["DenoisedDetector"]
 
+_OF_THE_DETECTOR = (
+    *("stage", "unstage", "configure", "read_configuration", "describe_configuration"),
+    *("pause", "resume", "stop", "subscribe", "clear_sub", "check_value", "collect_asset_docs"),
+    *("prepare", "kickoff", "complete", "collect", "describe_collect", "set", "locate"),
+)
+
 
 class DenoisedDetector:
     """A detector whose readings carry the denoised numbers of the same point.
@@ -81,6 +87,11 @@ class DenoisedDetector:
             exposure_signal(detector)  # fails now rather than in the middle of a scan
         self._numbers = dict.fromkeys(self._specs, float("nan"))
         self._stamp = time.time()
+        # The RunEngine asks what it is by the protocols of Bluesky. From Python 3.12 on they see
+        # attributes that are there, and none that `__getattr__` gives.
+        for method in _OF_THE_DETECTOR:
+            if hasattr(detector, method):
+                setattr(self, method, getattr(detector, method))
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute == "detector":  # not there yet: while it is copied, for instance

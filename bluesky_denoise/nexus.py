@@ -35,9 +35,10 @@ def export_nexus(
     For each data key of frames ``<key>`` (NXdata; raw, counts) and ``<key>_denoised``
     (counts / s, with ``rate_errors`` where the stream has standard errors), both against
     the first motor of the scan. ``instrument/<key>`` (NXdetector) has the exposure times
-    and the ``pixel_mask``; ``numbers`` (NXdata) the ROI intensities with their errors;
-    ``table`` (NXcollection) every column of the stream; ``denoise`` (NXprocess) what made
-    it, with all settings; ``bluesky`` (NXcollection) the start and stop documents as JSON.
+    and, if any frame could be denoised, the ``pixel_mask``; ``numbers`` (NXdata) the ROI
+    intensities with their errors; ``table`` (NXcollection) every column of the stream;
+    ``denoise`` (NXprocess) what made it, with all settings; ``bluesky`` (NXcollection) the
+    start and stop documents as JSON.
 
     Parameters
     ----------
@@ -224,8 +225,9 @@ def _frames(
     detector = _instrument(entry, key)
     if of_raw in raw:
         detector["data"] = counts["counts"]
-    mask = _field(detector, "pixel_mask", masked.astype(np.uint32))
-    mask.attrs["description"] = "1: never denoised, which is a masked pixel"
+    if not masked.all():  # else none could be denoised, and that tells of no pixel
+        mask = _field(detector, "pixel_mask", masked.astype(np.uint32))
+        mask.attrs["description"] = "1: never denoised, which is a masked pixel"
     if f"{key}_exposure_s" in columns:
         _field(detector, "count_time", columns[f"{key}_exposure_s"], "s")
 

@@ -7,13 +7,19 @@ import numpy as np
 
 from .archive import EventArray, raw_rows
 from .catalog import FROM_ARCHIVE
+from .errors import DenoiseError
+from .frame_checks import valid_pixels
 from .frame_keys import raw_key
+from .screen import block_maxima, block_px, block_residuals, show_blocks
 
 __all__ = ["draw_event"]
 
 
 def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     """Draw raw and denoised frames of an event, and their difference in standard deviations.
+
+    A raw frame that could not be denoised is drawn in counts. Of a large frame, each point shows
+    the brightest of its pixels; as the difference, that of their sums.
 
     Parameters
     ----------
@@ -29,7 +35,7 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     Raises
     ------
     DenoiseError
-        If Tiled does not tell which raw frames the denoised ones are of.
+        If Tiled does not tell which raw frames the denoised ones are of, or there are none.
     """
     import matplotlib
 
@@ -37,12 +43,14 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
-    raw = run[denoised.raw_stream].base
+    raw = run[denoised.raw_stream].base if denoised.raw_stream in run else {}
     specs = denoised.stream.base.metadata["data_keys"]
     raw_keys = {key: raw_key(key, spec) for key, spec in specs.items()}
-    keys = [
-        key for key in denoised.stream if denoised.stream[key].ndim >= 3 and raw_keys[key] in raw
-    ]
+    frames = [key for key in denoised.stream if denoised.stream[key].ndim >= 3]
+    keys = [key for key in frames if raw_keys[key] in raw]
+    if not keys:
+        what = "raw" if frames else "denoised"
+        raise DenoiseError(f"There are no {what} frames of {denoised.name} in Tiled to draw.")
     seq_nums = np.asarray(denoised.stream["raw_seq_num"].read(), int)
     columns = 4 if any(f"{key}_sigma" in denoised.stream for key in keys) else 3
     # As high as the frames are at this width, with room for a title.
@@ -64,25 +72,38 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
             from_archive=bool(denoised.provenance.get(FROM_ARCHIVE)),
         )
         at = order[event - 1]
-        counts = np.asarray(events[at : at + 1], float)
+        counts = np.asarray(events[at : at + 1])
         counts = counts.reshape(-1, *counts.shape[-2:])[0]
-        valid = np.isfinite(rate)
-        top = max(float(np.nanpercentile(rate, 99.9)), 1e-6) if valid.any() else 1.0
-        norm = LogNorm(top / 1e3, top)
-        residual = (counts - rate * exposure_s) / np.sqrt(np.maximum(rate * exposure_s, 0.1))
+        valid, is_denoised = valid_pixels(counts), bool(np.isfinite(rate).any())
+        if is_denoised:
+            valid &= np.isfinite(rate)
+        elif rate.shape != counts.shape:  # none could be denoised: nothing was known of it
+            rate = np.full(counts.shape, np.nan)
+        counts = np.where(valid, counts, np.nan)
+        # Before the layout is made, the places are smaller than they will be.
+        block = block_px(row[0], counts.shape)
+        exposed = exposure_s > 0  # not nan, as of a frame that could not be denoised
+        seen = block_maxima(counts / exposure_s if exposed else counts, block)
+        rates = block_maxima(rate, block)
+        scaled = rates if is_denoised else seen
+        scaled = scaled[np.isfinite(scaled)]
+        top = max(float(np.percentile(scaled, 99.9)), 1e-6) if scaled.size else 1.0
+        floor, rated = top / 1e3, {"norm": LogNorm(top / 1e3, top)}
+        residual = block_residuals(counts, rate, exposure_s, block)
+        title, unit = (f"raw, {exposure_s:g} s", "counts / s") if exposed else ("raw", "counts")
+        around_0 = {"vmin": -4, "vmax": 4, "cmap": "RdBu_r"}
         images = [
-            (f"raw, {exposure_s:g} s", np.maximum(counts / exposure_s, top / 1e3), {"norm": norm}),
-            (f"denoised, {denoised.model}", np.maximum(rate, top / 1e3), {"norm": norm}),
-            ("raw - denoised", residual, {"vmin": -4, "vmax": 4, "cmap": "RdBu_r"}),
+            (title, np.maximum(seen, floor), unit, rated),
+            (f"denoised, {denoised.model}", np.maximum(rates, floor), "counts / s", rated),
+            ("raw - denoised", residual, "standard deviations", around_0),
         ]
         if f"{key}_sigma" in denoised.stream:
             error = np.asarray(denoised.stream[f"{key}_sigma"][event - 1], float)
-            error = error.reshape(-1, *error.shape[-2:])[0]
-            images.append(("standard error", np.maximum(error, top / 1e3), {"norm": norm}))
-        for axis, (title, image, options) in zip(row, images, strict=False):
-            shown = axis.imshow(np.where(valid, image, np.nan), **options)
+            error = block_maxima(error.reshape(-1, *error.shape[-2:])[0], block)
+            images.append(("standard error", np.maximum(error, floor), "counts / s", rated))
+        for axis, (title, image, unit, options) in zip(row, images, strict=False):
+            shown = show_blocks(axis, image, block, counts.shape, **options)
             axis.set(title=title, xticks=[], yticks=[])
-            unit = "counts / s" if options.get("norm") else "standard deviations"
             figure.colorbar(shown, ax=axis, shrink=0.7, label=unit)
         row[0].set_ylabel(key)
     figure.suptitle(f"run {run.metadata['start']['uid'][:8]}, event {event}")

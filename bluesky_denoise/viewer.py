@@ -1,8 +1,10 @@
 """Live view of a scan: raw, denoised, and what is between them, with the trace of an ROI."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +12,31 @@ import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
 from .errors import DenoiseError, SettingsError
+from .frame_checks import valid_pixels
+from .frame_keys import also_called, frame_keys
 from .recent_frames import RecentFrames
+from .screen import block_maxima, block_px, block_residuals, show_blocks
 
 __all__ = ["FrameViewer"]
 
 logger = logging.getLogger(__name__)
 
 _RESIDUAL_SIGMA = 4.0
+_INCHES = (13.0, 7.0)
 
 
 class FrameViewer:
     """Show raw frame, denoised frame and residual side by side, over the trace of an ROI.
 
     Where the denoised stream has standard errors, they are shown too. The ROI is marked, and
-    its intensity traced against the first motor of the scan, or the number of the point.
+    its intensity traced against the first motor of the scan, or the number of the point. Of a
+    frame that is larger than its place on the screen, each point shows the brightest of its
+    pixels; as the difference, that of their sums.
 
     Documents are only noted as they come; frames are read and drawn at most once each
     `interval_s`, by a timer of the window, or on a thread where there is no window. Frames
-    that come faster are passed over.
+    that come faster are passed over. A window lives during a scan with the Qt backends of
+    matplotlib, as Bluesky waits for no others.
 
     Parameters
     ----------
@@ -61,6 +70,7 @@ class FrameViewer:
 
         self.data_key, self.save_to = data_key, save_to
         self._roi = roi or ""
+        self._rois: Mapping[str, Any] = {}
         self._box: Mapping[str, Any] = {}
         self._against = "point"
         self._traced = f"{roi}_intensity" if roi else f"{data_key}_denoised_total"
@@ -72,6 +82,7 @@ class FrameViewer:
         self._normalizer = RunNormalizer()
         self._raw_run = self._derived_from = ""  # uids of the raw run that each is of
         self._trace: dict[int, tuple[float, float, float]] = {}  # a point may be taken again
+        self._subscribed: list[tuple[Callable[[int], None], int]] = []
         self._changed, self._closing = threading.Event(), threading.Event()
         self.drawn = 0
         """How often it has been drawn."""
@@ -79,13 +90,15 @@ class FrameViewer:
         if _has_windows():
             import matplotlib.pyplot as plt
 
-            self.figure = plt.figure(f"{data_key}, live", figsize=(13, 4.5), layout="constrained")
+            _warn_of_backend(plt.get_backend())
+            self.figure = plt.figure(f"{data_key}, live", figsize=_INCHES)
             self._timer = self.figure.canvas.new_timer(int(1000 * interval_s))
-            self._timer.add_callback(self.draw)
+            self._timer.add_callback(self._try_to_draw)
             self._timer.start()
+            self.figure.canvas.mpl_connect("close_event", self._window_is_closed)
             self.figure.show()
         else:
-            self.figure = Figure(figsize=(13, 4.5), layout="constrained")
+            self.figure = Figure(figsize=_INCHES)
             self._thread = threading.Thread(target=self._loop, name="frame-viewer", daemon=True)
             self._thread.start()
 
@@ -105,8 +118,8 @@ class FrameViewer:
                     f"The view is to trace ROI {self._roi!r}; the denoiser has "
                     f"{', '.join(known) or 'none'}."
                 )
-        RE.subscribe(self.raw)
-        denoise.subscribe(self.derived)
+        self._subscribed.append((RE.unsubscribe, RE.subscribe(self.raw)))
+        self._subscribed.append((denoise.unsubscribe, denoise.subscribe(self.derived)))
 
     def raw(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a raw run."""
@@ -130,35 +143,50 @@ class FrameViewer:
             if name == "start":
                 self._derived_from = doc.get("original_run_uid", "")
                 self._trace.clear()
-                self._box = _box(doc, self.data_key, self._roi)
+                self._rois = doc.get("denoise", {}).get("settings", {}).get("rois", {})
                 self._against = _first_motor(doc)
             self._denoised.note(str(name), doc)
             self._sigma.note(str(name), doc)
-            is_ours = name == "descriptor" and doc["uid"] in self._denoised.descriptors
-            if is_ours and self._traced not in doc["data_keys"]:
-                logger.warning(
-                    "The live view is to trace %s, which the stream %s does not have; it has %s",
-                    *(self._traced, doc["name"], ", ".join(doc["data_keys"])),
-                )
+            if name == "descriptor" and doc["uid"] in self._denoised.descriptors:
+                raw = next(iter(self._raw.descriptors.values()), {"data_keys": {}})
+                self._box = _box(self._rois, raw, self.data_key, self._roi)
+                if self._traced not in doc["data_keys"]:
+                    logger.warning(
+                        "The live view is to trace %s, which the stream %s does not have; it has "
+                        "%s",
+                        *(self._traced, doc["name"], ", ".join(doc["data_keys"])),
+                    )
             if name == "event" and doc["descriptor"] in self._denoised.descriptors:
                 data = doc["data"]
                 error = data.get(self._traced + "_error", 0.0)
                 value = data.get(self._traced, np.nan)
-                if self._against not in data:
-                    self._against = "point"
-                at = data.get(self._against, data["raw_seq_num"])
+                at = data.get(self._against)
+                if not isinstance(at, Real):  # a filter, say, that is moved by name
+                    self._against, at = "point", data["raw_seq_num"]
                 self._trace[data["raw_seq_num"]] = at, value, error
         if name == "event":
             self._changed.set()
 
     def close(self) -> None:
         """Draw what has come last, and stop."""
+        while self._subscribed:
+            unsubscribe, token = self._subscribed.pop()
+            unsubscribe(token)
         self._closing.set()
         self._changed.set()
         if self._timer is not None:
             self._timer.stop()
+            self._try_to_draw()
         if self._thread is not None:
             self._thread.join(10.0)
+        with self._lock:
+            for frames in (self._raw, self._denoised, self._sigma):
+                frames.note("start", {})  # with a new run they let go of the last
+
+    def _window_is_closed(self, event: Any) -> None:
+        self._timer.stop()
+        self._timer = None  # nothing is drawn on what is gone
+        self.close()
 
     def draw(self) -> None:
         """Draw the newest frames, if there are new ones."""
@@ -167,21 +195,22 @@ class FrameViewer:
         self._changed.clear()
         with self._lock:
             event = self._denoised.event
-            trace = np.array([*self._trace.values()]).reshape(-1, 3)
+            trace = np.array([*self._trace.values()], float).reshape(-1, 3)
         if event is None:
             return
         try:
             with self._lock:
                 readers = self._readers(event)
-            frames = [np.asarray(read(), dtype=float) for read in readers]
+            frames = [np.asarray(read()) for read in readers]
         except (DenoiseError, OSError) as error:
             logger.warning("A frame cannot be shown: %s", error)
             return
-        raw, rate, *sigma = (frame.reshape(-1, *frame.shape[-2:])[0] for frame in frames)
+        raw, *others = (frame.reshape(-1, *frame.shape[-2:])[0] for frame in frames)
+        # Of a frame that could not be denoised the shape may be unknown.
+        rate, *sigma = (f if f.shape == raw.shape else np.full(raw.shape, np.nan) for f in others)
         exposure_s = event["data"][f"{self.data_key}_exposure_s"]
-        if raw.shape == rate.shape and exposure_s > 0:
-            self._paint(raw, rate, sigma, exposure_s, trace, event["data"])
-            self.drawn += 1
+        self._paint(raw, rate, sigma, exposure_s, trace, event["data"])
+        self.drawn += 1
 
     def _readers(self, event: Mapping[str, Any]) -> list[Callable[[], np.ndarray]]:
         """Return what reads the frames of a derived event: raw, denoised, and their errors."""
@@ -191,9 +220,13 @@ class FrameViewer:
                 "frames are no longer, or not yet, at hand."
             )
         readers = [self._raw.reader(event["data"]["raw_seq_num"])]
-        readers.append(self._denoised.reader(event["seq_num"]))
-        if self._sigma.is_there:
-            readers.append(self._sigma.reader(event["seq_num"]))
+        for frames in (self._denoised, *([self._sigma] if self._sigma.is_there else [])):
+            try:
+                readers.append(frames.reader(event["seq_num"]))
+            except DenoiseError:
+                if event["data"]["denoise_ok"]:
+                    raise
+                readers.append(lambda: np.full((1, 1), np.nan))  # it could not be saved
         return readers
 
     def _paint(
@@ -205,74 +238,108 @@ class FrameViewer:
         trace: np.ndarray,
         data: Mapping[str, Any],
     ) -> None:
-        from matplotlib.colors import LogNorm
-        from matplotlib.ticker import LogLocator
-
-        expected = rate * exposure_s
-        residual = (raw - expected) / np.sqrt(np.maximum(expected, 0.25))
-        seen = rate[np.isfinite(rate) & (rate > 0)]
-        low, high = np.percentile(seen, (1, 99.95)) if seen.size else (0.1, 1.0)
-        norm = LogNorm(max(low, high * 1e-5), max(high, low * 1.01))
-        # Labels of all steps of two decades stand on top of each other.
-        steps = LogLocator(subs=(1,) if norm.vmax > 100 * norm.vmin else (1, 2, 5))
         self.figure.clear()
-        shown = [
-            (
-                f"point {data['raw_seq_num']}, raw, {exposure_s:.3g} s",
-                raw / exposure_s,
-                {"norm": norm},
-                "counts / s",
-            ),
-            ("denoised", rate, {"norm": norm}, "counts / s"),
-            (
-                "raw - denoised",
-                residual,
-                {"cmap": "RdBu_r", "vmin": -_RESIDUAL_SIGMA, "vmax": _RESIDUAL_SIGMA},
-                "standard deviations",
-            ),
-            *(("standard error", error, {"norm": norm}, "counts / s") for error in sigma),
-        ]
-        grid = self.figure.add_gridspec(2, len(shown), height_ratios=(2, 1))
-        for i, (title, frame, options, unit) in enumerate(shown):
-            axes = self.figure.add_subplot(grid[0, i])
-            image = axes.imshow(frame, interpolation="nearest", **options)
-            axes.set_title(title)
+        # The places are known before the frames are drawn, unlike with a layout that fits them.
+        columns = 3 + len(sigma)
+        grid = self.figure.add_gridspec(
+            *(3, columns),
+            **{"left": 0.08, "right": 0.98, "bottom": 0.08, "top": 0.9},
+            **{"wspace": 0.2, "hspace": 0.4, "height_ratios": (12, 0.5, 4)},
+        )
+        places = [self.figure.add_subplot(grid[0, i]) for i in range(columns)]
+        block = block_px(places[0], raw.shape)
+        panels = _panels(raw, rate, sigma, exposure_s, block)
+        for i, (axes, panel) in enumerate(zip(places, panels, strict=True)):
+            title, blocks, unit, options, ticks = panel
+            image = show_blocks(axes, blocks, block, raw.shape, **options)
+            axes.set_title(f"point {data['raw_seq_num']}, {title}" if i == 0 else title)
             axes.set_facecolor("0.8" if i == 2 else "0.2")
             if self._box:
                 _mark(axes, self._box)
-            rated = options.get("norm") is norm
-            labels = {"ticks": steps, "format": "%g"} if rated else {}
-            options = {"ax": axes, "orientation": "horizontal", "label": unit, **labels}
+            bar = self.figure.add_subplot(grid[1, i])
+            options = {"cax": bar, "orientation": "horizontal", "label": unit, **ticks}
             self.figure.colorbar(image, **options).minorticks_off()
-        axes = self.figure.add_subplot(grid[1, :])
+        axes = self.figure.add_subplot(grid[2, :])
         axes.errorbar(trace[:, 0], trace[:, 1], trace[:, 2], fmt="o-", ms=3, capsize=2)
         axes.set(xlabel=self._against, ylabel=f"{self._traced}\n(counts / s)")
         if not data.get("denoise_ok", True):
-            self.figure.suptitle(f"not denoised: {data.get('denoise_reason', '')}", color="red")
+            is_denoised = exposure_s > 0 or np.isfinite(rate).any()
+            said = "not ok" if is_denoised else "not denoised"
+            self.figure.suptitle(
+                f"{said}: {data.get('denoise_reason', '')}",
+                **{"color": "red", "fontsize": "medium", "wrap": True, "parse_math": False},
+            )
         if self.save_to is not None:
-            self.figure.savefig(self.save_to, dpi=90)
-        elif self._timer is not None:
+            self._save(Path(self.save_to))
+        if self._timer is not None:
             self.figure.canvas.draw_idle()
 
-    def _loop(self) -> None:
-        """Draw when there is something new (on a thread)."""
-        while not self._closing.is_set():
-            self._changed.wait()
-            try:
-                self.draw()
-            except Exception:
-                logger.exception("The live view could not be drawn")
-            self._closing.wait(self._interval_s)
+    def _save(self, path: Path) -> None:
+        """Write the picture; who reads it meanwhile reads the last one."""
+        if not path.suffix:
+            path = path.with_name(f"{path.name}.png")
+        part = path.with_name(f".{path.name}.part")
+        self.figure.savefig(part, format=path.suffix[1:], dpi=self.figure.dpi)
+        os.replace(part, path)
+
+    def _try_to_draw(self) -> None:
         try:
             self.draw()
         except Exception:
             logger.exception("The live view could not be drawn")
 
+    def _loop(self) -> None:
+        """Draw when there is something new (on a thread)."""
+        while not self._closing.is_set():
+            self._changed.wait()
+            self._try_to_draw()
+            self._closing.wait(self._interval_s)
+        self._try_to_draw()
 
-def _box(start: Mapping[str, Any], data_key: str, roi: str) -> Mapping[str, Any]:
+
+def _panels(
+    raw: np.ndarray, rate: np.ndarray, sigma: list[np.ndarray], exposure_s: float, block: int
+) -> list[tuple[str, np.ndarray, str, dict[str, Any], dict[str, Any]]]:
+    """Return what is drawn side by side: title, blocks, unit, options of it, those of its bar."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator
+
+    valid = valid_pixels(raw)
+    is_denoised = bool(np.isfinite(rate).any())
+    if is_denoised:
+        valid &= np.isfinite(rate)
+    counts = raw.astype(np.float32)
+    counts[~valid] = np.nan
+    shown, unit, title = block_maxima(counts, block), "counts", "raw"
+    if exposure_s > 0:  # not nan, as of a frame that could not be denoised
+        shown, unit, title = shown / exposure_s, "counts / s", f"raw, {exposure_s:.3g} s"
+    denoised = block_maxima(rate, block)
+    scaled = denoised if is_denoised else shown
+    seen = scaled[scaled > 0]
+    low, high = np.percentile(seen, (1, 99.95)) if seen.size else (0.1, 1.0)
+    norm = LogNorm(max(low, high * 1e-5), max(high, low * 1.01))
+    # Labels of all steps of two decades stand on top of each other.
+    steps = LogLocator(subs=(1,) if norm.vmax > 100 * norm.vmin else (1, 2, 5))
+    options, ticks = {"norm": norm}, {"ticks": steps, "format": "%g"}
+    residuals = block_residuals(counts, rate, exposure_s, block)
+    around_0 = {"cmap": "RdBu_r", "vmin": -_RESIDUAL_SIGMA, "vmax": _RESIDUAL_SIGMA}
+    return [
+        (title, shown, unit, options, ticks),
+        ("denoised", denoised, "counts / s", options, ticks),
+        ("raw - denoised", residuals, "standard deviations", around_0, {}),
+        *(("standard error", block_maxima(s, block), "counts / s", options, ticks) for s in sigma),
+    ]
+
+
+def _box(
+    rois: Mapping[str, Any], raw: Mapping[str, Any], data_key: str, roi: str
+) -> Mapping[str, Any]:
     """Return rows and columns of a region, from the settings that a derived run records."""
-    settings = start.get("denoise", {}).get("settings", {}).get("rois", {})
-    return settings.get(data_key, settings.get("*", {})).get(roi, {})
+    key = frame_keys(raw, [data_key]).get(data_key, data_key)
+    for name in (data_key, *also_called(raw, data_key, key), "*"):
+        if roi in rois.get(name, {}):
+            return rois[name][roi]
+    return {}
 
 
 def _mark(axes: Any, box: Mapping[str, Any]) -> None:
@@ -295,3 +362,13 @@ def _has_windows() -> bool:
 
     interactive = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
     return mpl.get_backend().lower() in {name.lower() for name in interactive}
+
+
+def _warn_of_backend(backend: str) -> None:
+    if "qt" not in backend.lower():
+        logger.warning(
+            "The live view is in a window of %s, which stands still during a scan, as Bluesky "
+            "runs the event loop of Qt alone. Choose it before the first plot: `%%matplotlib qt`, "
+            "or matplotlib.use('QtAgg').",
+            backend,
+        )

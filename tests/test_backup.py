@@ -81,6 +81,24 @@ def test_values_that_are_not_json_are_kept_as_text(tmp_path):
     assert doc == {"where": str(tmp_path), "which": "{1}"}
 
 
+def test_arrays_of_objects_are_kept_as_lists(tmp_path):
+    file = BackupFile(tmp_path, "run")
+    samples = np.array([["lead", None], [np.int64(3), {np.int64(1): 2}]], object)
+    file.append([("event", {"data": {"sample": samples}})])
+    ((_, doc),) = read_backup(file.path)
+    assert doc["data"]["sample"] == [["lead", None], [3, {"1": 2}]]
+
+
+def test_keys_that_json_does_not_have_become_text(tmp_path):
+    file = BackupFile(tmp_path, "run")
+    frame = np.arange(6, dtype=np.uint16).reshape(2, 3)
+    limits = {np.int64(1): frame, (2, 3): [{np.float32(0.5): "half"}], None: 1}
+    file.append([("start", {"limits": limits})])
+    ((_, doc),) = read_backup(file.path)
+    np.testing.assert_array_equal(doc["limits"].pop("1"), frame)
+    assert doc["limits"] == {"(2, 3)": [{"0.5": "half"}], "None": 1}
+
+
 def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, documents):
     file = BackupFile(tmp_path / "backup", "run")
     file.append(documents)

@@ -1,28 +1,39 @@
 import gc
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+from datetime import datetime
 from pathlib import Path
 
+import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import typer
+from bluesky.utils import RunEngineInterrupted
 from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT, Camera, poisson, wait_for
-from ophyd.sim import motor
+from ophyd.sim import SynAxis, motor
+from tiled.client import from_uri
 from typer.testing import CliRunner
 
 from bluesky_denoise.archive import archived_documents
 from bluesky_denoise.catalog import denoised_streams
-from bluesky_denoise.cli import app
+from bluesky_denoise.cli import _denoised_keys, _moved_from, app
 from bluesky_denoise.cli_terminal import console, open_catalog
+from bluesky_denoise.reprocessing import reprocess
 from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.server import embedded_tiled
 from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
+from bluesky_denoise.testing import UnitDenoiser
 from bluesky_denoise.tiled_sink import TiledSink
 
 
@@ -343,3 +354,115 @@ def test_forwarded_commands_show_their_own_help(command, name):
     shown = command(name, "--help")
     assert f"Usage: bluesky-denoise {name}" in shown
     assert "--install-completion" not in shown
+
+
+def test_a_stream_whose_frames_could_not_be_saved_shows_its_numbers(command, uid, tmp_path):
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "gone.yaml").write_text(settings.replace("denoised\n", "gone\n"))
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / f"{datetime.now():%Y}").write_text("no directory")
+    command("reprocess", "gone.yaml", uid)
+    shown = command("show", uid[:8])
+    assert "picture: none. There are no denoised frames of denoised in Tiled to draw." in shown
+    assert re.search(r"det_image_raw_total +│ \d", shown)
+    assert not (tmp_path / "denoised.png").exists()
+
+
+def test_what_could_not_be_denoised_is_drawn_raw_and_exported_without_a_mask(
+    command, uid, tmp_path
+):
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "broken.yaml").write_text(settings.replace(UNIT, "child_denoisers:Broken"))
+    command("reprocess", "broken.yaml", uid, code=None)
+    # An ending is what matplotlib would add.
+    assert "picture: raw.png" in command("show", uid[:8], "--picture", "raw")
+    height, width, _ = (picture := plt.imread(tmp_path / "raw.png")).shape
+    panels = [
+        picture[height // 3 : -height // 3, i * width // 3 :][:, : width // 4] for i in (0, 1)
+    ]
+    colours = [len(np.unique(panel.reshape(-1, 4), axis=0)) for panel in panels]
+    assert colours[0] > colours[1] + 5  # those of counts 0 to about 13
+    command("export", uid, "--directory", "out")
+    with h5py.File(tmp_path / "out" / f"{uid[:8]}_denoised.nxs") as file:
+        assert "pixel_mask" not in file["entry/instrument/det_image"]
+        assert file["entry/det_image/counts"].shape == (3, 32, 40)
+
+
+def test_a_motor_that_is_called_an_error_is_shown(RE, command, tmp_path, tiled):
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    camera = Camera(name="det", func=poisson(shape=(32, 40)), exposure_s=0.5)
+    (uid,) = RE(bp.scan([camera], SynAxis(name="following_error"), 2, 4, 3))
+    command("reprocess", "settings.yaml", uid)
+    shown = command("show", uid[:8])
+    assert re.search(r"following_error +│ 2 ", shown)
+    assert "following_error_setpoint" in shown
+
+
+def test_what_is_exported_before_its_raw_frames_came_says_so(RE, command, tiled, tmp_path):
+    options = {"tiled_uri": tiled.uri, "model": UNIT, "frames_directory": tmp_path / "denoised"}
+    settings = DenoiseSettings(**options, data_keys=["det_image"])
+    router, sink = DenoiseRouter(settings, UnitDenoiser()), TiledSink(settings)
+    router.subscribe(sink)
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1000))  # the raw events wait
+    RE.subscribe(router)
+
+    def plan():
+        yield from bps.open_run()
+        yield from bps.trigger_and_read([camera])
+        yield from bps.pause()
+        yield from bps.close_run()
+
+    camera = Camera(name="det", func=poisson(shape=(32, 40)), exposure_s=0.5)
+    with pytest.raises(RunEngineInterrupted):
+        RE(plan())
+    uid = tiled.client.keys().last()
+    wait_for(lambda: begun(tiled.client[uid]), what="the denoised event")
+    output = command("export", uid)
+    assert f"{uid[:8]}_denoised.nxs, without raw frames of det_image, which are not there yet" in (
+        output
+    )
+    RE.resume()
+    assert sink.close() == []
+    (tmp_path / f"{uid[:8]}_denoised.nxs").unlink()
+    assert "without raw frames" not in command("export", uid)
+
+
+@pytest.fixture
+def in_files(tmp_path):
+    """Return a detector whose frames are in files."""
+    frames = ReplayFrames(np.ones((3, 32, 40), np.uint16), 1.0)
+    return AreaDetectorReplay(name="det", frames=frames, directory=tmp_path / "raw")
+
+
+def test_a_directory_that_was_moved_is_told_in_a_line(RE, command, in_files, tmp_path, capfd):
+    before, after = tmp_path / "data of May", tmp_path / "moved"
+    with embedded_tiled(before, readable=tmp_path) as uri:
+        client = from_uri(uri)
+        with client.context:
+            RE.subscribe(TiledWriter(client, batch_size=1))
+            (uid,) = RE(bp.count([in_files], 3))
+            options = {"tiled_uri": uri, "frames_directory": before / "denoised", "model": UNIT}
+            reprocess(client[uid], DenoiseSettings(**options, data_keys=["det"]))
+    assert _moved_from(before) is None
+    shutil.move(before, after)
+    said = command("serve", str(after), "--port", "0")
+    assert f"This directory was moved, or copied, from {before}, and its catalog" in said
+    assert "Traceback" not in said + capfd.readouterr().err
+
+
+def test_frames_under_the_name_of_their_detector_are_told_where_they_are_served(
+    RE, in_files, tiled, tmp_path
+):
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = RE(bp.count([in_files], 3))
+    assert _denoised_keys(tiled.client[uid]) == []
+    options = {"tiled_uri": tiled.uri, "frames_directory": tmp_path / "denoised", "model": UNIT}
+    reprocess(tiled.client[uid], DenoiseSettings(**options, data_keys=["det"], save_sigma=True))
+    assert _denoised_keys(tiled.client[uid]) == ["det"]
+
+
+def test_lines_are_not_folded_where_there_is_no_terminal():
+    code = "from bluesky_denoise.cli_terminal import console; console.print('x' * 200)"
+    surroundings = {**os.environ, "COLUMNS": "80"}
+    run = [sys.executable, "-c", code]
+    assert subprocess.check_output(run, env=surroundings).split() == [b"x" * 200]

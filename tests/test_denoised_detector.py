@@ -1,11 +1,16 @@
 """A detector whose numbers are denoised, in plans that cannot be changed."""
 
+import inspect
+
 import bluesky.plans as bp
 import numpy as np
 import pytest
 from beamline import detector, events_of
+from bluesky import protocols
 from bluesky.utils import FailedStatus
 from ophyd import DeviceStatus
+from ophyd.sim import SynSignal
+from typing_extensions import get_protocol_members, is_protocol
 
 from bluesky_denoise.denoised_detector import DenoisedDetector
 from bluesky_denoise.plans import short_exposure_wrapper
@@ -83,3 +88,40 @@ def test_a_detector_whose_frames_are_in_files_is_told_how_to_get_them(RE, raw, d
     raw.clear()
     RE(bp.count([DenoisedDetector(files, UnitDenoiser(), frame=lambda: frame)]))
     assert events_of(raw, "primary")[0]["det_frame_raw_total"] == 2 * 48 * 48
+
+
+def supported(device):
+    """Return the protocols of Bluesky that `isinstance` finds from Python 3.12 on."""
+
+    def has(attribute):
+        try:
+            return inspect.getattr_static(device, attribute) is not NotImplemented
+        except AttributeError:
+            return False
+
+    every = [p for p in vars(protocols).values() if isinstance(p, type) and is_protocol(p)]
+    return {p.__name__ for p in every if all(map(has, get_protocol_members(p)))}
+
+
+@pytest.mark.parametrize("kind", ["in events", "in files", "of a signal"])
+def test_a_denoised_detector_is_to_bluesky_what_the_detector_is(det, tmp_path, kind):
+    if kind == "in files":
+        det = AreaDetectorReplay(name="det", frames=det.frames, directory=tmp_path)
+    if kind == "of a signal":
+        det = SynSignal(name="det")
+    smart = DenoisedDetector(det, UnitDenoiser(), exposure_s=1.0)
+    assert supported(smart) == supported(det)
+    assert ("Stageable" in supported(smart)) == (kind != "of a signal")
+    assert ("WritesExternalAssets" in supported(smart)) == (kind == "in files")
+    assert "Configurable" in supported(smart)
+
+
+def test_a_denoised_detector_is_staged_and_configured_as_the_detector(RE, raw, det):
+    smart = DenoisedDetector(det, UnitDenoiser())
+    staged = []
+    det.stage_sigs["cam.acquire_time"] = 0.25
+    det.cam.acquire_time.subscribe(lambda value, **_: staged.append(value), run=False)
+    RE(bp.count([smart]))
+    assert staged == [0.25, 0.5]
+    (descriptor,) = raw.by_name["descriptor"]
+    assert descriptor["configuration"]["det"]["data"] == {"det_cam_acquire_time": 0.25}

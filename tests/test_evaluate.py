@@ -1,7 +1,10 @@
+import io
 import json
+import locale
 import re
 
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from live_path import Camera, poisson
@@ -22,7 +25,9 @@ from bluesky_denoise.evaluation.peaks import PeakScore
 from bluesky_denoise.evaluation.pictures import frame_picture
 from bluesky_denoise.evaluation.plots import result_plots
 from bluesky_denoise.evaluation.regions import Satellites, region_scores, score_regions
+from bluesky_denoise.evaluation.report import write_report
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
+from bluesky_denoise.evaluation.run import Gallery
 from bluesky_denoise.evaluation.speed import SpeedScore
 from bluesky_denoise.evaluation.table import Table, markdown, without_repeats
 from bluesky_denoise.evaluation.tables import all_tables
@@ -295,3 +300,50 @@ def test_frames_that_are_mostly_masked_are_drawn(masked, spot):
     first, last = closer.get_xlim()
     assert 0 <= first < last <= 199
     assert np.isfinite(closer.get_ylim()).all()
+
+
+@pytest.mark.parametrize("shape", [(64, 24), (24, 400), (64, 1), (16, 16)])
+@pytest.mark.parametrize("kind", ["lit", "masked", "dark", "not finite"])
+def test_frames_of_any_shape_are_drawn(shape, kind):
+    counts = np.random.default_rng(0).poisson(2.0, shape).astype(float)
+    if kind == "dark":
+        counts[:] = 0
+    if kind == "not finite":
+        counts[::5] = np.nan
+        counts[1::5] = np.inf
+    mask = np.full(shape, kind == "masked")
+    figure = frame_picture("a frame", {"raw": np.nan_to_num(counts), "long": counts}, mask)
+    figure.savefig(io.BytesIO())
+    first, last = figure.axes[-1].get_xlim()
+    assert 0 <= first < last <= shape[1] - 0.5
+
+
+def test_each_peak_of_a_large_frame_can_be_seen_in_the_report():
+    rng = np.random.default_rng(1)
+    counts = np.full((1679, 1475), 1.0)
+    counts[-100:] = 10_000  # so much of it that the scale ends there
+    peaks = rng.integers(20, 1450, (100, 2))
+    for row, col in peaks:
+        counts[row - 1 : row + 2, col - 1 : col + 2] = 10_000
+    picture = io.BytesIO()
+    images = {"raw": counts, "long": counts}
+    figure = frame_picture("a frame", images, np.zeros(counts.shape, bool))
+    figure.savefig(picture, dpi=figure.dpi)
+    picture.seek(0)
+    pixels = plt.imread(picture)  # (H, W, RGBA), 0 to 1
+    axes = next(axes for axes in figure.axes if axes.images)
+    for row, col in peaks:
+        x, y = axes.transData.transform((col, row)).round().astype(int)
+        y = len(pixels) - 1 - y
+        assert (pixels[y - 2 : y + 3, x - 2 : x + 3, 1] > 0.9).any()  # pale yellow, of magma
+
+
+def test_a_report_is_in_utf_8_whatever_the_locale(tmp_path):
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        write_report(Evaluation("ours µ", {}), [], Gallery(), tmp_path / "report.html")
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "ours µ" in text

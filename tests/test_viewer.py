@@ -1,11 +1,16 @@
+import logging
+import os
+
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from beamline import KEY, ROIS, detector, paused_after
 from bluesky.utils import RunEngineInterrupted
-from live_path import settings, wait_for
+from live_path import Camera, poisson, settings, wait_for
+from matplotlib.backend_bases import CloseEvent
 from ophyd.sim import SynAxis
 
 from bluesky_denoise.errors import SettingsError
@@ -129,7 +134,7 @@ def test_a_denoiser_that_is_behind_is_shown_with_the_raw_frames_of_its_own_point
             shown.append(viewer.figure.axes[0].images[0].get_array())
     viewer.close()
     np.testing.assert_allclose(shown, counts[3:], rtol=1e-6)
-    assert np.abs(viewer.figure.axes[4].images[0].get_array()).max() < 1e-3
+    assert np.abs(viewer.figure.axes[2].images[0].get_array()).max() < 1e-3
 
 
 def test_a_view_that_is_opened_in_the_middle_of_a_run_waits_for_the_next(RE, logged):
@@ -187,7 +192,7 @@ def test_standard_errors_are_shown_where_there_are_some(RE):
     viewer.close()
     titles = [axes.get_title() for axes in viewer.figure.axes if axes.images]
     assert titles[1:] == ["denoised", "raw - denoised", "standard error"]
-    assert viewer.figure.axes[6].images[0].get_array().max() == 0.25
+    assert viewer.figure.axes[3].images[0].get_array().max() == 0.25
     (trace,) = [axes for axes in viewer.figure.axes if axes.get_xlabel() == "point"]
     assert list(trace.lines[0].get_xdata()) == [1, 2]
 
@@ -203,4 +208,220 @@ def test_a_frame_that_cannot_be_drawn_is_logged_and_the_scan_goes_on(RE, logged,
     RE.subscribe(router)
     RE(bp.count([detector()], 3))
     wait_for(lambda: "could not be drawn" in logged())
+    viewer.close()
+
+
+def test_each_peak_of_a_large_frame_can_be_seen_in_the_picture(RE, tmp_path):
+    rng = np.random.default_rng(1)
+    counts = np.full((1679, 1475), 1, np.uint32)
+    peaks = rng.integers(20, 1450, (100, 2))
+    for row, col in peaks:
+        counts[row - 1 : row + 2, col - 1 : col + 2] = 10_000
+    router = DenoiseRouter(settings(data_keys=[KEY], exposure_s=1.0), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0, save_to=tmp_path / "live.png")
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([ReplayDetector(name="det", frames=ReplayFrames(counts[None], 1.0))]))
+    viewer.close()
+    pixels = plt.imread(tmp_path / "live.png")  # (H, W, RGBA), 0 to 1
+    for axes in viewer.figure.axes[:2]:
+        assert max(axes.images[0].get_array().shape) <= 600
+        assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 1474.5), (1678.5, -0.5))
+        for row, col in peaks:
+            x, y = axes.transData.transform((col, row)).round().astype(int)
+            y = len(pixels) - 1 - y
+            near = pixels[y - 2 : y + 3, x - 2 : x + 3]
+            assert ((near[..., 1] > 0.7) & (near[..., 2] < 0.5)).any()  # yellow, of viridis
+
+
+class _FailsLater(UnitDenoiser):
+    def denoise(self, *args, **kwargs):
+        if self.calls:
+            raise RuntimeError("CUDA out of memory, $1 is too much")
+        return super().denoise(*args, **kwargs)
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_what_cannot_be_denoised_is_shown_raw_with_the_reason(RE, tmp_path, files):
+    expose = poisson(shape=(48, 48))
+
+    def with_gap():
+        frame = expose()
+        frame[20] = 2**32 - 1  # a gap between modules
+        return frame
+
+    directory = tmp_path / "denoised" if files else None
+    router = DenoiseRouter(settings(data_keys=[KEY], frames_directory=directory), _FailsLater())
+    viewer = FrameViewer(KEY, interval_s=60.0, save_to=tmp_path / "live.png")
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([Camera(name="det", func=with_gap)], 2))
+    viewer.close()
+    raw, denoised, residual, *bars = viewer.figure.axes[:4]
+    assert raw.get_title() == "point 2, raw"
+    assert bars[0].get_xlabel() == "counts"
+    shown = raw.images[0].get_array()
+    np.testing.assert_array_equal(shown.mask.all(axis=1), np.arange(48) == 20)
+    np.testing.assert_array_equal(np.delete(shown, 20, 0), np.delete(expose.taken[-1], 20, 0))
+    assert denoised.images[0].get_array().mask.all()
+    assert residual.images[0].get_array().mask.all()
+    assert viewer.figure.get_suptitle() == (
+        f"not denoised: {KEY}: RuntimeError: CUDA out of memory, $1 is too much"
+    )
+
+
+def test_frames_that_could_not_be_saved_are_shown_raw_with_the_reason(RE, tmp_path):
+    options = settings(data_keys=[KEY], frames_directory=tmp_path / "denoised")
+    (tmp_path / "denoised").rmdir()
+    (tmp_path / "denoised").write_text("no directory any more")
+    router = DenoiseRouter(options, UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([detector()]))
+    viewer.close()
+    assert viewer.figure.axes[0].get_title() == "point 1, raw, 0.1 s"
+    assert viewer.figure.get_suptitle().startswith("not ok: the frames could not be saved in")
+
+
+def test_a_denoised_frame_that_fails_the_audit_is_shown_as_not_ok(RE):
+    denoiser = UnitDenoiser()
+    denoiser.card = {"is": "audited"}
+    options = settings(data_keys=[KEY], audit=True, rate_range=(1e6, 2e6))
+    router = DenoiseRouter(options, denoiser)
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([detector()]))
+    viewer.close()
+    assert viewer.figure.get_suptitle().startswith(f"not ok: audit of {KEY}: ")
+    raw, denoised = (axes.images[0].get_array() for axes in viewer.figure.axes[:2])
+    np.testing.assert_allclose(raw, denoised, rtol=1e-6)
+
+
+def test_pixels_that_are_not_denoised_are_not_drawn_raw_either(RE):
+    mask = np.zeros((48, 48), bool)
+    mask[:, 20:23] = True
+    counts = np.full((1, 48, 48), 5, np.uint32)
+    counts[0, mask] = 2**31
+    router = DenoiseRouter(settings(data_keys=[KEY], mask=mask), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([ReplayDetector(name="det", frames=ReplayFrames(counts, 1.0))]))
+    viewer.close()
+    np.testing.assert_array_equal(viewer.figure.axes[0].images[0].get_array().mask, mask)
+
+
+class _Filter(SynAxis):
+    """Moves to a number, and says the name of what is there."""
+
+    def read(self):
+        return {self.name: {"value": ["Al", "Cu", "Fe"][int(self.position)], "timestamp": 0.0}}
+
+    def describe(self):
+        return {self.name: {"source": "SIM", "dtype": "string", "shape": []}}
+
+
+def test_a_motor_that_has_no_numbers_leaves_the_trace_against_the_point(RE, logged):
+    router = DenoiseRouter(settings(data_keys=[KEY], rois=ROIS), UnitDenoiser())
+    viewer = FrameViewer(KEY, roi="satellite", interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.list_scan([detector()], _Filter(name="filter"), [0, 1, 2]))
+    viewer.close()
+    assert "could not be drawn" not in logged()
+    (trace,) = [axes for axes in viewer.figure.axes if axes.get_xlabel() == "point"]
+    assert list(trace.lines[0].get_xdata()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("frames", "rois"), [(KEY, "det"), ("det", KEY), (KEY, KEY), ("det", "det")]
+)
+def test_a_roi_is_marked_whatever_its_frames_are_called_in_the_settings(RE, frames, rois):
+    router = DenoiseRouter(settings(data_keys=[frames], rois={rois: ROIS}), UnitDenoiser())
+    viewer = FrameViewer(frames, roi="satellite", interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([detector()]))
+    viewer.close()
+    assert len(viewer.figure.axes[0].patches) == 1
+
+
+def test_who_reads_the_picture_while_it_is_written_reads_the_last_one(RE, tmp_path):
+    router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0, save_to=tmp_path / "live")
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    picture = tmp_path / "live.png"
+    RE(bp.count([detector()]))
+    wait_for(picture.exists)
+    with picture.open("rb") as file:
+        RE(bp.count([detector()]))
+        viewer.close()
+        assert file.read().endswith(b"IEND\xaeB`\x82")
+        assert picture.stat().st_ino != os.fstat(file.fileno()).st_ino
+    assert [path.name for path in tmp_path.iterdir()] == ["live.png"]
+
+
+def test_a_closed_view_takes_no_more_documents_and_keeps_no_frames(RE):
+    router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([detector()], 2))
+    viewer.close()
+    kept = viewer._raw, viewer._denoised
+    assert [frames.is_there for frames in kept] == [False, False]
+    drawn = viewer.drawn
+    RE(bp.count([detector()], 2))
+    viewer.close()
+    assert [frames.is_there for frames in kept] == [False, False]
+    assert viewer.drawn == drawn
+
+
+@pytest.fixture
+def _window():
+    """Let there be a window, in a browser that nobody opens."""
+    pytest.importorskip("tornado")
+    mpl.use("webagg")
+    yield
+    plt.close("all")
+
+
+@pytest.mark.usefixtures("_window")
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_window_is_painted_again_with_what_came_last(RE, tmp_path, monkeypatch, saved):
+    router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0, save_to=tmp_path / "live.png" if saved else None)
+    painted = []
+    monkeypatch.setattr(viewer.figure.canvas, "draw_idle", lambda: painted.append(viewer.drawn))
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([detector()], 3))
+    painted.clear()
+    viewer.close()
+    assert viewer.drawn == 1
+    assert painted
+    assert viewer.figure.axes[0].get_title().startswith("point 3")
+    assert (tmp_path / "live.png").exists() == saved
+
+
+@pytest.mark.usefixtures("_window")
+def test_a_view_whose_window_is_closed_is_closed_too(RE):
+    router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    CloseEvent("close_event", viewer.figure.canvas)._process()  # as of a window of Qt or Tk
+    RE(bp.count([detector()], 2))
+    assert not viewer._raw.is_there
+    assert viewer.drawn == 0
+
+
+@pytest.mark.usefixtures("_window")
+def test_a_window_that_stands_still_during_a_scan_is_told(logged, caplog):
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    assert "The live view is in a window of webagg, which stands still during a scan" in logged()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
     viewer.close()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bluesky_denoise.evaluation.plot_style import COLOURS, OTHERS, OURS, STYLE
+from bluesky_denoise.screen import block_maxima, block_px, show_blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +18,8 @@ __all__ = ["frame_picture"]
 def frame_picture(title: str, images: dict[str, np.ndarray], mask: np.ndarray) -> "Figure":
     """Draw the images of one frame on one logarithmic scale, with profiles below.
 
+    Of a large frame, each point shows the brightest of its pixels.
+
     Parameters
     ----------
     title : not drawn; the report writes it as a heading
@@ -27,9 +30,11 @@ def frame_picture(title: str, images: dict[str, np.ndarray], mask: np.ndarray) -
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    reference = np.where(mask, np.nan, list(images.values())[-1])
-    top = max(float(np.nanpercentile(reference, 99.9)), 1e-3)
-    positive = reference[reference > 0]
+    reference = list(images.values())[-1]
+    mask = mask | ~np.isfinite(reference)
+    known = reference[~mask]
+    top = max(float(np.percentile(known, 99.9)), 1e-3) if known.size else 1.0
+    positive = known[known > 0]
     low = float(np.percentile(positive, 2)) if positive.size else top / 100
     norm = LogNorm(min(max(low * 0.7, top / 1e4), top / 3), top)
     columns = 3 if reference.shape[1] > 1.3 * reference.shape[0] else 4
@@ -42,9 +47,12 @@ def frame_picture(title: str, images: dict[str, np.ndarray], mask: np.ndarray) -
         for axis in axes:
             axis.set_axis_off()
         shown = None
+        # Before the layout is made, the places are smaller than they will be.
+        block = block_px(axes[0], reference.shape)
         for axis, (name, image) in zip(axes, images.items(), strict=False):
-            floor = np.maximum(np.where(mask, np.nan, image), norm.vmin)
-            shown = axis.imshow(floor, norm=norm, cmap="magma", interpolation="nearest")
+            blocks = block_maxima(np.where(mask, np.nan, image), block)
+            floor = np.maximum(blocks, norm.vmin)
+            shown = show_blocks(axis, floor, block, reference.shape, norm=norm, cmap="magma")
             axis.set_title(name)
         above.colorbar(
             shown, ax=list(axes), shrink=0.8, pad=0.01, label="expected counts per pixel"
@@ -78,19 +86,21 @@ def _profile(axes: "Sequence[Axes]", images: dict[str, np.ndarray], mask: np.nda
     top = max(float(flat.max()), 1e-6)
     dim = flat[flat > 0]
     low = max(float(np.percentile(dim, 2)) / 2 if dim.size else top / 100, top / 1e5)
-    axes[0].set(yscale="log" if top > 30 * low else "linear", xlim=(0, len(flat) - 1))
-    if top > 30 * low:
+    is_steep = dim.size > 0 and top > 30 * low
+    axes[0].set(yscale="log" if is_steep else "linear", xlim=(0, len(flat) - 0.5))
+    if is_steep:
         axes[0].set_ylim(low, 2 * top)
     axes[0].set(title=f"mean of rows {band.start} to {band.stop - 1}", ylabel="counts per pixel")
     # Where the profile differs most from its surroundings, by the square root of counts.
-    wide = np.convolve(np.sqrt(flat), np.ones(31) / 31, mode="same")
+    near_px = min(31, len(flat))
+    wide = np.convolve(np.sqrt(flat), np.ones(near_px) / near_px, mode="same")
     away = np.abs(np.sqrt(flat) - wide)
     away[:20] = away[-20:] = 0
     middle = int(np.argmax(np.where(lit, away if spiky else flat, -1)))
     begin = int(np.clip(middle - 40, 0, max(len(flat) - 81, 0)))
     near = flat[begin : begin + 81][lit[begin : begin + 81]]
-    axes[1].set(xlim=(begin, begin + 80), title="the same, closer")
-    if near.size:  # none: all of these rows are masked
+    axes[1].set(xlim=(begin, min(begin + 80, len(flat) - 0.5)), title="the same, closer")
+    if near.any():  # else all of these rows are masked, or dark
         spread = near.max() - near.min() + 4 * np.sqrt(near.max() / 9)
         axes[1].set_ylim(max(0, near.min() - 0.2 * spread), near.max() + 0.2 * spread)
     for axis in axes:

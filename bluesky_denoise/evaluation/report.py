@@ -113,7 +113,8 @@ def write_report(result: Evaluation, gates: Sequence[Gate], gallery: Gallery, pa
         "</div></header>"
         f"<nav><div>{nav}</div></nav><main>{''.join(parts)}"
         "<footer>No frame is part of what it is compared with. Written by "
-        "<code>bluesky-denoise evaluate --report</code>.</footer></main></body></html>\n"
+        "<code>bluesky-denoise evaluate --report</code>.</footer></main></body></html>\n",
+        encoding="utf-8",
     )
 
 
