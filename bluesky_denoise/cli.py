@@ -45,13 +45,12 @@ def demo(
     if not picture.parent.is_dir():
         fail(f"There is no folder {picture.parent} for the picture; make it, or name another.")
     _make_room(directory)
-    with console.status("Starting a Tiled server and the denoiser"):
-        from . import demo as job
-        from .server import embedded_tiled
+    with contextlib.ExitStack() as stack:
+        with console.status("Starting a Tiled server and the denoiser"):
+            from . import demo as job
+            from .server import embedded_tiled
 
-        server = embedded_tiled(directory)
-        uri = server.__enter__()
-    try:
+            uri = stack.enter_context(embedded_tiled(directory))
         columns = TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn()
         with Progress(*columns, console=console) as bar:
             tasks = {what: bar.add_task(what, total=None) for what in ("scanned", "denoised")}
@@ -71,8 +70,6 @@ def demo(
         else:
             program = os.path.relpath(sys.argv[0])
             console.print(f"Serve it again: {program} serve {directory}", highlight=False)
-    finally:
-        server.__exit__(None, None, None)
 
 
 def _make_room(directory: Path) -> None:
@@ -160,6 +157,12 @@ def _denoised_keys(run: Any) -> list[str]:
     ]
 
 
+_EXTRAS = {
+    **dict.fromkeys(("uvicorn", "fastapi", "sqlalchemy"), "server"),
+    **dict.fromkeys(("scipy", "skimage", "bm3d"), "evaluation"),
+    **{"matplotlib": "plot", "tifffile": "tiff", "zmq": "zmq", "ophyd_async": "simulation"},
+}
+"""By package, the extra of this one that brings it."""
 _FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -198,5 +201,19 @@ app.add_typer(catalog_app)
 app.add_typer(denoise_app)
 
 
+def main() -> None:
+    """Run the program; what an extra would bring is named."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        sys.exit(
+            f"Error: this needs the package {package}, which is not installed: "
+            f"pip install 'bluesky-denoise[{_EXTRAS[package]}]'"
+        )
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -211,6 +211,21 @@ def test_derived_runs_in_another_container_are_found(command, uid, tmp_path):
     assert "in out" in command("export", uid, "--directory", "out", *place)
 
 
+def test_a_package_that_lacks_is_named_with_the_extra_that_brings_it(tmp_path):
+    (tmp_path / "scipy.py").write_text("raise ModuleNotFoundError('no', name='scipy.signal')")
+    done = subprocess.run(
+        [sys.executable, "-m", "bluesky_denoise.cli", "evaluate", "--help"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: this needs the package scipy, which is not installed: "
+        "pip install 'bluesky-denoise[evaluation]'\n"
+    )
+
+
 def test_the_folder_of_the_picture_is_looked_for_before_the_demo(command, tmp_path):
     said = command("demo", "--picture", "nowhere/demo.png", code=1)
     assert "There is no folder nowhere for the picture" in said
