@@ -138,12 +138,14 @@ def serve(
 
 def _moved_from(directory: Path) -> Path | None:
     """Return where a directory was when the tables of its runs were written, if elsewhere."""
-    here = directory.expanduser().absolute()
+    here = directory.expanduser().resolve()
     with contextlib.closing(sqlite3.connect(here / "catalog.db")) as catalog:
         rows = catalog.execute("SELECT data_uri FROM assets WHERE data_uri LIKE 'sqlite:%'")
         paths = [urlparse(uri).path[1:] for (uri,) in rows]
-    others = [Path(path) for path in paths if str(here / "tables.db") not in (path, unquote(path))]
-    return others[0].parent if others else None
+    written = {Path(name) for path in paths for name in (path, unquote(path))}
+    if not written or here / "tables.db" in {path.resolve() for path in written}:
+        return None
+    return Path(unquote(paths[0])).parent
 
 
 def _denoised_keys(run: Any) -> list[str]:

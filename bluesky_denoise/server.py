@@ -1,6 +1,7 @@
 """A Tiled server inside this process, for demos, tests, and one-person beamlines."""
 
 import logging
+import os
 import secrets
 import socket
 import time
@@ -34,8 +35,8 @@ def embedded_tiled(
     Parameters
     ----------
     directory :
-        Where the server keeps its files; made if missing, used again if not. Files
-        anywhere in it can be registered.
+        Where the server keeps its files; made if missing, used again if not, by whatever path
+        leads there. Files anywhere in it can be registered.
     readable :
         More directories (or one) whose files can be registered, such as those of detectors.
     port :
@@ -79,7 +80,8 @@ def embedded_tiled(
     readable = [readable] if isinstance(readable, str | Path) else readable
     # It would greet on stderr each time.
     logging.getLogger("tiled.server.app").setLevel(logging.WARNING)
-    directory = Path(directory).expanduser().absolute()
+    directory, *links = _paths(directory)
+    more = [path for given in readable for path in _paths(given)]
     try:
         (directory / "data").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,7 +93,11 @@ def embedded_tiled(
     catalog = catalog_from_uri(
         str(directory / "catalog.db"),
         writable_storage=[str(directory / "data"), f"sqlite:///{directory / 'tables.db'}"],
-        readable_storage=[str(directory), *(str(Path(p).absolute()) for p in readable)],
+        readable_storage=[
+            *map(str, [directory, *links, *more]),
+            # Earlier versions registered tables under the link.
+            *(f"sqlite:///{path / 'tables.db'}" for path in links),
+        ],
         init_if_not_exists=True,
         # One connection to the tables: a second writer would find SQLite locked.
         storage_pool_size=1,
@@ -118,6 +124,16 @@ def embedded_tiled(
     with ThreadedServer(config).run_in_thread() as url:
         _wait_until_ready(url)
         yield f"{url}/api/v1?api_key={api_key}"
+
+
+def _paths(directory: str | Path) -> list[Path]:
+    """Return where a directory is and, if links lead there, the path through them.
+
+    Tiled compares paths as they are written: files may be registered by either.
+    """
+    given = Path(directory).expanduser().absolute()
+    resolved, plain = given.resolve(), Path(os.path.normpath(given))
+    return [resolved, plain] if plain != resolved == plain.resolve() else [resolved]
 
 
 def _check_free(port: int) -> None:

@@ -250,7 +250,11 @@ class DenoiseSettings(BaseModel):
     def _is_writable(cls, directory: Path | None) -> Path | None:
         if directory is None:
             return None
-        directory = directory.expanduser().absolute()
+        given = directory.expanduser().absolute()
+        # Tiled takes no `..`. Symlinks stay, since it may see a share under the link, unless they
+        # decide where `..` leads.
+        plain, resolved = os.path.normpath(given), os.path.realpath(given)
+        directory = Path(plain if os.path.realpath(plain) == resolved else resolved)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):

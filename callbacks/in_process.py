@@ -2,13 +2,14 @@
 
     ipython -i callbacks/in_process.py settings.yaml
 
-Then, at the prompt: ``RE(scan([det], motor, -1, 1, 21))``, ``denoise.wait()``,
-``cat[-1]["denoised"]``.
+Then make your detector and motor, or import them, and type, if they are ``det`` and ``motor``:
+``RE(scan([det], motor, -1, 1, 21))``, ``denoise.wait()``, ``cat[-1]["denoised"]``.
 """
 
 import sys
 
 from bluesky import RunEngine
+from bluesky.plans import count, scan  # noqa: F401 (for the prompt)
 from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
 import argparse  # noqa: E402
+import asyncio  # noqa: E402
 import logging  # noqa: E402
 import signal  # noqa: E402
 from functools import partial  # noqa: E402
@@ -23,6 +24,19 @@ from bluesky.callbacks.zmq import Publisher, RemoteDispatcher  # noqa: E402
 
 from bluesky_denoise import DenoiseRouter, DenoiseSettings, GapFiller, TiledSink  # noqa: E402
 from bluesky_denoise.tiled_layouts import connect  # noqa: E402
+
+
+class Dispatcher(RemoteDispatcher):
+    """It ends what waits for documents before it closes its loop; asyncio would complain."""
+
+    def stop(self) -> None:
+        """Let nothing more in, and close."""
+        self.unsubscribe_all()
+        if not self.loop.is_closed() and (tasks := asyncio.all_tasks(self.loop)):
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.wait(tasks))
+        super().stop()
 
 
 def main() -> None:
@@ -48,7 +62,7 @@ def main() -> None:
         sink = TiledSink(settings)
         router.subscribe(sink)
     filler = GapFiller(router, open_catalog)
-    dispatcher = RemoteDispatcher(arguments.subscribe)
+    dispatcher = Dispatcher(arguments.subscribe)
     dispatcher.subscribe(filler)
     print(f"Denoising what comes from {arguments.subscribe}; end with Ctrl-C.", flush=True)
     try:

@@ -458,7 +458,9 @@ def test_a_directory_that_was_moved_is_told_in_a_line(RE, command, in_files, tmp
             (uid,) = RE(bp.count([in_files], 3))
             options = {"tiled_uri": uri, "frames_directory": before / "denoised", "model": UNIT}
             reprocess(client[uid], DenoiseSettings(**options, data_keys=["det"]))
-    assert _moved_from(before) is None
+    (tmp_path / "link").symlink_to(before)
+    for same in (before, tmp_path / "link", before / ".." / before.name):
+        assert _moved_from(same) is None
     shutil.move(before, after)
     said = command("serve", str(after), "--port", "0")
     assert f"This directory was moved, or copied, from {before}, and its catalog" in said

@@ -131,6 +131,23 @@ def test_only_stacks_of_counts_are_replayed():
         ReplayFrames(np.full((2, *SHAPE), -1), 1.0)
 
 
+def test_what_marks_pixels_that_are_not_valid_is_not_replayed():
+    counts = np.ones((2, *SHAPE), np.uint32)
+    counts[1, 3, 4] = 2**32 - 1
+    told = r"hold 4294967295 in frame 1, row 3, column 4; .* Set those to 0, and mask them"
+    with pytest.raises(FrameValueError, match=told):
+        ReplayFrames(counts, 1.0)
+    with pytest.raises(FrameValueError, match=r"hold 9223372036854775813 in frame 0"):
+        ReplayFrames(np.full((1, *SHAPE), 2**63 + 5, np.uint64), 1.0)
+
+
+def test_a_sum_that_frames_cannot_hold_is_refused():
+    frames = ReplayFrames(np.full((2, *SHAPE), 2**31, np.uint32), 1.0)
+    assert frames(1.0)[0, 0] == 2**31
+    with pytest.raises(FrameValueError, match=r"exposure of 2.0 s has 4294967296 counts"):
+        frames(2.0)
+
+
 def test_the_counts_of_a_scene_scale_with_the_exposure():
     scene = diffraction_scene((64, 96))
     frames = SceneFrames(scene)
@@ -163,6 +180,16 @@ def test_peaks_follow_a_motor_and_the_background_stays():
     assert dark[pixel] < 0.7 * scene.rate[pixel]
     # Far from every peak, nothing has changed.
     np.testing.assert_allclose(dark[0, 0], scene.rate[0, 0], rtol=1e-6)
+
+
+def test_hot_pixels_stay_as_they_are_under_a_peak_that_fades():
+    scene = diffraction_scene((48, 64), hot_pixels=200)
+    frames = SceneFrames(scene, position=lambda: 100.0)
+    peak = scene.braggs[0]
+    rows, cols = np.nonzero(scene.hot)
+    assert np.hypot(rows - peak.row, cols - peak.col).min() < 3
+    np.testing.assert_array_equal(frames.rate()[scene.hot], 2000.0)
+    assert frames.rate()[~scene.hot].max() < 10  # without peaks
 
 
 def test_a_rocking_curve_needs_a_width():

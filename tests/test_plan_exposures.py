@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from beamline import denoised_here, detector, events_of, paused_after
 from bluesky.utils import RunEngineInterrupted
+from bluesky_tiled_plugins import TiledWriter
 from ophyd import Component, Device, Signal
 from ophyd.sim import DirectImage, SynGauss
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
@@ -205,3 +206,36 @@ def test_each_kind_of_detector_gets_its_exposure_back(kind, then, RE, raw, motor
     assert len(raw.by_name["stop"]) == 1
     # Nothing runs any more after a halt, by its definition.
     assert exposure_of(RE, any_detector) == (short_s if then == "halt" else 0.5)
+
+
+@pytest.fixture(params=["ours", "a plain signal"])
+def soft(request, det):
+    """Return a detector, and the data key of its exposure."""
+    if request.param == "ours":
+        return det, "det_cam_acquire_time"
+    signal = Signal(name="seconds", value=1)
+    det.exposure_signal = signal
+    return det, "seconds"
+
+
+def test_a_coarse_exposure_in_whole_seconds_does_not_round_the_fine_one(RE, tiled, motor, soft):
+    det, key = soft
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    denoised = denoised_here(RE, UnitDenoiser())
+    args = ([det], denoised, "satellite", motor, -2, 2, 7)
+    (uid,) = RE(find_weak_peak(*args, exposure_s=1, fine_exposure_s=0.5, fine_num=5))
+    exposures = tiled.client[uid]["primary"][key].read()
+    np.testing.assert_array_equal(exposures, [1.0] * 7 + [0.5] * 5)
+
+
+def test_exposures_in_whole_seconds_are_described_as_floats(RE, raw, motor, soft):
+    det, key = soft
+    RE(paired_exposures([det], num=1, short_s=1, long_s=2))
+    denoised = denoised_here(RE, UnitDenoiser(), streams=["primary", "reference"])
+    args = ([det], denoised, "satellite", motor, 0, 1, 1)
+    limits = {"relative_error": 0.5, "max_frames": 1, "exposure_s": 1}
+    RE(adaptive_exposure_scan(*args, **limits, reference_every=1, reference_s=2))
+    described = [
+        d["data_keys"][key]["dtype"] for d in raw.by_name["descriptor"] if key in d["data_keys"]
+    ]
+    assert described == ["number"] * 3  # short, long, reference

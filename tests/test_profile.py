@@ -149,6 +149,7 @@ def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(t
     edited = yaml.safe_load((profile / "settings.yaml").read_text())
     edited["data_directory"] = "kept"
     edited["denoise"] |= {"frames_directory": "kept/frames", "save_sigma": True}
+    edited["scene"] = {"shape": [64, 64]}  # in which a region reaches over the edge
     (profile / "settings.yaml").write_text(yaml.safe_dump(edited))
     script = tmp_path / "run.py"
     script.write_text(
@@ -156,6 +157,12 @@ def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(t
         "RE(namespace['short_scan'](num=2))\n"
         "namespace['denoise'].wait(60)\n"
         "print('events', len(namespace['cat'][-1]['denoised'].read().time))\n"
+        "namespace['web']()\n"
+        "namespace['web'](data_key='nope')\n"
+        "RE(namespace['count']([namespace['motor']]))\n"
+        "namespace['web']()\n"
+        "try:\n    namespace['watch'](data_key='nope')\n"
+        "except ValueError as error:\n    print(error)\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)],
@@ -168,6 +175,12 @@ def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(t
     )
     assert done.returncode == 0, done.stderr
     assert "events 2" in done.stdout
+    assert re.search(
+        r"^http://\S+/ui/browse/([\w-]{36})/denoised/det_image\?api", done.stdout, re.M
+    )
+    assert re.search(r"No nope has been denoised in run \w{8}\.", done.stdout)
+    assert re.search(r"\w{8} has no stream `denoised`, or not yet; its streams: pri", done.stdout)
+    assert "The view is to show 'nope'; what is denoised is det_image." in done.stdout
     assert len(list((profile / "kept" / "frames").rglob("*_denoised_*.h5"))) == 1
     assert "Try, in this order" not in done.stdout  # nobody sits there
 
@@ -203,6 +216,36 @@ def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path)
     assert "detector other: layer is 'tango'; expected one of ophyd, ophyd-async." in done.stdout
     assert re.search(r"third: TypeError: .*'write_path'\n  beamline.yaml lacks a line", done.stdout)
     assert done.stdout.splitlines()[-1] == "None"
+
+
+@pytest.mark.parametrize(
+    ("edited", "told"),
+    [
+        ("motors:\ndetectors:\ndenoise:\ntiled_uri:\n", ""),
+        ("", ""),
+        ("detectors:\n  pilatus:\n", r"pilatus: TypeError: .*\n  beamline.yaml lacks a line"),
+    ],
+    ids=["empty keys", "empty file", "a detector without a line"],
+)
+def test_what_is_left_empty_in_the_area_detector_profile_is_not_there(tmp_path, edited, told):
+    profile = profile_copy(tmp_path, "profile_area_detector")
+    (profile / "beamline.yaml").write_text(edited)
+    script = tmp_path / "run.py"
+    script.write_text(
+        RUN.format(startup=profile / "startup")
+        + "print(namespace['cat'], namespace['denoise'], namespace['RE'].state)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(told, done.stdout)
+    assert done.stdout.splitlines()[-1] == "None None idle"
 
 
 def test_the_area_detector_profile_creates_nothing_until_it_is_edited(tmp_path):

@@ -1,8 +1,10 @@
 """The Tiled server inside a process."""
 
+import bluesky.plans as bp
 import httpx
 import numpy as np
 import pytest
+from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 from tiled.structures.array import ArrayStructure
 from tiled.structures.data_source import Asset, DataSource, Management
@@ -27,10 +29,31 @@ def test_a_file_is_no_directory_of_a_server(tmp_path):
         pass
 
 
+def test_a_directory_is_read_by_whatever_path_leads_to_it(RE, motor, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "sub")
+    for written, read in (("../data", tmp_path / "data"), (tmp_path / "link" / "data", "../data")):
+        with embedded_tiled(written) as uri:
+            client = from_uri(uri)
+            with client.context:
+                token = RE.subscribe(TiledWriter(client))
+                (uid,) = RE(bp.scan([motor], motor, -1, 1, 3))
+                RE.unsubscribe(token)
+        with embedded_tiled(read) as uri:
+            client = from_uri(uri)
+            with client.context:
+                positions = client[uid]["primary"]["motor"].read()
+                np.testing.assert_array_equal(positions, [-1, 0, 1])
+
+
 def test_one_directory_to_read_is_no_list_of_letters(tmp_path):
     (tmp_path / "raw").mkdir()
     paths = [tmp_path / "raw" / "a.npy", tmp_path / "b.npy"]
-    with embedded_tiled(tmp_path / "tiled", readable=str(tmp_path / "raw")) as uri:
+    # As one that is seen under a link: files may be registered by either path.
+    (tmp_path / "share").symlink_to(tmp_path / "raw", target_is_directory=True)
+    paths.append(tmp_path / "share" / "c.npy")
+    with embedded_tiled(tmp_path / "tiled", readable=str(tmp_path / "share")) as uri:
         client = from_uri(uri)
         with client.context:
             nodes = []
@@ -50,6 +73,7 @@ def test_one_directory_to_read_is_no_list_of_letters(tmp_path):
                     management=Management.external,
                 )
                 nodes.append(client.new("array", [source]))
-            np.testing.assert_array_equal(nodes[0].read(), np.arange(3.0))
+            for node in (nodes[0], nodes[2]):
+                np.testing.assert_array_equal(node.read(), np.arange(3.0))
             with pytest.raises(httpx.HTTPStatusError):
                 nodes[1].read()

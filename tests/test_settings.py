@@ -215,6 +215,23 @@ def test_a_directory_is_made_where_it_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["frames_directory", "backup_directory"])
+def test_a_directory_is_named_without_dots_and_keeps_its_links(tmp_path, key):
+    for name in ("config", "share", "other/sub"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("share", target_is_directory=True)
+    (tmp_path / "away").symlink_to("other/sub", target_is_directory=True)
+    path = tmp_path / "config" / "denoise.yaml"
+    for given, meant in (
+        ("../share/a", "share/a"),
+        ("../link/a", "link/a"),
+        ("../away/../a", "other/a"),  # as the kernel takes it
+    ):
+        path.write_text(f"{key}: {given}\n")
+        assert str(getattr(DenoiseSettings.from_yaml(path), key)) == str(tmp_path / meant)
+        assert (tmp_path / meant).is_dir()
+
+
+@pytest.mark.parametrize("key", ["frames_directory", "backup_directory"])
 def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path, key):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=rf"'{key}': .*file/sub cannot be written to: Not a d"):

@@ -224,7 +224,9 @@ def set_exposure_wrapper(
     exposure_s :
         Seconds, > 0.
     """
-    return (yield from _exposed(plan, detectors, lambda full_s: (exposure_s, full_s / exposure_s)))
+    # Tiled takes the type of a column from its first value: 1 s must not make integers of all.
+    short_s = float(exposure_s)
+    return (yield from _exposed(plan, detectors, lambda full_s: (short_s, full_s / short_s)))
 
 
 def _exposed(

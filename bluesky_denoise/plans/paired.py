@@ -79,7 +79,7 @@ def paired_exposures(
                 yield from bps.checkpoint()
                 # A motor may have been moved during a pause.
                 yield from set_values(step, step.values())
-            yield from set_values(signals, [exposure_s] * len(signals))
+            yield from set_values(signals, [float(exposure_s)] * len(signals))
             # The exposure is read in the event: a descriptor tells that of the first frame only.
             yield from bps.trigger_and_read([*devices, *readings], stream)
             if denoised is not None and stream == "short":

@@ -64,7 +64,7 @@ class ReferencePoints:
                 f"A reference of {exposure_s!r} s each {every!r} points was asked for; expected "
                 "numbers above 0."
             )
-        self._denoised, self._every, self._exposure_s = denoised, every, exposure_s
+        self._denoised, self._every, self._exposure_s = denoised, every, float(exposure_s)
         self._points = 0
         names = [f"{roi}_{what}" for roi in denoised.rois for what in ("pull", "denoised_ratio")]
         components = {name: Component(Signal, value=_NAN, kind=Kind.hinted) for name in names}

@@ -158,7 +158,7 @@ def find_weak_peak(
             reach = max(3 * coarse.width, 3 * step)
             first, last = max(low, coarse.position - reach), min(high, coarse.position + reach)
             for signal in exposures:
-                yield from bps.mv(signal, fine_s)
+                yield from bps.mv(signal, float(fine_s))
             fine = yield from search(first, last, fine_num, "fine_signals")
         found = fine is not None and fine.p_value <= fine_chance
         for name, candidate in (("coarse", coarse), ("fine", fine)):

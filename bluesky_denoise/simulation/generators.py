@@ -11,6 +11,9 @@ from .scenes import Scene, gaussian_peak
 
 __all__ = ["FrameGenerator", "ReplayFrames", "SceneFrames"]
 
+_LARGEST = 2**32 - 1
+"""Of 32 bits, in which frames are; detectors write it into pixels that are not valid."""
+
 
 class FrameGenerator(Protocol):
     """What every simulated detector is fed by."""
@@ -34,7 +37,7 @@ class ReplayFrames:
 
     Parameters
     ----------
-    counts : (n, H, W) integer, raw counts, >= 0
+    counts : (n, H, W) integer, raw counts, 0 to 4294967294
     exposure_s : seconds of each recorded frame, > 0
     seed : fixes the thinning
 
@@ -43,7 +46,7 @@ class ReplayFrames:
     FrameShapeError
         If `counts` is not (n, H, W) with at least one frame.
     FrameValueError
-        If `counts` are not integers, or some are negative.
+        If `counts` are not integers, or some are negative or above; when called, if a sum is.
     SettingsError
         If an exposure is not positive; when called, also if one longer than recorded
         is not a whole number of frames.
@@ -59,6 +62,13 @@ class ReplayFrames:
             raise FrameValueError(
                 f"Frames to replay are {counts.dtype}, from {counts.min()}; "
                 "expected raw counts, integers >= 0."
+            )
+        if counts.max() >= _LARGEST:
+            where = np.unravel_index(counts.argmax(), counts.shape)
+            raise FrameValueError(
+                f"Frames to replay hold {counts.max()} in frame {where[0]}, row {where[1]}, column "
+                f"{where[2]}; expected counts below {_LARGEST}, which marks pixels that are not "
+                "valid. Set those to 0, and mask them."
             )
         self._counts = counts
         self.exposure_s = _positive(exposure_s)
@@ -85,6 +95,11 @@ class ReplayFrames:
         frames = self._counts.take(range(self.position, self.position + n), axis=0, mode="wrap")
         self.position = (self.position + n) % len(self._counts)
         counts = frames.sum(axis=0, dtype=np.int64)
+        if counts.max() >= _LARGEST:
+            raise FrameValueError(
+                f"An exposure of {exposure_s} s has {counts.max()} counts in a pixel; frames hold "
+                f"fewer than {_LARGEST}. Ask for a shorter one."
+            )
         if not whole:
             counts = self._rng.binomial(counts, ratio)
         return counts.astype(np.uint32)
@@ -94,8 +109,8 @@ class SceneFrames:
     """Exposes a simulated scene; its peaks may follow the position of a motor.
 
     With `position`, the intensity of all peaks is multiplied by the rocking curve
-    ``exp(-((position() - centre) / width)**2 / 2)``; the background and the hot pixels
-    stay as they are.
+    ``exp(-((position() - centre) / width)**2 / 2)``; the background and the `hot` pixels of
+    the scene stay as they are.
 
     Parameters
     ----------
@@ -131,6 +146,8 @@ class SceneFrames:
         shape = scene.rate.shape
         peaks = (*scene.braggs, *scene.satellites)
         self._peaks = sum((gaussian_peak(shape, peak) for peak in peaks), np.zeros(shape))
+        if scene.hot is not None:
+            self._peaks[scene.hot] = 0
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -2,13 +2,16 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from bluesky.protocols import StreamAsset
 from ophyd_async.core import (
+    AsyncStatus,
     DetectorAcquireLogic,
     DetectorDataLogic,
     DetectorTriggerLogic,
@@ -19,6 +22,7 @@ from ophyd_async.core import (
     StreamResourceDataProvider,
     StreamResourceInfo,
     TriggerInfo,
+    WatchableAsyncStatus,
     soft_signal_r_and_setter,
     soft_signal_rw,
 )
@@ -47,21 +51,40 @@ class ReplayDriver(Device):
 
 
 class _Writer:
-    """The file that is open now, and how many frames are in it."""
+    """The file that is open now, and how many frames there are.
+
+    Frames of a point wait for its stream datum: one that is taken again after a pause leaves
+    none in the file. Those of a flight, which may be many, do not wait.
+    """
 
     def __init__(self) -> None:
         self.written, self._set_written = soft_signal_r_and_setter(int, 0)
         self._file: FrameFile | None = None
+        self._waits = False
+        self._waiting: list[np.ndarray] = []
 
     def open(self, path: Path, shape: tuple[int, int]) -> None:
         self._file = FrameFile(path, shape)
         self._set_written(0)
 
+    def begin(self, waits: bool) -> None:
+        self._waits = waits
+        self._waiting.clear()
+        self._set_written(0 if self._file is None else len(self._file))
+
     def append(self, frame: np.ndarray) -> None:
-        self._file.append(frame)
-        self._set_written(len(self._file))
+        self._waiting.append(frame)
+        if not self._waits:
+            self.flush()
+        self._set_written(len(self._file) + len(self._waiting))
+
+    def flush(self) -> None:
+        for frame in self._waiting:
+            self._file.append(frame)
+        self._waiting.clear()
 
     def close(self) -> None:
+        self._waiting.clear()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -98,6 +121,7 @@ class _AcquireLogic(DetectorAcquireLogic):
         self._task: asyncio.Task[None] | None = None
 
     async def start_acquiring(self) -> None:
+        await self.ensure_stopped()
         num, exposure_s, period_s = await asyncio.gather(
             self._driver.num_images.get_value(),
             self._driver.acquire_time.get_value(),
@@ -124,12 +148,31 @@ class _AcquireLogic(DetectorAcquireLogic):
         if self._task is not None:
             await self._task
 
-    async def ensure_stopped(self) -> None:
+    def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+    async def ensure_stopped(self) -> None:
+        self.cancel()
+        task, self._task = self._task, None
+        if task is not None:
             with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+                await task
+
+
+class _Provider(StreamResourceDataProvider):
+    """Frames are in the file when their stream datum comes."""
+
+    def __init__(self, writer: _Writer, **kwargs: Any) -> None:
+        super().__init__(collections_written_signal=writer.written, **kwargs)
+        self._writer = writer
+
+    async def make_stream_docs(
+        self, collections_written: int, collections_per_event: int
+    ) -> AsyncIterator[StreamAsset]:
+        self._writer.flush()
+        async for doc in super().make_stream_docs(collections_written, collections_per_event):
+            yield doc
 
 
 class _DataLogic(DetectorDataLogic):
@@ -144,7 +187,8 @@ class _DataLogic(DetectorDataLogic):
         info = self._path_provider(datakey_name)
         self._writer.close()
         self._writer.open(Path(info.directory_path) / f"{info.filename}.h5", self._frames.shape)
-        return StreamResourceDataProvider(
+        return _Provider(
+            self._writer,
             uri=f"{info.directory_uri}{info.filename}.h5",
             resources=[
                 StreamResourceInfo(
@@ -156,7 +200,6 @@ class _DataLogic(DetectorDataLogic):
                 )
             ],
             mimetype="application/x-hdf5",
-            collections_written_signal=self._writer.written,
         )
 
     async def stop(self) -> None:
@@ -171,9 +214,12 @@ class AsyncReplayDetector(StandardDetector):
 
     It can be used in step scans, and flown with internal triggers. The file is written
     in SWMR mode and readable while the scan runs. Data key: ``<name>``, a stream of
-    (1, H, W) uint32 counts. Configuration: ``<name>-driver-acquire_time`` and
-    ``<name>-driver-acquire_period``, seconds; set them with
-    ``bps.mv(det.driver.acquire_time, 0.1)`` or by `TriggerInfo.livetime`.
+    (1, H, W) uint32 counts. Configuration, seconds: ``<name>-driver-acquire_time``, which is
+    set with ``bps.mv(det.driver.acquire_time, 0.1)`` or by `TriggerInfo.livetime`, and
+    ``<name>-driver-acquire_period``, which follows from it: it is set to the exposure and
+    `TriggerInfo.deadtime` whenever the detector is prepared, whatever it was before.
+
+    A point is written when it is read: one that a pause has interrupted is not in the file.
 
     Create it under ``with init_devices():`` once the RunEngine is there.
 
@@ -202,11 +248,24 @@ class AsyncReplayDetector(StandardDetector):
     ) -> None:
         self.driver = ReplayDriver(exposure_s)
         self.frames = frames
-        writer = _Writer()
+        self._writer = _Writer()
+        self._acquire = _AcquireLogic(self.driver, frames, self._writer, realtime)
         self.add_detector_logics(
             _TriggerLogic(self.driver),
-            _AcquireLogic(self.driver, frames, writer, realtime),
-            _DataLogic(path_provider, frames, writer),
+            self._acquire,
+            _DataLogic(path_provider, frames, self._writer),
         )
         self.add_config_signals(self.driver.acquire_period, self.driver.acquire_time)
         super().__init__(name=name)
+
+    def trigger(self) -> WatchableAsyncStatus[int]:
+        """Take a point; one that was never read, as after a pause, is dropped."""
+        # Before frames are counted, and without awaiting: none can come in between.
+        self._acquire.cancel()
+        self._writer.begin(waits=True)
+        return super().trigger()
+
+    def kickoff(self) -> AsyncStatus:
+        """Begin to fly."""
+        self._writer.begin(waits=False)
+        return super().kickoff()

@@ -1,5 +1,6 @@
 """Classic ophyd detectors without EPICS: frames in events, or in an HDF5 file."""
 
+import os
 import threading
 import time
 import uuid
@@ -45,6 +46,10 @@ class _Positive(Signal):
 class _AcquireTime(_Positive):
     """Exposure time of a frame, seconds."""
 
+    def put(self, value: float, **kwargs: Any) -> None:
+        # Tiled takes the type of a column from its first value: 1 s must not make integers of all.
+        super().put(float(value), **kwargs)
+
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()
         described[self.name]["units"] = "s"
@@ -81,7 +86,7 @@ class _FrameDetector(Device):
 
     cam = Component(_Cam, kind=Kind.config)
     stats1 = Component(_Stats)
-    _store: Callable[[np.ndarray], None]  # each of them says where a frame goes
+    _store: Callable[[list[np.ndarray]], None]  # each of them says where the frames of a point go
 
     def __init__(
         self,
@@ -94,17 +99,38 @@ class _FrameDetector(Device):
         super().__init__(*args, **kwargs)
         self.frames = frames
         self.realtime = realtime
+        self._exposing: threading.Thread | None = None
+        self._cancelled = threading.Event()
         self.cam.acquire_time.put(exposure_s)
 
     def trigger(self) -> DeviceStatus:
-        """Expose; the status is done when the frames are there to be read."""
+        """Expose; the status is done when the frames are there to be read.
+
+        An exposure that is going on, as after a pause, is cancelled and leaves nothing.
+        """
+        self._cancel()
         status = DeviceStatus(self)
         if self.realtime:
-            threading.Thread(target=self._trigger_in_thread, args=(status,), daemon=True).start()
+            self._exposing = threading.Thread(
+                target=self._trigger_in_thread, args=(status,), daemon=True
+            )
+            self._exposing.start()
         else:
             self._expose(wait=False)
             status.set_finished()
         return status
+
+    def unstage(self) -> list[object]:
+        """Cancel an exposure that is going on."""
+        self._cancel()
+        return super().unstage()
+
+    def _cancel(self) -> None:
+        if self._exposing is not None:
+            self._cancelled.set()
+            self._exposing.join()
+            self._cancelled.clear()
+            self._exposing = None
 
     def _trigger_in_thread(self, status: DeviceStatus) -> None:
         try:
@@ -112,18 +138,19 @@ class _FrameDetector(Device):
         except Exception as error:
             status.set_exception(error)
         else:
+            # Also of one that was cancelled: to bluesky, an error would be one of the plan.
             status.set_finished()
 
     def _expose(self, wait: bool) -> None:
         exposure_s = self.cam.acquire_time.get()
-        total = 0
+        frames = []
         for _ in range(self._frames_per_point()):
             end = time.monotonic() + exposure_s
-            frame = self.frames(exposure_s)
-            if wait:
-                time.sleep(max(0.0, end - time.monotonic()))
-            self._store(frame)
-            total += int(frame.sum(dtype=np.int64))
+            frames.append(self.frames(exposure_s))
+            if wait and self._cancelled.wait(max(0.0, end - time.monotonic())):
+                return
+        self._store(frames)
+        total = sum(int(frame.sum(dtype=np.int64)) for frame in frames)
         self.stats1.total.put(total, internal=True)
 
     def _frames_per_point(self) -> int:
@@ -159,8 +186,8 @@ class ReplayDetector(_FrameDetector):
         super().__init__(prefix, name=name, frames=frames, **kwargs)
         self.image.put(np.zeros(frames.shape, np.uint32), internal=True)
 
-    def _store(self, frame: np.ndarray) -> None:
-        self.image.put(frame, internal=True)
+    def _store(self, frames: list[np.ndarray]) -> None:
+        self.image.put(frames[-1], internal=True)
 
 
 class AreaDetectorReplay(_FrameDetector):
@@ -170,7 +197,9 @@ class AreaDetectorReplay(_FrameDetector):
     ``<name>_image``, a datum id in the events, described as (num_images, H, W);
     ``<name>_stats1_total``, the sum over the point, hinted. Configuration:
     ``<name>_cam_acquire_time``, seconds, and ``<name>_cam_num_images``. One Resource of
-    spec ``AD_HDF5`` for each stage, one Datum with a ``point_number`` for each trigger.
+    spec ``AD_HDF5`` for each stage, one Datum with a ``point_number`` for each point.
+
+    A point is written when it is read: one that a pause has interrupted is not in the file.
 
     Parameters
     ----------
@@ -203,11 +232,12 @@ class AreaDetectorReplay(_FrameDetector):
         **kwargs: Any,
     ) -> None:
         super().__init__(prefix, name=name, frames=frames, **kwargs)
-        self.directory = Path(directory).absolute()
+        self.directory = Path(os.path.normpath(Path(directory).absolute()))  # Tiled takes no `..`
         self.cam.num_images.put(num_images)
         self._file: FrameFile | None = None
         self._asset_docs: deque[tuple[str, dict[str, Any]]] = deque()
         self._reading: dict[str, Any] | None = None
+        self._unread: list[np.ndarray] = []
         self._staged_num_images = num_images
         self._points = 0
 
@@ -235,10 +265,12 @@ class AreaDetectorReplay(_FrameDetector):
         return staged
 
     def unstage(self) -> list[object]:
-        """Close the file."""
+        """Cancel an exposure that is going on, and close the file."""
+        self._cancel()
         if self._file is not None:
             self._file.close()
             self._file = None
+        self._unread = []
         self._asset_docs.clear()
         return super().unstage()
 
@@ -256,7 +288,10 @@ class AreaDetectorReplay(_FrameDetector):
         return described
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """Read the datum id of the last point's frames, and the sum."""
+        """Read the datum id of the last point's frames, which are now written, and the sum."""
+        if self._unread:
+            self._write(self._unread)
+            self._unread = []
         if self._reading is None:
             raise SettingsError(f"{self.name} has no frames yet; trigger it before it is read.")
         return {**super().read(), f"{self.name}_image": self._reading}
@@ -272,7 +307,15 @@ class AreaDetectorReplay(_FrameDetector):
     def _expose(self, wait: bool) -> None:
         if self._file is None:
             raise SettingsError(f"{self.name} has no file open; stage it before it is triggered.")
+        self._unread = []
         super()._expose(wait)
+
+    def _store(self, frames: list[np.ndarray]) -> None:
+        self._unread = frames
+
+    def _write(self, frames: list[np.ndarray]) -> None:
+        for frame in frames:
+            self._file.append(frame)
         datum_id = f"{self._resource_uid}/{self._points}"
         self._asset_docs.append(
             (
@@ -286,6 +329,3 @@ class AreaDetectorReplay(_FrameDetector):
         )
         self._reading = {"value": datum_id, "timestamp": time.time()}
         self._points += 1
-
-    def _store(self, frame: np.ndarray) -> None:
-        self._file.append(frame)

@@ -35,6 +35,8 @@ class Scene:
     """The weak peaks that a short exposure hides."""
     braggs: tuple[Peak, ...]
     """The strong peaks."""
+    hot: np.ndarray | None = None
+    """(H, W) bool, True where a pixel counts the same whatever the peaks do; None: nowhere."""
 
     def expose(self, exposure_s: float, rng: np.random.Generator) -> np.ndarray:
         """Count photons.
@@ -125,5 +127,7 @@ def diffraction_scene(
     mask[:, round(0.52 * width) : round(0.52 * width) + gap] = True
     bad = rng.choice(height * width, size=hot_pixels + dead_pixels, replace=False)
     mask.flat[bad[hot_pixels:]] = True
-    rate.flat[bad[:hot_pixels]] = 2000.0
-    return Scene(rate, mask, tuple(satellites), tuple(braggs))
+    hot = np.zeros(shape, dtype=bool)
+    hot.flat[bad[:hot_pixels]] = True
+    rate[hot] = 2000.0
+    return Scene(rate, mask, tuple(satellites), tuple(braggs), hot)

@@ -11,13 +11,13 @@ from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.startup import closed_at_exit, profile_directory
 
 PROFILE = profile_directory("beamline.yaml", globals().get("__file__"))
-BEAMLINE = yaml.safe_load((PROFILE / "beamline.yaml").read_text())
+BEAMLINE = yaml.safe_load((PROFILE / "beamline.yaml").read_text()) or {}
 
 _session = closed_at_exit()
 
 RE = RunEngine({})
 cat = None
-if BEAMLINE["tiled_uri"]:
+if BEAMLINE.get("tiled_uri"):
     cat = from_uri(BEAMLINE["tiled_uri"])
     # A server error must not end a scan: what Tiled does not take is kept here.
     RE.subscribe(

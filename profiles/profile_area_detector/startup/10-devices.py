@@ -76,7 +76,7 @@ def connected(kind, name, make, /, *args, **options):
     try:
         device = make(name, *args, **options)
         if hasattr(device, "wait_for_connection"):
-            device.wait_for_connection(timeout=BEAMLINE.get("timeout_s", 5))
+            device.wait_for_connection(timeout=BEAMLINE.get("timeout_s") or 5)
     except Exception as error:
         speaks_epics = any(find_spec(client) for client in _CLIENTS[make])
         why = _WHY.get(type(error), _MISSING if speaks_epics else _NO_EPICS)
@@ -85,12 +85,13 @@ def connected(kind, name, make, /, *args, **options):
     return device
 
 
+# A key with nothing behind it is None.
 _found = {}
-for _name, _prefix in BEAMLINE["motors"].items():
+for _name, _prefix in (BEAMLINE.get("motors") or {}).items():
     _found[_name] = connected("motor", _name, motor_record, _prefix)
 _detectors = {}
-for _name, _options in BEAMLINE["detectors"].items():
-    _options = dict(_options)
+for _name, _options in (BEAMLINE.get("detectors") or {}).items():
+    _options = dict(_options or {})
     _layer = _options.pop("layer", "ophyd")
     if _layer not in MAKERS:
         print(f"detector {_name}: layer is {_layer!r}; expected one of {', '.join(MAKERS)}.")
@@ -101,8 +102,8 @@ globals().update({name: device for name, device in _found.items() if device is n
 
 denoise = denoised = None
 if any(device is not None for device in _detectors.values()):
-    _settings = dict(BEAMLINE["denoise"])
-    if BEAMLINE["tiled_uri"]:
+    _settings = dict(BEAMLINE.get("denoise") or {})
+    if BEAMLINE.get("tiled_uri"):
         _settings["tiled_uri"] = BEAMLINE["tiled_uri"]
     denoise = DenoiseProcess(DenoiseSettings.from_values(_settings, PROFILE))
     _session.callback(denoise.close)

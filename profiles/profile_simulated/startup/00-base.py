@@ -21,7 +21,8 @@ SETTINGS = yaml.safe_load((PROFILE / "settings.yaml").read_text())
 
 _session = closed_at_exit()
 if SETTINGS["data_directory"]:
-    DATA = PROFILE / Path(SETTINGS["data_directory"]).expanduser()
+    # As the Tiled server has it, so that frames are found by whatever path the directory is served.
+    DATA = (PROFILE / Path(SETTINGS["data_directory"]).expanduser()).resolve()
 else:
     DATA = Path(_session.enter_context(tempfile.TemporaryDirectory(prefix="bluesky_denoise_")))
 

@@ -9,7 +9,7 @@ from bluesky_denoise.simulation import SceneFrames, diffraction_scene
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector, SimulatedMotor
 
 motor = SimulatedMotor(name="motor", labels={"motors"})
-scene = diffraction_scene(**SETTINGS["scene"])
+scene = diffraction_scene(**(SETTINGS["scene"] or {}))
 det = ReplayDetector(
     name="det",
     frames=SceneFrames(
@@ -20,11 +20,17 @@ det = ReplayDetector(
     labels={"detectors"},
 )
 
+
+def _within(centre, reach, size):
+    """Return a range of pixels around a place, as far as the frame goes."""
+    return max(0, round(centre) - reach), min(size, round(centre) + reach + 1)
+
+
 # A region around each of the two satellites of the stronger Bragg peak.
 rois = {
     f"satellite_{i}": ROI(
-        rows=(round(peak.row) - 12, round(peak.row) + 13),
-        cols=(round(peak.col) - 16, round(peak.col) + 17),
+        rows=_within(peak.row, 12, scene.rate.shape[0]),
+        cols=_within(peak.col, 16, scene.rate.shape[1]),
         background_px=4,
     )
     for i, peak in enumerate(scene.satellites[:2], 1)
@@ -37,7 +43,8 @@ _defaults = {
     "tiled_uri": TILED_URI,
     "frames_directory": DATA / "denoised_frames",
 }
-denoise = DenoiseProcess(DenoiseSettings.from_values(_defaults | SETTINGS["denoise"], PROFILE))
+_settings = _defaults | (SETTINGS["denoise"] or {})
+denoise = DenoiseProcess(DenoiseSettings.from_values(_settings, PROFILE))
 _session.callback(denoise.close)
 RE.subscribe(denoise)
 denoised = DenoisedSignals(denoise, name="denoised")

@@ -11,6 +11,7 @@ if not HAS_SCREEN:
 import matplotlib.pyplot as plt
 
 from bluesky_denoise.best_effort import DenoisedBestEffortCallback
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.viewer import FrameViewer
 
 # IPython shows the traceback of a plan that fails; once is enough.
@@ -29,6 +30,11 @@ RE.subscribe(bec)
 
 def watch(roi="satellite_1", data_key="det_image"):
     """Open the live view: raw, denoised, residual, and an ROI; without a screen, a picture."""
+    known = denoise.settings.data_keys
+    if known is not None and data_key not in known:
+        raise SettingsError(
+            f"The view is to show {data_key!r}; what is denoised is {', '.join(known)}."
+        )
     viewer = FrameViewer(data_key, roi=roi, save_to=None if HAS_SCREEN else "live.png")
     viewer.attach(RE, denoise)
     if not HAS_SCREEN:
@@ -38,7 +44,14 @@ def watch(roi="satellite_1", data_key="det_image"):
 
 def web(run=-1, data_key="det_image"):
     """Print where Tiled's web page shows the denoised frames of a run."""
-    uid = cat[run].metadata["start"]["uid"]
+    uid, streams = cat[run].metadata["start"]["uid"], list(cat[run])
+    if "denoised" not in streams:
+        there = ", ".join(streams) or "none"
+        print(f"Run {uid:.8} has no stream `denoised`, or not yet; its streams: {there}.")
+        return
+    if data_key not in cat[run]["denoised"]:
+        print(f"No {data_key} has been denoised in run {uid:.8}.")
+        return
     print(WEB_PAGE.replace("/browse/?", f"/browse/{uid}/denoised/{data_key}?"))
 
 
