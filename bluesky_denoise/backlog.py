@@ -16,6 +16,7 @@ Document = tuple[str, Mapping[str, Any], str]
 logger = logging.getLogger(__name__)
 
 _FULL = "skipped: the queue of the denoiser was full"
+_SPANS = ("indices", "seq_nums")
 _CARRY_FRAMES = frozenset({"event", "event_page", "stream_datum"})
 
 
@@ -100,9 +101,12 @@ class Backlog:
 
 
 def _frames(stream_datum: Mapping[str, Any]) -> int:
-    """Return how many events a stream datum tells of, 1 at least."""
-    indices = stream_datum["indices"]
-    return max(1, indices["stop"] - indices["start"])
+    """Return how many events a stream datum tells of, 1 at least, and where it is malformed."""
+    try:
+        # Both are cut.
+        return max(1, *(stream_datum[k]["stop"] - stream_datum[k]["start"] for k in _SPANS))
+    except (KeyError, TypeError):
+        return 1
 
 
 def _cut(
@@ -112,7 +116,7 @@ def _cut(
     if _frames(stream_datum) <= most:
         return stream_datum, None
     first, rest = dict(stream_datum), dict(stream_datum)
-    for key in ("indices", "seq_nums"):
+    for key in _SPANS:
         span = stream_datum[key]
         first[key] = {**span, "stop": span["start"] + most}
         rest[key] = {**span, "start": span["start"] + most}
