@@ -51,6 +51,18 @@ class Ellipse:
         shape = np.exp(-0.5 * self.squared_distance(region.shape)) * region
         return shape / max(float(shape.sum()), 1e-300)
 
+    def changes(self, region: np.ndarray) -> np.ndarray:
+        """Return how `profile` changes with the ellipse, (5, h, w).
+
+        Per shift along two axes in standard deviations, relative change of two widths, and tilt.
+        """
+        rows, cols = np.indices(region.shape)
+        offsets = np.stack([rows - self.row, cols - self.col])
+        u, v = np.tensordot(np.linalg.inv(np.linalg.cholesky(self.covariance)), offsets, 1)
+        profile = self.profile(region)
+        moved = profile * np.stack([u, v, u * u, v * v, u * v])
+        return moved - moved.sum(axis=(1, 2), keepdims=True) * profile
+
 
 def find_ellipse(excess: np.ndarray, region: np.ndarray, valid: np.ndarray) -> Ellipse | None:
     """Measure the strongest peak of a smooth image by moments under a matched Gaussian.
@@ -120,7 +132,12 @@ def _bounded(covariance: np.ndarray, limit: float) -> np.ndarray:
 
 
 def widest(
-    ellipse: Ellipse, counts: np.ndarray, under: np.ndarray, region: np.ndarray, inside: np.ndarray
+    ellipse: Ellipse,
+    counts: np.ndarray,
+    under: np.ndarray,
+    region: np.ndarray,
+    inside: np.ndarray,
+    doubt: float = DOUBT,
 ) -> Ellipse:
     """Widen an ellipse along both axes as far as the counts allow.
 
@@ -135,6 +152,7 @@ def widest(
     under : (h, w) background, counts
     region : (h, w) bool, the pixels where the peak is
     inside : (h, w) bool, those of them that are valid
+    doubt : chi-square that the widest may cost; 0 takes the one that fits best
     """
     values, axes = np.linalg.eigh(ellipse.covariance)
     rows, cols = np.nonzero(inside)
@@ -149,7 +167,7 @@ def widest(
     norm = (first**2 / variance) @ (second**2).T
     # What a Gaussian of known shape explains of chi-square, its height fitted.
     explained = np.maximum(overlap, 0) ** 2 / np.maximum(norm, 1e-12)
-    area = np.outer(SCALES, SCALES) * (explained >= explained.max() - DOUBT)
+    area = np.outer(SCALES, SCALES) * (explained >= explained.max() - doubt)
     best = np.array(np.unravel_index(int(area.argmax()), area.shape))
     return replace(ellipse, covariance=(axes * values * SCALES[best] ** 2) @ axes.T)
 
@@ -186,7 +204,11 @@ def outside_is_quiet(
 
 
 def linear_coefficients(
-    profile: np.ndarray, weight: np.ndarray, background: np.ndarray
+    profile: np.ndarray,
+    weight: np.ndarray,
+    background: np.ndarray,
+    changes: np.ndarray | None = None,
+    expected: np.ndarray | None = None,
 ) -> np.ndarray | None:
     """Find coefficients c, so that sum(c n) is the intensity of a peak on a background.
 
@@ -199,12 +221,20 @@ def linear_coefficients(
     and as the last for columns. As ``weight`` is 1 over nearly all of the peak, an error of
     the profile has little effect.
 
+    Not where a mask hides a part. With ``changes``, least squares also tell from the counts in
+    ``weight`` by how much the peak differs from the profile. So an error of the profile has
+    little effect again, and the variance of the intensity has in it what is not known of the
+    hidden part.
+
     Parameters
     ----------
     profile : (h, w) share of the peak's photons in each pixel; its sum, with the masked
         pixels, is 1
     weight : (h, w) 0 to 1, 0 where masked
     background : (h, w) 0 to 1, the pixels that tell the background, 0 where masked
+    changes : (n, h, w) counts by which the peak may differ from the profile, each within a
+        factor of about -1 to 1; 0 where masked
+    expected : (h, w) counts, > 0; needed with ``changes``
 
     Returns
     -------
@@ -216,11 +246,17 @@ def linear_coefficients(
     plane[0] = 1
     plane[1] = (rows - profile.shape[0] / 2) / profile.shape[0]
     plane[2] = (cols - profile.shape[1] / 2) / profile.shape[1]
-    tests = np.concatenate([weight[None], background * plane]).reshape(4, -1)
-    model = np.concatenate([profile[None], plane]).reshape(4, -1)
+    tests = [weight[None], background * plane]
+    model = [profile[None], plane]
+    prior = [0.0] * 4
+    if changes is not None:
+        tests.append(weight * changes / expected)
+        model.append(changes)
+        prior += [1.0] * len(changes)  # the factor of each is 0 +- 1
+    tests, model = (np.concatenate(x).reshape(len(prior), -1) for x in (tests, model))
     try:
         # The equations are T M^T x = T n; the first row of the inverse gives S.
-        first = np.linalg.solve(model @ tests.T, np.array([1.0, 0, 0, 0]))
+        first = np.linalg.solve(model @ tests.T + np.diag(prior), np.eye(len(prior))[0])
     except np.linalg.LinAlgError:
         return None
     coefficients = (first @ tests).reshape(profile.shape)

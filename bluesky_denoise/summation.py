@@ -1,6 +1,6 @@
 """Which photons of a region are summed, and with which weight: chosen by other photons."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,9 @@ SLOPING = 12.0
 """Chi-square of the two slopes of a background from which it is taken for a plane."""
 FULLY_SEEN = 0.99
 """Share of a peak in valid pixels above which the mask hides nothing to speak of."""
+LOOSE = 0.5
+"""How wrong a Gaussian may be that tells what a mask hides: centre and widths, in standard
+deviations of the peak."""
 TAIL = 0.02
 """Share of a peak's photons that may lie outside of 2.8 standard deviations unforeseen."""
 
@@ -146,24 +149,31 @@ def choose_summation(crop: Crop, others: np.ndarray, expected: np.ndarray) -> Su
     inside, around = crop.inside, crop.around
     scale = FOLDS / (FOLDS - 1)
     under = ground(others, around)
-    ellipse = find_ellipse(excess(expected, under * scale, around), crop.region, crop.valid)
-    if ellipse is None:
+    found = find_ellipse(excess(expected, under * scale, around), crop.region, crop.valid)
+    if found is None:
         return None
-    ellipse = widest(ellipse, others, under, crop.region, inside)
+    ellipse = widest(found, others, under, crop.region, inside)
     if significance(others, ellipse, inside, under) < LEAST_Z:
         return None
     noise = 1 / np.sqrt(max(float(others[around].sum()), 1.0))
     outside = inside & (ellipse.distance(under.shape) > 3)
     if not outside_is_quiet(others, under, outside, noise):
-        return made_up(crop, ellipse)
+        return made_up(replace(crop, counts=others * scale), ellipse)
     known = ellipse.profile(crop.region) * crop.valid
+    hidden = known.sum() < FULLY_SEEN
+    if hidden:
+        # More of the widest is hidden than of the peak.
+        likely = widest(found, others, under, crop.region, inside, doubt=0)
+        known = likely.profile(crop.region) * crop.valid
     core = weights(ellipse, REACHES[0], inside)
-    strength = float((core * (others - under)).sum() / max((core * known).sum(), 0.05)) * scale
+    strength = _strength(others - under, known, core) * scale
+    free = _freedom(crop, likely, known, strength, under * scale) if hidden else ()
     best: tuple[float, Summation] | None = None
     plain = plain_summation(crop)
     for reach in REACHES:
         weight = weights(ellipse, reach, inside)
-        coefficients = linear_coefficients(known, weight, (inside | around) * (1 - weight))
+        background = (inside | around) * (1 - weight)
+        coefficients = linear_coefficients(known, weight, background, *free)
         if coefficients is None:
             continue
         variance = _variance(coefficients, known, strength, under * scale)
@@ -171,7 +181,7 @@ def choose_summation(crop: Crop, others: np.ndarray, expected: np.ndarray) -> Su
         if best is None or risk < best[0]:
             best = risk, Summation(coefficients, known, float(known.sum()))
     whole = _variance(plain.coefficients, known, strength, under * scale)
-    if best is None or (known.sum() > FULLY_SEEN and whole < best[0]):
+    if best is None or (not hidden and whole < best[0]):
         return None
     return best[1]
 
@@ -192,13 +202,29 @@ def made_up(crop: Crop, ellipse: Ellipse) -> Summation | None:
     if plain is None or seen > FULLY_SEEN or not crop.around.any():
         return None
     core = weights(ellipse, REACHES[0], crop.inside)
-    peak = linear_coefficients(known, core, crop.around * 1.0)
-    if peak is None:
-        return None
-    return Summation(plain.coefficients + (1 - seen) * peak, None, seen)
+    under = ground(crop.counts, crop.around)
+    strength = _strength(crop.counts - under, known, core)
+    changes, model = _freedom(crop, ellipse, known, strength, under)
+    # In place of the peak, what is hidden of it; and changes that hide no more and no less.
+    part = known / (1 - seen)
+    changes += changes.sum(axis=(1, 2), keepdims=True) * part
+    rest = linear_coefficients(part, core, crop.around * 1.0, changes, model)
+    return None if rest is None else Summation(plain.coefficients + rest, None, seen)
+
+
+def _freedom(
+    crop: Crop, ellipse: Ellipse, known: np.ndarray, strength: float, under: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return by how many counts the peak may differ, (5, h, w), and what is expected, (h, w)."""
+    changes = LOOSE * strength * ellipse.changes(crop.region) * crop.valid
+    return changes, np.maximum(strength * known + under, 0.02)
+
+
+def _strength(excess: np.ndarray, known: np.ndarray, core: np.ndarray) -> float:
+    return max(float((core * excess).sum() / max((core * known).sum(), 0.05)), 0.0)
 
 
 def _variance(
     coefficients: np.ndarray, known: np.ndarray, strength: float, under: np.ndarray
 ) -> float:
-    return float((coefficients**2 * (max(strength, 0.0) * known + under)).sum())
+    return float((coefficients**2 * (strength * known + under)).sum())
