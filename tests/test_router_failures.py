@@ -183,8 +183,8 @@ def test_an_event_whose_datum_never_came_is_told(RE, raw, build, tmp_path):
     assert values(derived, "denoise_ok") == [True, False]
     assert values(derived, "denoise_reason")[1] == "no frames came for det"
     assert derived.by_name["stop"][0]["exit_status"] == "fail"
-    assert f"1 Datum documents never came, such as {missing}" in (
-        derived.by_name["stop"][0]["reason"]
+    assert (
+        f"1 Datum documents never came, such as {missing}" in (derived.by_name["stop"][0]["reason"])
     )
 
 
