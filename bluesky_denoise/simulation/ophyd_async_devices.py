@@ -69,6 +69,10 @@ class _Writer:
 
     def begin(self, waits: bool) -> None:
         self._waits = waits
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the frames of a point that was not read."""
         self._waiting.clear()
         self._set_written(0 if self._file is None else len(self._file))
 
@@ -122,6 +126,8 @@ class _AcquireLogic(DetectorAcquireLogic):
 
     async def start_acquiring(self) -> None:
         await self.ensure_stopped()
+        # Of a trigger before a pause, which begins to expose only now, after the one that follows.
+        self._writer.drop()
         num, exposure_s, period_s = await asyncio.gather(
             self._driver.num_images.get_value(),
             self._driver.acquire_time.get_value(),
