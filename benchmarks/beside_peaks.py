@@ -5,10 +5,9 @@ of the simulated diffraction scene has a broad hump, its brightest tenth, some 4
 two Bragg peaks, whose strength is varied.
 """
 
-import argparse
-
 import numpy as np
 
+from benchmarks.judged import judged
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.simulation.scenes import diffraction_scene
 
@@ -20,16 +19,11 @@ LEVELS = (5.0, 50.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=40)
-    parser.add_argument("--weights", default="default")
-    given = parser.parse_args()
-    denoiser = Denoiser.load(given.weights, threads=1)
-    print(f"weights {denoiser.weights_sha256[:12]}, {given.scenes} scenes each")
+    denoiser, scenes = judged(__doc__, "scenes", 40)
     print("  B/px  stronger peak    hump, found / true   68 % intervals: hump, all background")
     for level in LEVELS:
         for strength in STRENGTHS:
-            print(_row(denoiser, level, strength, given.scenes))
+            print(_row(denoiser, level, strength, scenes))
 
 
 def _row(denoiser: Denoiser, level: float, strength: float, scenes: int) -> str:

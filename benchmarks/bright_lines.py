@@ -4,10 +4,9 @@ Run as ``python -m benchmarks.bright_lines [--frames 2] [--weights default]``. B
 is better than the counts themselves; Anscombe + BM3D stands beside it.
 """
 
-import argparse
-
 import numpy as np
 
+from benchmarks.judged import judged
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d
 
@@ -18,17 +17,12 @@ ANGLES_DEG = (0.0, 5.0, 15.0, 26.6, 45.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=2)
-    parser.add_argument("--weights", default="default")
-    given = parser.parse_args()
-    denoiser = Denoiser.load(given.weights, threads=1)
-    print(f"weights {denoiser.weights_sha256[:12]}, {given.frames} frames each")
+    denoiser, frames = judged(__doc__, "frames", 2)
     print("squared error on the line over its Poisson noise")
     print(" line  beside  sigma px  degrees    ours    BM3D")
     for kind in KINDS:
         for angle in ANGLES_DEG:
-            print(_row(denoiser, *kind, angle, given.frames))
+            print(_row(denoiser, *kind, angle, frames))
 
 
 def _row(

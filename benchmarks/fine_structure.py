@@ -6,12 +6,12 @@ often the 95 % intervals hold, and how many frames the audit flags. Anscombe + B
 Gaussian, which knows the truth, stand beside it.
 """
 
-import argparse
 from collections.abc import Iterator
 
 import numpy as np
 from scipy import ndimage
 
+from benchmarks.judged import judged
 from bluesky_denoise.audit import audit_frame
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d, best_gaussian
@@ -27,18 +27,13 @@ SPECKLE = tuple((grain, mean) for mean in (0.1, 0.5, 5.0, 100.0) for grain in (2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=2)
-    parser.add_argument("--weights", default="default")
-    given = parser.parse_args()
-    denoiser = Denoiser.load(given.weights, threads=1)
-    print(f"weights {denoiser.weights_sha256[:12]}, {given.frames} frames each")
+    denoiser, frames = judged(__doc__, "frames", 2)
     print(
         "| scene | counts / px | contrast kept: ours | BM3D | best Gaussian | "
         "error over noise: ours | BM3D | best Gaussian | 95 % intervals | flagged |"
     )
     print("| --- " * 10 + "|")
-    for name, mean, scenes in _scenes(given.frames):
+    for name, mean, scenes in _scenes(frames):
         print(_row(denoiser, name, mean, scenes), flush=True)
 
 

@@ -26,6 +26,8 @@ LEAST_COUNTS = 400
 """Photons that a Fano factor needs: they tell it to 10 % or so."""
 POISSON_FANO = (0.6, 1.85)
 """Fano factors that pass for photons: charge sharing lowers it, sharp rings raise it."""
+CLEAR_COUNTS = 60
+"""Counts of a block that tells something alone."""
 LEAST_BLOCKS = 100
 """Blocks that the noise of neighbours is told from."""
 LEAST_CORRELATION = -0.08
@@ -86,10 +88,8 @@ def fano_factor(counts: np.ndarray, mask: np.ndarray | None = None) -> float:
     if float(np.abs(below).sum()) < LEAST_COUNTS or known.sum() < LEAST_SQUARES:
         return float("nan")
     ratio = np.divide(above, below, out=np.zeros_like(above), where=below != 0)
-    clear = np.flatnonzero(below > 60)  # blocks that tell something alone
-    if len(clear) >= 20:
-        # Structure adds in proportion to the mean: the dimmer half is the fairer judge.
-        dimmer = clear[below[clear] <= np.median(below[clear])]
+    dimmer = _dimmer(below, CLEAR_COUNTS, 20)
+    if dimmer is not None:
         return float(np.median(ratio[dimmer]))
     # Few counts: blocks are pooled, without bright ones and the tenth that scatters most.
     dim = np.flatnonzero((below > 0) & (below <= 5 * np.median(below[below > 0])))
@@ -146,10 +146,9 @@ def neighbour_correlation(counts: np.ndarray, mask: np.ndarray | None = None) ->
     total = (pairs[:, 1:] + pairs[:, :-1]) * known
     parts = total[:, :-2], twist[:, :-2] ** 2, twist[:, :-2] * twist[:, 2:]
     level, own, lagged = (_blocks(part).ravel() for part in parts)
-    clear = np.flatnonzero(level > 4 * 60)  # each count is in four differences
-    if len(clear) < LEAST_BLOCKS:
+    dimmer = _dimmer(level, 4 * CLEAR_COUNTS)  # each count is in four differences
+    if dimmer is None:
         return float("nan")
-    dimmer = clear[level[clear] <= np.median(level[clear])]
     variance = float(np.median(own[dimmer] / level[dimmer]))
     return float(np.median(lagged[dimmer] / level[dimmer])) / variance if variance else float("nan")
 
@@ -184,10 +183,9 @@ def chessboard_noise(counts: np.ndarray, mask: np.ndarray | None = None) -> tupl
         photons = _along_rows(photons, weights**2).T
     known = box_sum(valid, side) == side**2
     found, level = _blocks(pattern**2 * known).ravel(), _blocks(photons * known).ravel()
-    clear = np.flatnonzero(level > 60 * (weights**2).sum() ** 2)
-    if len(clear) < LEAST_BLOCKS:
+    dimmer = _dimmer(level, CLEAR_COUNTS * (weights**2).sum() ** 2)
+    if dimmer is None:
         return float("nan"), float("nan")
-    dimmer = clear[level[clear] <= np.median(level[clear])]
     # Sums, not the median over blocks: that is low where few bright pixels make the noise.
     total = float(level[dimmer].sum())
     ratio = float(found[dimmer].sum()) / total
@@ -225,7 +223,7 @@ def favoured_count(counts: np.ndarray, mask: np.ndarray | None = None) -> int | 
         gains of 0.9 to 1.1 mostly pass, those of 0.8 and 1.2 do not.
     """
     counts = np.asarray(counts)
-    values = counts if mask is None else counts[np.asarray(mask) == 0]
+    values = _of_valid(counts, mask)
     pixels = np.bincount(values[values <= MOST_COUNTS].astype(np.int64), minlength=3)
     here, below, above = pixels[1:-1], pixels[:-2] + 1, pixels[2:] + 1
     some = np.maximum(here, 1)
@@ -269,7 +267,7 @@ def no_counts(counts: np.ndarray, mask: np.ndarray | None = None) -> str:
         photons (`favoured_count`).
     """
     counts = np.asarray(counts)
-    values = counts if mask is None else counts[np.asarray(mask) == 0]
+    values = _of_valid(counts, mask)
     if values.size == 0:
         return ""
     least = float(values.min())
@@ -321,6 +319,20 @@ def scatters_otherwise(counts: np.ndarray, mask: np.ndarray | None = None) -> st
         if not chessboard + 3 * error > LEAST_CHESSBOARD:
             return f"neighbouring pixels share their noise (correlation {shared:.2f}, expected 0)"
     return ""
+
+
+def _dimmer(level: np.ndarray, clear: float, least: int = LEAST_BLOCKS) -> np.ndarray | None:
+    """Return the dimmer half of the blocks that tell something alone; None if these are few.
+
+    Structure adds in proportion to the mean, so that the dimmer half is the fairer judge.
+    """
+    told = np.flatnonzero(level > clear)
+    return told[level[told] <= np.median(level[told])] if len(told) >= least else None
+
+
+def _of_valid(counts: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Return the counts that are not masked, (N,) or (H, W)."""
+    return counts if mask is None else counts[np.asarray(mask) == 0]
 
 
 def unmasked(counts: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

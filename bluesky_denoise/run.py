@@ -196,7 +196,8 @@ class DenoisedRun:
         for key in stream.raw_keys.values() if stream else ():
             if isinstance(doc["data"].get(key), str):
                 self._datums[doc["data"][key]] = doc["seq_num"]
-        self._datum_files.forget(set(map(str, doc["data"].values())) - self._datums.keys())
+        references = {value for value in doc["data"].values() if isinstance(value, str)}
+        self._datum_files.forget(references - self._datums.keys())
 
     def _row(self, stream: RawStream, seq_num: int) -> Row | None:
         """Return the row of what comes; None if that was emitted without it."""

@@ -294,7 +294,7 @@ def test_frames_that_are_mostly_masked_are_drawn(masked, spot):
     counts[60, 170] += spot
     mask = np.zeros(counts.shape, bool)
     mask[masked] = True
-    figure = frame_picture("a frame", {"raw": counts, "ours": np.where(mask, np.nan, counts)}, mask)
+    figure = frame_picture({"raw": counts, "ours": np.where(mask, np.nan, counts)}, mask)
     figure.canvas.draw()
     closer = figure.axes[-1]
     first, last = closer.get_xlim()
@@ -312,7 +312,7 @@ def test_frames_of_any_shape_are_drawn(shape, kind):
         counts[::5] = np.nan
         counts[1::5] = np.inf
     mask = np.full(shape, kind == "masked")
-    figure = frame_picture("a frame", {"raw": np.nan_to_num(counts), "long": counts}, mask)
+    figure = frame_picture({"raw": np.nan_to_num(counts), "long": counts}, mask)
     figure.savefig(io.BytesIO())
     first, last = figure.axes[-1].get_xlim()
     assert 0 <= first < last <= shape[1] - 0.5
@@ -327,7 +327,7 @@ def test_each_peak_of_a_large_frame_can_be_seen_in_the_report():
         counts[row - 1 : row + 2, col - 1 : col + 2] = 10_000
     picture = io.BytesIO()
     images = {"raw": counts, "long": counts}
-    figure = frame_picture("a frame", images, np.zeros(counts.shape, bool))
+    figure = frame_picture(images, np.zeros(counts.shape, bool))
     figure.savefig(picture, dpi=figure.dpi)
     picture.seek(0)
     pixels = plt.imread(picture)  # (H, W, RGBA), 0 to 1

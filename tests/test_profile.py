@@ -44,6 +44,23 @@ def environment():
     }
 
 
+def started(tmp_path, profile, code, timeout_s=100):
+    """Run the startup files of a profile, one after another, and then code; return its output."""
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(startup=profile / "startup") + code)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=environment(),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 class Prompt:
     """An IPython session: type a line, get what it prints until the next prompt."""
 
@@ -151,9 +168,8 @@ def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(t
     edited["denoise"] |= {"frames_directory": "kept/frames", "save_sigma": True}
     edited["scene"] = {"shape": [64, 64]}  # in which a region reaches over the edge
     (profile / "settings.yaml").write_text(yaml.safe_dump(edited))
-    script = tmp_path / "run.py"
-    script.write_text(
-        RUN.format(startup=profile / "startup") + "RE = namespace['RE']\n"
+    code = (
+        "RE = namespace['RE']\n"
         "RE(namespace['short_scan'](num=2))\n"
         "namespace['denoise'].wait(60)\n"
         "print('events', len(namespace['cat'][-1]['denoised'].read().time))\n"
@@ -164,25 +180,14 @@ def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(t
         "try:\n    namespace['watch'](data_key='nope')\n"
         "except ValueError as error:\n    print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        env=environment(),
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "events 2" in done.stdout
-    assert re.search(
-        r"^http://\S+/ui/browse/([\w-]{36})/denoised/det_image\?api", done.stdout, re.M
-    )
-    assert re.search(r"No nope has been denoised in run \w{8}\.", done.stdout)
-    assert re.search(r"\w{8} has no stream `denoised`, or not yet; its streams: pri", done.stdout)
-    assert "The view is to show 'nope'; what is denoised is det_image." in done.stdout
+    printed = started(tmp_path, profile, code, timeout_s=150)
+    assert "events 2" in printed
+    assert re.search(r"^http://\S+/ui/browse/([\w-]{36})/denoised/det_image\?api", printed, re.M)
+    assert re.search(r"No nope has been denoised in run \w{8}\.", printed)
+    assert re.search(r"\w{8} has no stream `denoised`, or not yet; its streams: pri", printed)
+    assert "The view is to show 'nope'; what is denoised is det_image." in printed
     assert len(list((profile / "kept" / "frames").rglob("*_denoised_*.h5"))) == 1
-    assert "Try, in this order" not in done.stdout  # nobody sits there
+    assert "Try, in this order" not in printed  # nobody sits there
 
 
 def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path):
@@ -198,24 +203,14 @@ def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path)
         "third": {"layer": "ophyd", "prefix": "X"},
     }
     (profile / "beamline.yaml").write_text(yaml.safe_dump(edited))
-    script = tmp_path / "run.py"
-    script.write_text(RUN.format(startup=profile / "startup") + "print(namespace['denoise'])\n")
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr
+    printed = started(tmp_path, profile, "print(namespace['denoise'])\n")
     for name in ("motor theta", "detector pilatus", "detector eiger"):
         assert re.search(
-            rf"{name}: \w+: .*\n  (Install what speaks EPICS|Is the prefix right)", done.stdout
+            rf"{name}: \w+: .*\n  (Install what speaks EPICS|Is the prefix right)", printed
         )
-    assert "detector other: layer is 'tango'; expected one of ophyd, ophyd-async." in done.stdout
-    assert re.search(r"third: TypeError: .*'write_path'\n  beamline.yaml lacks a line", done.stdout)
-    assert done.stdout.splitlines()[-1] == "None"
+    assert "detector other: layer is 'tango'; expected one of ophyd, ophyd-async." in printed
+    assert re.search(r"third: TypeError: .*'write_path'\n  beamline.yaml lacks a line", printed)
+    assert printed.splitlines()[-1] == "None"
 
 
 @pytest.mark.parametrize(
@@ -230,22 +225,10 @@ def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path)
 def test_what_is_left_empty_in_the_area_detector_profile_is_not_there(tmp_path, edited, told):
     profile = profile_copy(tmp_path, "profile_area_detector")
     (profile / "beamline.yaml").write_text(edited)
-    script = tmp_path / "run.py"
-    script.write_text(
-        RUN.format(startup=profile / "startup")
-        + "print(namespace['cat'], namespace['denoise'], namespace['RE'].state)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(told, done.stdout)
-    assert done.stdout.splitlines()[-1] == "None None idle"
+    code = "print(namespace['cat'], namespace['denoise'], namespace['RE'].state)\n"
+    printed = started(tmp_path, profile, code)
+    assert re.search(told, printed)
+    assert printed.splitlines()[-1] == "None None idle"
 
 
 def test_the_area_detector_profile_creates_nothing_until_it_is_edited(tmp_path):

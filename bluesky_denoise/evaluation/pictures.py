@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["frame_picture"]
 
 
-def frame_picture(title: str, images: dict[str, np.ndarray], mask: np.ndarray) -> "Figure":
+def frame_picture(images: dict[str, np.ndarray], mask: np.ndarray) -> "Figure":
     """Draw the images of one frame on one logarithmic scale, with profiles below.
 
     Of a large frame, each point shows the brightest of its pixels.
 
     Parameters
     ----------
-    title : not drawn; the report writes it as a heading
     images : name -> (H, W) expected counts; the last is what they are compared with
     mask : (H, W) bool, True where invalid
     """

@@ -166,7 +166,7 @@ def _pictures(gallery: Gallery) -> str:
     others = [s for s in gallery.shown if "neighbours" not in s[0]]
     parts = []
     for title, images, mask in (neighbours + others)[:MOST_PICTURES]:
-        picture = _embed(frame_picture(title, images, mask), title)
+        picture = _embed(frame_picture(images, mask), title)
         parts.append(f"<h3>{html.escape(title)}</h3>{picture}")
     note = (
         "What each method makes of the same frame, on one logarithmic scale of expected counts "

@@ -1,0 +1,31 @@
+"""What the benchmarks of a network take from the command line: its weights, and how many frames."""
+
+import argparse
+
+from bluesky_denoise.denoiser import Denoiser
+
+__all__ = ["judged"]
+
+
+def judged(description: str, what: str, number: int) -> tuple[Denoiser, int]:
+    """Load the network that is to be judged, and print which it is.
+
+    Parameters
+    ----------
+    description : of the command; its first line is shown
+    what : ``frames`` or ``scenes``, the name of an option
+    number : its default
+
+    Returns
+    -------
+    tuple
+        The denoiser, on one thread, and the number that was asked for.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument(f"--{what}", type=int, default=number)
+    parser.add_argument("--weights", default="default")
+    given = parser.parse_args()
+    denoiser = Denoiser.load(given.weights, threads=1)
+    number = getattr(given, what)
+    print(f"weights {denoiser.weights_sha256[:12]}, {number} {what} each")
+    return denoiser, number
