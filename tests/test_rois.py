@@ -117,6 +117,20 @@ def test_frames_that_come_faster_than_the_audit_are_not_audited_and_say_so(RE, g
     assert [event["data"]["denoise_ok"] for event in collector.by_name["event"]] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("limits", "ok"),
+    [((1.0, 5.0), True), ((10.0, 50.0), False), ({"det": (0, 1)}, False), ({"cam": (0, 1)}, True)],
+    ids=str,
+)
+def test_a_mean_rate_that_is_not_expected_fails_the_audit(RE, good_and_bad, limits, ok, caplog):
+    router, collector = audited(rate_range=limits)
+    RE(bp.count([good_and_bad]), router)  # its first frame has 3 counts / s and pixel
+    data = collector.by_name["event"][0]["data"]
+    assert (data["denoise_audit"] == "passed") == ok
+    assert ok or "a wrong exposure time" in data["denoise_reason"]
+    assert ("`rate_range` has nothing for det_image" in caplog.text) == ("cam" in limits)
+
+
 def test_the_audit_can_be_left_out(RE, good_and_bad):
     router, collector = audited(audit=False)
     RE(bp.count([good_and_bad], 2), router)

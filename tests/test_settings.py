@@ -30,6 +30,8 @@ def test_an_unknown_setting_is_refused_with_the_names_there_are():
         ({"queue_wait_s": -1}, r"'queue_wait_s'.*greater than or equal to 0 \(got -1\)"),
         ({"tiled_layout": "both"}, r"'tiled_layout'.*'stream' or 'run' \(got 'both'\)"),
         ({"tiled_uri": "localhost:8000"}, r"'tiled_uri'.*expected an address such as http://"),
+        ({"rate_range": (5, 1)}, r"'rate_range'.*expected 0 <= least < most, not 5 and 1"),
+        ({"rate_range": {"det": (-1, 1)}}, r"'rate_range'.*expected 0 <= least < most, not -1"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key_and_what_came(values, message):
