@@ -25,9 +25,11 @@ class Numbered:
 
     def __init__(self, RE, pauses_at):
         self._RE, self.pauses_at, self.made = RE, pauses_at, 0
+        self.takes_s = 0.0
 
     def __call__(self, exposure_s):
         self.made += 1
+        threading.Event().wait(self.takes_s)
         if self.made == self.pauses_at:
             threading.Thread(target=self._RE.request_pause).start()
         return np.full(self.shape, self.made, np.uint32)
@@ -115,7 +117,8 @@ def test_a_run_that_is_aborted_within_an_exposure_leaves_nothing_to_the_next(
     assert frames_in_files(tmp_path) == files
 
 
-def test_a_pause_between_trigger_and_wait_holds_nothing_up(RE, raw, det):
+@pytest.mark.parametrize("takes_s", [0.0, 0.05])
+def test_a_pause_between_trigger_and_wait_holds_nothing_up(RE, raw, det, takes_s):
     def plan():
         yield from bps.stage(det)
         yield from bps.open_run()
@@ -129,7 +132,7 @@ def test_a_pause_between_trigger_and_wait_holds_nothing_up(RE, raw, det):
         yield from bps.close_run()
         yield from bps.unstage(det)
 
-    det.frames.pauses_at = None
+    det.frames.pauses_at, det.frames.takes_s = None, takes_s
     with pytest.raises(RunEngineInterrupted):
         RE(plan())
     RE.resume()

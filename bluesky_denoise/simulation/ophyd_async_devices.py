@@ -123,8 +123,10 @@ class _AcquireLogic(DetectorAcquireLogic):
         self._writer = writer
         self._realtime = realtime
         self._task: asyncio.Task[None] | None = None
+        self._starts = 0
 
     async def start_acquiring(self) -> None:
+        start = self._starts + 1  # which ensure_stopped counts before it waits
         await self.ensure_stopped()
         # Of a trigger before a pause, which begins to expose only now, after the one that follows.
         self._writer.drop()
@@ -136,6 +138,8 @@ class _AcquireLogic(DetectorAcquireLogic):
         # Exposed before the task starts: an exposure that cannot be made fails here
         # with its reason, not later as a timeout of a plan that waits for frames.
         first = await asyncio.to_thread(self._frames, exposure_s)
+        if start != self._starts:  # a pause came meanwhile, and another trigger
+            return
         self._task = asyncio.create_task(self._acquire(first, num, exposure_s, period_s))
 
     async def _acquire(
@@ -155,6 +159,7 @@ class _AcquireLogic(DetectorAcquireLogic):
             await self._task
 
     def cancel(self) -> None:
+        self._starts += 1
         if self._task is not None:
             self._task.cancel()
 
