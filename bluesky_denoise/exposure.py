@@ -1,6 +1,6 @@
 """How long a frame was exposed: found in an event, a descriptor, or the settings."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ def find_exposure(
     *,
     extra_keys: tuple[str, ...] = (),
     default_s: float | None = None,
+    motors: Sequence[str] = (),
 ) -> Exposure:
     """Find the exposure time of a data key, in the order event, configuration, settings.
 
@@ -74,11 +75,16 @@ def find_exposure(
         More keys that may hold the exposure, looked at before the usual ones.
     default_s :
         Seconds, from the settings; used where the documents do not say.
+    motors :
+        What the plan moves, as the start document has it. Bluesky leaves out of an event what
+        belongs to a detector that is read, and writes the configuration once: an exposure that
+        is scanned is then recorded for the first frame only.
 
     Raises
     ------
     ExposureNotFound
-        If there is none; the message names the keys that were looked at.
+        If there is none, with the keys that were looked at; or if it is scanned, and not in
+        the events.
     """
     data_keys = descriptor["data_keys"]
     owner = _owner(descriptor, data_key)
@@ -100,6 +106,8 @@ def find_exposure(
         wanted = extra_keys if name != owner else (*extra_keys, *_own(values, owner))
         for key in wanted:
             if key in values and _is_positive(values[key]):
+                if key in motors:
+                    raise ExposureNotFound(_scanned(descriptor, data_key, key))
                 spec = configuration.get("data_keys", {}).get(key, {})
                 if (factor := _factor(spec)) is not None:
                     return Exposure(key, float(values[key]) * factor)
@@ -114,6 +122,15 @@ def find_exposure(
         f"{', '.join(looked_at)} among the event and configuration keys "
         f"({', '.join(present) or 'there are none'}). {_units(unknown)}Set `exposure_s`, or name "
         "the key in `exposure_keys`."
+    )
+
+
+def _scanned(descriptor: Mapping[str, Any], data_key: str, key: str) -> str:
+    return (
+        f"The exposure of {data_key!r} in stream {descriptor.get('name')!r} is scanned ({key!r} "
+        "is among the motors), and its events do not say what it was. Make it one of the "
+        'readings of the detector (ophyd: `det.cam.kind = "normal"` and '
+        '`det.cam.acquire_time.kind = "normal"`), or take a run for each exposure.'
     )
 
 

@@ -107,7 +107,10 @@ class RawStream:
 
 
 def open_stream(
-    descriptor: Mapping[str, Any], settings: DenoiseSettings, problem: Callable[[str], None]
+    descriptor: Mapping[str, Any],
+    settings: DenoiseSettings,
+    motors: Sequence[str],
+    problem: Callable[[str], None],
 ) -> RawStream | None:
     """Find out what of a raw stream is to be denoised, before its first frame.
 
@@ -117,6 +120,8 @@ def open_stream(
         The raw descriptor.
     settings :
         Streams, data keys, exposures, masks and regions.
+    motors :
+        What the plan moves.
     problem :
         Called with the reason for each data key that cannot be denoised.
 
@@ -143,6 +148,7 @@ def open_stream(
                 key,
                 extra_keys=settings.exposure_keys,
                 default_s=settings.exposure_of(name, *also[name]),
+                motors=motors,
             )
             _check_fit(name, spec["shape"], masks[name], regions[name])
         except FrameShapeError as error:

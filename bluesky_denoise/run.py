@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import event_model
@@ -56,6 +56,7 @@ class DenoisedRun:
     ) -> None:
         self.uid: str = start["uid"]
         self._settings = settings
+        self._motors: Sequence[str] = start.get("motors") or ()
         self._denoiser = RowDenoiser(self.uid, settings, denoiser)
         self._derived = DerivedRun(
             start, provenance, emit, settings.frames_directory, settings.save_sigma
@@ -124,7 +125,7 @@ class DenoisedRun:
             handler(doc)
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
-        stream = open_stream(doc, self._settings, self._problem)
+        stream = open_stream(doc, self._settings, self._motors, self._problem)
         if stream is None:
             return
         # A second descriptor of the same stream carries a new configuration on.

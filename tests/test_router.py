@@ -307,6 +307,27 @@ def test_without_an_exposure_the_run_goes_on_and_the_derived_run_says_why(RE, ra
     assert "goes on undenoised: No exposure time for 'det'" in logged()
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_an_exposure_that_is_scanned_is_taken_from_the_events_or_refused(
+    RE, raw, build, counts, recorded
+):
+    det = ReplayDetector(name="det", frames=ReplayFrames(counts, 0.5), exposure_s=0.5)
+    if recorded:
+        det.cam.kind = det.cam.acquire_time.kind = "normal"
+    _, derived = build(exposure_s=3.0)
+    RE(bp.list_scan([det], det.cam.acquire_time, [0.5, 1.0, 2.0]))
+    assert raw.by_name["stop"][0]["num_events"] == {"primary": 3}
+    if recorded:
+        assert values(derived, "det_image_exposure_s") == [0.5, 1.0, 2.0]
+    else:
+        assert_emitted(derived.by_name, start=1, stop=1)
+        assert re.search(
+            r"exposure of 'det_image' in stream 'primary' is scanned \('det_cam_acquire_time' .*"
+            r'`det\.cam\.acquire_time\.kind = "normal"`',
+            derived.by_name["stop"][0]["reason"],
+        )
+
+
 # Masks
 
 

@@ -1,7 +1,7 @@
 """Pairs from runs in Tiled: short and long exposures, or frames alone."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -204,8 +204,9 @@ def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
             f"{'' if data_key is None else f', not under {data_key}'}; name one as data key."
         )
     # There is one more descriptor for each time that the detector was configured.
-    found = {descriptor["uid"]: _exposure(descriptor, data_key) for descriptor in descriptors}
-    motors = [motor for motor in run.metadata["start"].get("motors", ()) if motor in keys]
+    motors = run.metadata["start"].get("motors") or ()
+    found = {d["uid"]: _exposure(d, data_key, motors) for d in descriptors}
+    motors = [motor for motor in motors if motor in keys]
     frames, exposures, positions = [], [], []
     for event in archived_events(run, stream):
         data, exposure = event["data"], found[event["descriptor"]]
@@ -222,9 +223,11 @@ def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
     return _Taken(np.stack(frames), np.array(exposures, dtype=float), columns, data_key)
 
 
-def _exposure(descriptor: dict[str, Any], data_key: str) -> Exposure | None:
+def _exposure(
+    descriptor: dict[str, Any], data_key: str, motors: Sequence[str]
+) -> Exposure | None:
     try:
-        return find_exposure(descriptor, data_key)
+        return find_exposure(descriptor, data_key, motors=motors)
     except DenoiseError:
         return None
 
