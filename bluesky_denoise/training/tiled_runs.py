@@ -223,9 +223,7 @@ def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
     return _Taken(np.stack(frames), np.array(exposures, dtype=float), columns, data_key)
 
 
-def _exposure(
-    descriptor: dict[str, Any], data_key: str, motors: Sequence[str]
-) -> Exposure | None:
+def _exposure(descriptor: dict[str, Any], data_key: str, motors: Sequence[str]) -> Exposure | None:
     try:
         return find_exposure(descriptor, data_key, motors=motors)
     except DenoiseError:
