@@ -6,8 +6,8 @@ from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
 
 __all__ = ["as_counts", "check_exposure", "check_mask", "prepare", "valid_pixels"]
 
-_EIGER_INVALID = 2**32 - 1
-"""What Eiger detectors write into masked pixels, as uint32 or cast to more bits."""
+_FLAG_16, _FLAG_32 = 2**16 - 1, 2**32 - 1
+"""What Eiger detectors write into masked pixels of 16 and 32 bits."""
 
 
 def as_counts(counts: np.ndarray) -> np.ndarray:
@@ -55,13 +55,16 @@ def valid_pixels(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarr
 
     Parameters
     ----------
-    counts : (H, W) or (B, H, W), integer or float; 4294967295 as an integer of 32 bits or
-        more is no count, nor is what is not finite
+    counts : (H, W) or (B, H, W), integer or float. What is not finite is no count, nor is
+        4294967295 as an integer of 32 bits or more, or 65535 as an unsigned one of 16: a
+        flag, or the end of the scale
     mask : (H, W), nonzero where a pixel is invalid
     """
     valid = np.isfinite(counts)
     if counts.dtype.kind in "ui" and counts.dtype.itemsize >= 4:
-        valid &= counts != _EIGER_INVALID
+        valid &= counts != _FLAG_32
+    elif counts.dtype.kind == "u" and counts.dtype.itemsize == 2:
+        valid &= counts != _FLAG_16
     return valid if mask is None else valid & (np.asarray(mask) == 0)
 
 

@@ -10,6 +10,7 @@ import hdf5plugin  # noqa: F401  (registers the filters that detectors compress 
 import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, MaskError
+from bluesky_denoise.frame_checks import valid_pixels
 
 __all__ = ["FrameFile", "check_stack", "find_files", "read_frame_file", "usable_mask"]
 
@@ -211,8 +212,7 @@ def usable_mask(frames: np.ndarray, mask: np.ndarray | None, name: str) -> np.nd
     Returns
     -------
     numpy.ndarray
-        (H, W) bool: masked, or negative, not finite, 4294967295 in integers of 32 bits or more,
-        or 65535 in unsigned ones of 16.
+        (H, W) bool: masked, negative, or not valid as `valid_pixels` has it.
 
     Raises
     ------
@@ -223,12 +223,7 @@ def usable_mask(frames: np.ndarray, mask: np.ndarray | None, name: str) -> np.nd
     """
     flagged = np.zeros(frames.shape[1:], bool)
     for frame in frames:
-        if frame.dtype.kind == "f":
-            flagged |= ~np.isfinite(frame)
-        elif frame.dtype.itemsize >= 4:
-            flagged |= frame == 2**32 - 1
-        elif frame.dtype.kind == "u" and frame.dtype.itemsize == 2:
-            flagged |= frame == 2**16 - 1
+        flagged |= ~valid_pixels(frame)
         if frame.dtype.kind in "if":
             flagged |= frame < 0
     if mask is not None and mask.shape != flagged.shape:
