@@ -28,14 +28,18 @@ class Kernel(NamedTuple):
         return self.apply(x) * self.scale
 
 
+def _with_ends(x: Tensor, axis: int) -> Tensor:
+    """Repeat the border along one axis: a pixel more at either end."""
+    return torch.cat([x.narrow(axis, 0, 1), x, x.narrow(axis, x.shape[axis] - 1, 1)], axis)
+
+
 def _halve(x: Tensor, axis: int) -> Tensor:
     """Average over [1, 3, 3, 1] / 8 along one axis in steps of 2, the border repeated."""
     size = x.shape[axis] // 2
-    pairs = x.unflatten(axis, (size, 2))
-    even, odd = pairs.select(axis + 1, 0), pairs.select(axis + 1, 1)
-    before = torch.cat([even.narrow(axis, 0, 1), odd.narrow(axis, 0, size - 1)], axis)
-    after = torch.cat([even.narrow(axis, 1, size - 1), odd.narrow(axis, size - 1, 1)], axis)
-    return (before + after).add_(even + odd, alpha=3).mul_(0.125)
+    wide = _with_ends(x, axis)
+    first, third = wide.narrow(axis, 0, 2 * size), wide.narrow(axis, 2, 2 * size)
+    (a, b), (c, d) = (part.unflatten(axis, (size, 2)).unbind(axis + 1) for part in (first, third))
+    return (a + d).add_(b + c, alpha=3).mul_(0.125)
 
 
 def down(x: Tensor) -> Tensor:
@@ -49,8 +53,8 @@ def down(x: Tensor) -> Tensor:
 def _double(x: Tensor, axis: int) -> Tensor:
     """Interpolate along one axis, the border repeated; a third faster than `F.interpolate`."""
     size = x.shape[axis]
-    before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, size - 1)], axis)
-    after = torch.cat([x.narrow(axis, 1, size - 1), x.narrow(axis, size - 1, 1)], axis)
+    wide = _with_ends(x, axis)
+    before, after = wide.narrow(axis, 0, size), wide.narrow(axis, 2, size)
     return _interleave(torch.lerp(x, before, 0.25), torch.lerp(x, after, 0.25), axis)
 
 
