@@ -12,6 +12,7 @@ from bluesky_denoise.pixel_checks import dead_areas, hot_pixels
 from bluesky_denoise.residuals import (
     deviance_ratio,
     lone_pixels,
+    lost_wave,
     neighbour_correlation,
     own_variance,
     step_px,
@@ -31,6 +32,10 @@ ALONE = 0.05
 """Correlation below which neighbouring pixels are called independent."""
 MOST_UNTOLD = 4.0
 """Squared error of the estimate over the one that it states: error bars too small by two times."""
+LEAST_POWER = 60.0
+"""Of a wave in 3 x 3 frequencies: noise reaches 35 to 50, by the size of the frame."""
+LEAST_SHARE = 0.003
+"""Of the variance of residuals that a lost wave must have: right estimates reach half of it."""
 BEYOND = 2.0
 """Times that counts must be outside of the range of training: it ends where one frame happened
 to."""
@@ -219,6 +224,9 @@ def audit_rate(
                 f"error bars too small, by {np.sqrt(untold):.1f} times: detail was lost, all over "
                 "the frame"
             )
+        power, share, told, period = lost_wave(counts, model, stated)
+        if power > LEAST_POWER and share > max(LEAST_SHARE, told):
+            reasons.append(f"fringes were lost, of a period of {period:.1f} pixels")
     tiles = tile_map(surprise, valid, tile_px)
     return Audit(not reasons, "; ".join(reasons), ratio, correlation, tiles, limit, bad)
 

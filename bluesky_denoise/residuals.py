@@ -14,6 +14,7 @@ from bluesky_denoise.poisson import (
 __all__ = [
     "deviance_ratio",
     "lone_pixels",
+    "lost_wave",
     "neighbour_correlation",
     "own_variance",
     "step_px",
@@ -239,6 +240,45 @@ def untold_error(counts: np.ndarray, model: np.ndarray, stated: np.ndarray) -> t
     if not squared > 0:
         return 0.0, 0.0
     return found / max(known, 1e-12), found / float(np.sqrt(squared))
+
+
+def lost_wave(
+    counts: np.ndarray, model: np.ndarray, stated: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Find the wave of which residuals hold the most: fringes that an estimate has lost.
+
+    The noise of independent counts is shared alike by all frequencies. A wave that goes on over
+    many pixels stands out in one of them, or in a few side by side, however little each pixel
+    says of it.
+
+    Parameters
+    ----------
+    counts, model : (H, W), 0 where masked
+    stated : (H, W) variance of the model that the denoiser states; 0 where masked
+
+    Returns
+    -------
+    tuple of float
+        Power in 3 x 3 frequencies, where noise has 9 on average; the share of the variance of the
+        residuals that this is, without noise; the share that the denoiser states for its own error,
+        with a misfit of 1 %; the period, pixels.
+    """
+    damped = 1 / np.sqrt(model + FLOOR)
+    error = (counts - model) * damped
+    told = float((((np.sqrt(stated) + FLAT_TOLERANCE * model) * damped) ** 2).sum())
+    # Two photons side by side in the dark, or one bright spot, scatter by more: no rule.
+    total = max(float(((model + stated) * damped**2).sum()), float((error**2).sum()))
+    if not total > 0:
+        return 0.0, 0.0, 0.0, float("nan")
+    power = np.abs(np.fft.rfft2(error)) ** 2 / total
+    power[0, 0] = 0  # the total
+    near = power + np.roll(power, 1, 0) + np.roll(power, -1, 0)
+    near[:, 1:-1] = near[:, :-2] + near[:, 1:-1] + near[:, 2:]
+    row, col = np.unravel_index(int(near.argmax()), near.shape)
+    height, width = counts.shape
+    frequency = float(np.hypot(np.fft.fftfreq(height)[row], np.fft.rfftfreq(width)[col]))
+    most = float(near[row, col])
+    return most, 2 * (most - 9) / counts.size, told / total, 1 / max(frequency, 1 / counts.size)
 
 
 def tile_map(surprise: dict[int, np.ndarray], valid: np.ndarray, tile_px: int) -> np.ndarray:
