@@ -8,6 +8,8 @@ __all__ = ["as_counts", "check_exposure", "check_mask", "prepare", "valid_pixels
 
 _FLAG_16, _FLAG_32 = 2**16 - 1, 2**32 - 1
 """What Eiger detectors write into masked pixels of 16 and 32 bits."""
+_TOO_MANY = 2.0**63
+"""No count, but what marks a pixel of 64 bits, or one of a float frame."""
 
 
 def as_counts(counts: np.ndarray) -> np.ndarray:
@@ -23,17 +25,21 @@ def as_counts(counts: np.ndarray) -> np.ndarray:
 def check_exposure(exposure_s: float | np.ndarray, batch: int, ndim: int) -> np.ndarray:
     """Return (B,) float32 seconds."""
     try:
-        seconds = np.asarray(exposure_s, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise FrameValueError(f"The exposure {exposure_s!r} is no number of seconds.") from None
+        seconds = np.asarray(exposure_s)
+    except ValueError:  # lists of unequal lengths
+        seconds = np.empty(0, object)
+    if seconds.dtype.kind not in "uif":
+        raise FrameValueError(f"The exposure {exposure_s!r} is no number of seconds.")
     if seconds.shape not in ((), (batch,)) or (ndim == 2 and seconds.shape == (batch, 1)):
         raise FrameShapeError(
             f"Exposures of shape {seconds.shape} were given for {batch} frames; expected one "
             f"number, or ({batch},)."
         )
-    if not (np.isfinite(seconds) & (seconds > 0)).all():
+    with np.errstate(over="ignore"):
+        seconds = seconds.astype(np.float32)
+    if not (np.isfinite(seconds) & (seconds >= np.finfo(np.float32).tiny)).all():
         raise FrameValueError(f"The exposure is {exposure_s!r}; expected seconds, > 0.")
-    return np.broadcast_to(seconds, (batch,)).astype(np.float32)
+    return np.broadcast_to(seconds, (batch,)).copy()
 
 
 def check_mask(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -55,12 +61,14 @@ def valid_pixels(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarr
 
     Parameters
     ----------
-    counts : (H, W) or (B, H, W), integer or float. What is not finite is no count, nor is
-        4294967295 as an integer of 32 bits or more, or 65535 as an unsigned one of 16: a
+    counts : (H, W) or (B, H, W), integer or float. What is not finite, or 2 ** 63 and more, is
+        no count, nor is 4294967295 as an integer of 32 bits or more, or 65535 as an unsigned one of 16: a
         flag, or the end of the scale
     mask : (H, W), nonzero where a pixel is invalid
     """
     valid = np.isfinite(counts)
+    if counts.dtype.kind in "uf" and counts.dtype.itemsize >= 4:
+        valid &= counts < _TOO_MANY
     if counts.dtype.kind in "ui" and counts.dtype.itemsize >= 4:
         valid &= counts != _FLAG_32
     elif counts.dtype.kind == "u" and counts.dtype.itemsize == 2:

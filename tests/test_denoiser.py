@@ -233,7 +233,10 @@ def test_pixels_that_are_not_finite_count_as_masked(denoiser, counts):
 
 @pytest.mark.parametrize(
     ("dtype", "flag"),
-    [("u2", 2**16 - 1), (">u2", 2**16 - 1), *((d, 2**32 - 1) for d in ("u4", "i8", "u8"))],
+    [
+        *[("u2", 2**16 - 1), (">u2", 2**16 - 1), ("u8", 2**64 - 1), ("f8", 1e39), ("f4", 3e38)],
+        *((dtype, 2**32 - 1) for dtype in ("u4", "i8", "u8")),
+    ],
 )
 def test_what_eiger_writes_into_masked_pixels_counts_as_masked(denoiser, counts, dtype, flag):
     flagged = counts.astype(dtype)
@@ -276,15 +279,16 @@ def test_what_are_no_numbers_is_refused(denoiser, dtype):
         denoiser.denoise(np.zeros((16, 16), int).astype(dtype), 1.0)
 
 
-@pytest.mark.parametrize("exposure", [0, -1.0, np.nan, np.inf, [1.0, 0.0]])
+@pytest.mark.parametrize("exposure", [0, -1.0, np.nan, np.inf, [1.0, 0.0], 1e-50, 1e50])
 def test_exposures_that_are_not_above_zero_are_refused(denoiser, counts, exposure):
     with pytest.raises(FrameValueError, match="expected seconds, > 0"):
         denoiser.denoise(counts, exposure)
 
 
-def test_an_exposure_that_is_no_number_is_refused(denoiser, counts):
-    with pytest.raises(FrameValueError, match="'soon' is no number of seconds"):
-        denoiser.denoise(counts, "soon")
+@pytest.mark.parametrize("exposure", ["soon", "1.0", np.timedelta64(1, "s"), [[1.0], [1.0, 2.0]]])
+def test_an_exposure_that_is_no_number_is_refused(denoiser, counts, exposure):
+    with pytest.raises(FrameValueError, match="is no number of seconds"):
+        denoiser.denoise(counts, exposure)
 
 
 def test_exposures_must_be_as_many_as_frames(denoiser, counts):
