@@ -62,8 +62,8 @@ def valid_pixels(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarr
     Parameters
     ----------
     counts : (H, W) or (B, H, W), integer or float. What is not finite, or 2 ** 63 and more, is
-        no count, nor is 4294967295 as an integer of 32 bits or more, or 65535 as an unsigned one of 16: a
-        flag, or the end of the scale
+        no count, nor is 4294967295 as an integer of 32 bits or more, or 65535 as an unsigned
+        one of 16: a flag, or the end of the scale
     mask : (H, W), nonzero where a pixel is invalid
     """
     valid = np.isfinite(counts)
