@@ -16,6 +16,11 @@ from bluesky_denoise.testing import DocumentCollector
 pytest_plugins = ["process_fixtures", "router_fixtures", "tiled_fixtures"]
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the slow tests: the last worker would be alone with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 class Tiled(NamedTuple):
     uri: str
     """Address of the server, with the key in it."""
