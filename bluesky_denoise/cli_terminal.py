@@ -112,9 +112,10 @@ def find_run(catalog: Any, uid: str) -> Any:
         return catalog[uid]
     except (KeyError, ValueError) as error:
         why = str(error.args[0]).rstrip(".")
+        by_number = f" --scan-id {uid}" if uid.isdecimal() else ""
         fail(
             f"There is no one run {uid!r}: {why}. Give its uid or the first eight letters of it, "
-            "as `bluesky-denoise runs` lists them."
+            f"as `bluesky-denoise runs{by_number}` lists them."
         )
 
 

@@ -80,7 +80,7 @@ class DenoiseProcess:
         elif overrides:
             given = {key: getattr(settings, key) for key in settings.model_fields_set}
             settings = DenoiseSettings(**{**given, **overrides})
-        self.settings = settings
+        self._settings = settings
         self._subscribers = Subscribers()
         self._changed = threading.Condition()
         self._backlog = Backlog(self._changed, settings.queue_size, settings.queue_wait_s)
@@ -88,7 +88,7 @@ class DenoiseProcess:
         self._abandoned: deque[list[Document]] = deque()
         self._last_event = LastEvent(settings.streams, settings.data_keys)
         self._child_ready = False
-        self._closing = self._closed = False
+        self._closing = self._closed = self._said_so = False
         self._close_by = self._skip_from = 0.0
         self._restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
         self._refused: dict[str, str] = {}  # raw runs since the last `wait`, and why
@@ -98,7 +98,26 @@ class DenoiseProcess:
         self._feeder.start()
         atexit.register(self.close)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            raise SettingsError(
+                f"`{name}` of a DenoiseProcess cannot be set: what it denoises, and how, is fixed "
+                'when it is built. Close it and build another (docs/settings.md, "Other settings '
+                'between scans").'
+            )
+        super().__setattr__(name, value)
+
     # For the user --------------------------------------------------------------------
+
+    @property
+    def settings(self) -> DenoiseSettings:
+        """What it was built with."""
+        return self._settings
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What makes the results, as of `DenoiseRouter`."""
+        return self._child.provenance
 
     @property
     def pid(self) -> int:
@@ -218,9 +237,13 @@ class DenoiseProcess:
     def _accept(self, name: str, doc: Mapping[str, Any]) -> None:
         with self._changed:
             if self._closing:
-                if name == "start":
+                if name == "start" and not self._said_so:
+                    self._said_so = True
                     logger.warning(
-                        "Run %.8s is not denoised: the denoiser was closed", doc.get("uid", "")
+                        "Run %.8s is not denoised by %r, nor are later ones. Take it off the "
+                        "RunEngine: `RE.unsubscribe(token)`, with the token that `RE.subscribe` "
+                        "gave for it",
+                        *(doc.get("uid", ""), self),
                     )
                 return
             if name == "start" and not is_derived(doc):
@@ -274,7 +297,6 @@ class DenoiseProcess:
 
     def _start_child(self) -> None:
         self._child = Child(self.settings, self._handle)
-        self.provenance = self._child.provenance
         self._receiver = threading.Thread(
             target=self._receive, args=(self._child,), name="denoise-receive", daemon=True
         )

@@ -13,7 +13,7 @@ from .errors import DenoiseError, FrameShapeError, MaskError
 from .exposure import Exposure, find_exposure
 from .frame_keys import also_called, check_frame_shape, frame_keys, is_frame_key, under_names
 from .roi import ROI
-from .settings import DenoiseSettings
+from .settings import DenoiseSettings, is_hidden
 
 __all__ = ["RawStream", "Row", "Take", "open_stream"]
 
@@ -137,6 +137,7 @@ def open_stream(
         _warn_of_nothing(descriptor, settings.data_keys)
     also = {name: also_called(descriptor, name, key) for name, key in found.items()}
     _warn_of_unknown(descriptor, settings, also)
+    _warn_of_flat_regions(descriptor, settings, list(found))
     regions, exposures = settings.rois_of(list(found), also), {}
     masks = {name: settings.mask_of(name, *also[name]) for name in found}
     for name, key in found.items():
@@ -151,6 +152,7 @@ def open_stream(
                 motors=motors,
             )
             _check_fit(name, spec["shape"], masks[name], regions[name])
+            _warn_of_hidden(descriptor, name, masks[name], regions[name])
         except FrameShapeError as error:
             problem(f"{error}{_where_frames_are(descriptor)}")
         except DenoiseError as error:
@@ -201,6 +203,34 @@ def _warn_of_unknown(
                     *(descriptor["run_start"], descriptor["name"], setting),
                     *(" or ".join([name, *others]), ", ".join(given)),
                 )
+
+
+def _warn_of_flat_regions(
+    descriptor: Mapping[str, Any], settings: DenoiseSettings, names: Sequence[str]
+) -> None:
+    """Tell which of several frames have the regions that are set without a data key."""
+    flat = settings.rois.get("*", {})
+    if not flat or len(names) < 2:
+        return
+    first, *others = names
+    logger.warning(
+        "Run %.8s, stream %s: `rois` set without a data key (%s) are measured in %s alone, not in "
+        "%s. Set them by data key or detector, each with a name of its own (docs/settings.md).",
+        *(descriptor["run_start"], descriptor["name"], ", ".join(flat), first, ", ".join(others)),
+    )
+
+
+def _warn_of_hidden(
+    descriptor: Mapping[str, Any], name: str, mask: np.ndarray | None, rois: Mapping[str, ROI]
+) -> None:
+    """Tell of regions that can have no numbers; the settings tell of those that they can name."""
+    hidden = [roi_name for roi_name, roi in rois.items() if is_hidden(roi, mask)]
+    if hidden:
+        logger.warning(
+            "Run %.8s, stream %s: all pixels of %s in %s are invalid by its mask; the numbers of "
+            "such a region are NaN. Move it, or correct the mask (nonzero is invalid).",
+            *(descriptor["run_start"], descriptor["name"], ", ".join(hidden), name),
+        )
 
 
 def _warn_of_nothing(descriptor: Mapping[str, Any], wanted: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -26,7 +28,7 @@ from .errors import SettingsError
 from .masks import load_mask
 from .roi import ROI
 
-__all__ = ["DenoiseSettings"]
+__all__ = ["DenoiseSettings", "is_hidden"]
 
 
 class DenoiseSettings(BaseModel):
@@ -77,7 +79,7 @@ class DenoiseSettings(BaseModel):
     """CPU threads of the denoiser; None: all cores but one, which the RunEngine keeps."""
 
     tiled_uri: str | None = None
-    """Tiled server; None: nothing is written to Tiled."""
+    """Tiled server, or any of its web pages; None: nothing is written to Tiled."""
     tiled_api_key: SecretStr | None = None
     """None: from ``tiled_uri``, or the environment variable ``TILED_API_KEY``."""
     tiled_layout: Literal["stream", "run"] = "stream"
@@ -145,13 +147,16 @@ class DenoiseSettings(BaseModel):
             raise SettingsError(
                 f"Settings file {path} holds {type(values).__name__}; expected `key: value` lines."
             )
-        try:
-            return cls.from_values(values, path.parent, **overrides)
-        except SettingsError as error:
-            raise SettingsError(str(error).replace("DenoiseSettings", str(path), 1)) from None
+        return cls.from_values(values, path.parent, str(path), **overrides)
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any], directory: Path, **overrides: Any) -> Self:
+    def from_values(
+        cls,
+        values: Mapping[str, Any],
+        directory: Path,
+        where: str = "DenoiseSettings",
+        **overrides: Any,
+    ) -> Self:
         """Make settings of what a file of other things has for them.
 
         Parameters
@@ -160,6 +165,8 @@ class DenoiseSettings(BaseModel):
             Settings as YAML gives them.
         directory :
             Relative paths in them are relative to it.
+        where :
+            What errors begin with, such as the name of the file.
         **overrides :
             Settings that take precedence.
 
@@ -173,18 +180,27 @@ class DenoiseSettings(BaseModel):
         if str(given.get("model", "")).endswith(".safetensors"):
             paths.append("model")
         placed = {key: _relative_to(directory, given[key]) for key in paths if key in given}
-        return cls(**(given | placed | overrides))
+        try:
+            return cls(**(given | placed | overrides))
+        except SettingsError as error:
+            raise SettingsError(str(error).replace("DenoiseSettings", where, 1)) from None
 
     @model_validator(mode="before")
     @classmethod
     def _split_api_key(cls, values: Any) -> Any:
-        """Take the key out of the address, so that no log or document can show it."""
+        """Take the key out of the address, so that no log or document can show it.
+
+        The address of a web page becomes that of its server.
+        """
         if not isinstance(values, dict) or not isinstance(values.get("tiled_uri"), str):
             return values
         parts = urlsplit(values["tiled_uri"])
         query = dict(parse_qsl(parts.query))
         own = query.pop("api_key", None)
-        clean = urlunsplit(parts._replace(query=urlencode(query)))
+        path = parts.path
+        if "/api/" not in path:  # of a page that a browser shows
+            path = re.sub(r"/ui(/.*)?$", "/api/v1", path)
+        clean = urlunsplit(parts._replace(path=path, query=urlencode(query)))
         values = {**values, "tiled_uri": clean}
         # The key in an address is that of its server, whatever key there was for another.
         key = own or values.get("tiled_api_key") or os.environ.get("TILED_API_KEY")
@@ -232,10 +248,32 @@ class DenoiseSettings(BaseModel):
     @field_validator("rois")
     @classmethod
     def _has_unique_names(cls, rois: dict[str, dict[str, ROI]]) -> dict[str, dict[str, ROI]]:
-        names = [name for regions in rois.values() for name in regions]
-        for name in names:
-            if not name.isidentifier() or names.count(name) > 1:
-                raise ValueError(f"{name!r} is taken or is no name such as 'satellite_1'")
+        for name in {name: None for regions in rois.values() for name in regions}:
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} is no name such as 'satellite_1'")
+            owners = [key for key, regions in rois.items() if name in regions]
+            if len(owners) > 1:
+                own = [re.sub(r"\W", "_", f"{key}_{name}".removeprefix("*_")) for key in owners]
+                raise ValueError(
+                    f"{name!r} is taken; call each region something else, such as "
+                    f"{' and '.join(map(repr, own))}"
+                )
+        return rois
+
+    @field_validator("rois")
+    @classmethod
+    def _can_be_seen(
+        cls, rois: dict[str, dict[str, ROI]], info: ValidationInfo
+    ) -> dict[str, dict[str, ROI]]:
+        masks = info.data.get("mask")
+        for key, regions in rois.items():
+            mask = _of(masks, (key,))
+            for name, roi in regions.items():
+                if is_hidden(roi, mask):
+                    raise ValueError(
+                        f"all pixels of {name!r}, rows {roi.rows} and columns {roi.cols}, are "
+                        "invalid by the mask; move it, or correct the mask (nonzero is invalid)"
+                    )
         return rois
 
     @field_validator("frames_directory")
@@ -343,6 +381,14 @@ class DenoiseSettings(BaseModel):
         elif self.mask is not None:
             described["mask"] = _summary(self.mask)
         return described
+
+
+def is_hidden(roi: ROI, mask: np.ndarray | None) -> bool:
+    """Tell whether a mask, (H, W), leaves no pixel of a region to be measured."""
+    if mask is None:
+        return False
+    under = mask[slice(*roi.rows), slice(*roi.cols)]
+    return bool(under.size and under.all())
 
 
 def _of(value: Any, names: Sequence[str]) -> Any:

@@ -33,6 +33,7 @@ def main() -> None:
             fine_exposure_s=1.0,
         )
         found = RE(plan).plan_result
+        denoise.wait()
     if found is None:
         print("no peak")
     else:

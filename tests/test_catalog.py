@@ -356,10 +356,13 @@ def test_results_of_other_weights_or_settings_are_not_taken_over(RE, tiled, came
 def test_an_earlier_result_whose_file_is_gone_says_what_to_do(RE, tiled, camera, settings):
     run = archived(RE, tiled, camera)
     known = StoredResults(run, skipped(run, settings, UnitDenoiser(), {2}))
-    for path in settings.frames_directory.rglob("*.h5"):
-        path.unlink()
-    with pytest.raises(DenoiseError, match=r"Event 1 was denoised before.*with `--again`"):
+    (path,) = settings.frames_directory.rglob("*.h5")
+    path.unlink()
+    what_to_do = "`bluesky-denoise reprocess --again`, or in Python `reprocess` without `known`"
+    told = rf"Event 1 was .* it may not read {path.parent} \(`read.* gone\. .* again: {what_to_do}"
+    with pytest.raises(DenoiseError, match=told) as error:
         reprocess(run, settings, denoiser=UnitDenoiser(), known=known)
+    assert "http://" not in str(error.value)
 
 
 def test_a_run_without_frames_is_refused(RE, tiled, settings):

@@ -282,6 +282,10 @@ def test_a_run_that_there_is_not_is_named(command, typed, wrong):
     assert "as `bluesky-denoise runs` lists them" in output
 
 
+def test_a_scan_id_in_place_of_a_uid_is_told_how_to_find_it(command):
+    assert "as `bluesky-denoise runs --scan-id 1` lists them" in command("show", "1", code=1)
+
+
 def test_weights_that_there_are_not_are_named(command, uid, tmp_path):
     settings = (tmp_path / "settings.yaml").read_text()
     (tmp_path / "wrong.yaml").write_text(settings.replace(UNIT, "defalt"))

@@ -53,14 +53,18 @@ def test_settings_may_be_a_file_of_them(tmp_path):
         DenoiseProcess({"model": UNIT})
 
 
-def test_a_closed_denoiser_says_that_it_does_nothing(RE, logged):
+def test_a_closed_denoiser_says_once_that_it_does_nothing(RE, logged):
     denoise = DenoiseProcess(model=UNIT)
+    with pytest.raises(SettingsError, match="`mask` of a DenoiseProcess cannot be set: what it"):
+        denoise.mask = np.zeros(SHAPE)
     assert repr(denoise) == f"<DenoiseProcess '{UNIT}', pid {denoise.pid}, into callbacks>"
     denoise.close()
     assert "closed" in repr(denoise)
     RE.subscribe(denoise)
     (uid,) = RE(bp.count([replay()], 1))
-    assert f"Run {uid[:8]} is not denoised: the denoiser was closed" in logged()
+    RE(bp.count([replay()], 1))
+    assert f"Run {uid[:8]} is not denoised by {denoise!r}, nor are later ones." in logged()
+    assert logged().count("`RE.unsubscribe(token)`") == 1
 
 
 def test_signals_do_not_wait_for_a_closed_denoiser(RE):

@@ -9,10 +9,15 @@ import sys
 import threading
 from pathlib import Path
 
+import bluesky.plans as bp
 import pexpect
 import pytest
 import yaml
+from bluesky_tiled_plugins import TiledWriter
+from tiled.client import from_uri
 
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.server import embedded_tiled
 from bluesky_denoise.settings import DenoiseSettings
 
 PROFILES = Path(__file__).parents[1] / "profiles"
@@ -160,9 +165,27 @@ def test_a_first_session_at_the_simulated_beamline(tmp_path):
     assert not Path(data).exists()
 
 
+CHANGED_EXPOSURE = """
+bps, det = namespace["bps"], namespace["det"]
+def changed():
+    yield from bps.open_run()
+    yield from bps.trigger_and_read([det])
+    yield from bps.mv(det.cam.acquire_time, 0.5)
+    yield from bps.trigger_and_read([det])
+    yield from bps.close_run()
+RE(changed())
+"""
+
+
 @pytest.mark.slow
-def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(tmp_path):
+def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(tmp_path, RE):
     profile = profile_copy(tmp_path, "profile_simulated")
+    with embedded_tiled(profile / "kept") as uri:  # a session before
+        client = from_uri(uri)
+        with client.context:
+            RE.subscribe(TiledWriter(client, batch_size=1))
+            RE.md["scan_id"] = 41
+            RE(bp.count([], 1))
     edited = yaml.safe_load((profile / "settings.yaml").read_text())
     edited["data_directory"] = "kept"
     edited["denoise"] |= {"frames_directory": "kept/frames", "save_sigma": True}
@@ -173,21 +196,77 @@ def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(t
         "RE(namespace['short_scan'](num=2))\n"
         "namespace['denoise'].wait(60)\n"
         "print('events', len(namespace['cat'][-1]['denoised'].read().time))\n"
+        "print('scan_id', namespace['cat'][-1].metadata['start']['scan_id'])\n"
+        "namespace['cat'].v2[-1]['denoised']\n"
         "namespace['web']()\n"
         "namespace['web'](data_key='nope')\n"
         "RE(namespace['count']([namespace['motor']]))\n"
         "namespace['web']()\n"
+        f"{CHANGED_EXPOSURE}"
+        "namespace['denoise'].wait(60)\n"
+        "denoised = namespace['cat'].v3[-1]['denoised'].read()\n"
+        "print('exposures', denoised['det_image_exposure_s'].values.tolist())\n"
         "try:\n    namespace['watch'](data_key='nope')\n"
         "except ValueError as error:\n    print(error)\n"
     )
     printed = started(tmp_path, profile, code, timeout_s=150)
     assert "events 2" in printed
+    assert "scan_id 43" in printed
+    assert "exposures [1.0, 0.5]" in printed
     assert re.search(r"^http://\S+/ui/browse/([\w-]{36})/denoised/det_image\?api", printed, re.M)
     assert re.search(r"No nope has been denoised in run \w{8}\.", printed)
     assert re.search(r"\w{8} has no stream `denoised`, or not yet; its streams: pri", printed)
     assert "The view is to show 'nope'; what is denoised is det_image." in printed
-    assert len(list((profile / "kept" / "frames").rglob("*_denoised_*.h5"))) == 1
+    assert len(list((profile / "kept" / "frames").rglob("*_denoised_*.h5"))) == 2
     assert "Try, in this order" not in printed  # nobody sits there
+
+
+def begun(profile, name, **namespace):
+    """Run one startup file of a profile in this process."""
+    file = profile / "startup" / name
+    exec(compile(file.read_text(), file, "exec"), {"__file__": str(file), **namespace})
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "told"),
+    [
+        (
+            *("profile_simulated", "settings.yaml", "exposure_s", "exposure"),
+            "settings.yaml has unknown keys: exposure; and lacks: exposure_s.",
+        ),
+        (
+            *("profile_area_detector", "beamline.yaml", "motors", "motor"),
+            "beamline.yaml has unknown keys: motor.",
+        ),
+    ],
+)
+def test_a_wrong_key_in_the_file_of_a_profile_is_named_with_the_file(
+    tmp_path, caplog, name, file, old, new, told
+):
+    caplog.set_level("WARNING", "bluesky_denoise")  # as the profile does, until the test ends
+    profile = profile_copy(tmp_path, name)
+    path = profile / file
+    path.write_text(path.read_text().replace(f"{old}:", f"{new}:"))
+    with pytest.raises(SettingsError) as error:
+        begun(profile, "00-base.py")
+    assert str(error.value) == f"{profile}/{told}"
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "told"),
+    [
+        ("scene", {"background_cp": 1}, r"scene: .* unexpected keyword argument 'background_cp'\."),
+        ("denoise", {"thread": 1}, "denoise: unknown setting 'thread'"),
+    ],
+)
+def test_a_wrong_key_within_the_settings_of_a_profile_is_named_with_the_file(
+    tmp_path, part, wrong, told
+):
+    path = PROFILES / "profile_simulated" / "settings.yaml"
+    settings = {**yaml.safe_load(path.read_text()), part: wrong}
+    namespace = {"SETTINGS": settings, "SETTINGS_FILE": path, "PROFILE": tmp_path, "DATA": tmp_path}
+    with pytest.raises(SettingsError, match=f"^{path}, {told}"):
+        begun(path.parent, "10-devices.py", TILED_URI="http://localhost", **namespace)
 
 
 def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path):

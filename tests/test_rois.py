@@ -63,14 +63,61 @@ def test_a_region_outside_of_the_frame_is_told_before_the_first_frame(RE):
 @pytest.mark.parametrize(
     ("rois", "message"),
     [
-        ({"a b": ROI(ROWS, COLS)}, "'a b' is taken or is no name"),
+        ({"a b": ROI(ROWS, COLS)}, "'a b' is no name such as 'satellite_1'"),
         ({"spot": {"rows": [5, 5], "cols": [0, 9]}}, r"expected \(first, one after the last\)"),
-        ({"d": {"s": ROI(ROWS, COLS)}, "s": ROI(ROWS, COLS)}, "'s' is taken"),
+        ({"d": {"s": ROI(ROWS, COLS)}, "s": ROI(ROWS, COLS)}, "'s' is taken.* 'd_s' and 's'"),
+        (
+            {"lo": {"s": ROI(ROWS, COLS)}, "a-hi": {"s": ROI(ROWS, COLS)}},
+            "'s' is taken; call each region something else, such as 'lo_s' and 'a_hi_s'",
+        ),
     ],
 )
 def test_a_wrong_region_is_refused_when_the_settings_are_made(rois, message):
     with pytest.raises(SettingsError, match=message):
         DenoiseSettings(rois=rois)
+
+
+HIDES = np.zeros((48, 64), bool)
+HIDES[slice(*ROWS), slice(*COLS)] = True
+
+
+@pytest.mark.parametrize(
+    ("mask", "rois"),
+    [
+        (HIDES, {"spot": ROI(ROWS, COLS)}),
+        ({"det": HIDES}, {"det": {"spot": ROI(ROWS, COLS)}}),
+    ],
+    ids=["for all", "by detector"],
+)
+def test_a_region_that_the_mask_hides_is_refused_when_the_settings_are_made(mask, rois):
+    with pytest.raises(SettingsError, match=r"'rois': all pixels of 'spot', rows \(20, 30\) and "):
+        DenoiseSettings(mask=mask, rois=rois)
+
+
+def test_a_region_that_a_mask_hides_by_another_name_is_told_before_the_first_frame(RE, caplog):
+    seen = ROI(ROWS, (COLS[0], COLS[1] + 1))
+    settings = DenoiseSettings(
+        mask={"det_image": HIDES}, rois={"det": {"spot": ROI(ROWS, COLS), "seen": seen}}
+    )
+    RE(bp.count([detector(np.random.default_rng(2))]), DenoiseRouter(settings, UnitDenoiser()))
+    assert "stream primary: all pixels of spot in det_image are invalid by its mask" in caplog.text
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_which_of_two_detectors_has_regions_without_a_data_key_is_told(RE, caplog, keyed):
+    rng = np.random.default_rng(2)
+    detectors = [
+        ReplayDetector(name=name, frames=ReplayFrames(rng.poisson(2.0, (1, 48, 64)), 1.0))
+        for name in ("lo", "hi")
+    ]
+    rois = {"spot": ROI(ROWS, COLS)}
+    router = DenoiseRouter(DenoiseSettings(rois={"lo": rois} if keyed else rois), UnitDenoiser())
+    RE(bp.count(detectors, 2), router)
+    told = "rois` set without a data key (spot) are measured in lo_image alone, not in hi_image."
+    assert caplog.text.count(told) == (0 if keyed else 1)
+    caplog.clear()
+    RE(bp.count(detectors[:1]), router)
+    assert "without a data key" not in caplog.text
 
 
 @pytest.fixture

@@ -113,6 +113,8 @@ def test_settings_within_another_file_have_paths_relative_to_it(tmp_path):
     assert settings.mask_of("det").sum() == 16
     assert settings.exposure_s == 2.0
     assert settings.frames_directory is None
+    with pytest.raises(SettingsError, match=r"^beamline\.yaml, denoise: unknown setting 'thread'"):
+        DenoiseSettings.from_values({"thread": 1}, tmp_path, "beamline.yaml, denoise")
 
 
 @pytest.mark.parametrize("key", ["streams", "data_keys"])
@@ -164,6 +166,22 @@ def test_the_key_is_taken_out_of_the_address():
     assert settings.tiled_api_key.get_secret_value() == "secret"
     shown = f"{settings!r} {settings} {settings.describe()} {settings.model_dump_json()}"
     assert "secret" not in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (
+            "http://localhost:8000/ui/browse/1f/denoised?api_key=secret",
+            "http://localhost:8000/api/v1",
+        ),
+        ("http://localhost/tiled/ui", "http://localhost/tiled/api/v1"),
+        ("http://localhost/api/v1/metadata/ui/", "http://localhost/api/v1/metadata/ui/"),
+        ("http://localhost/gui/", "http://localhost/gui/"),
+    ],
+)
+def test_a_page_of_the_browser_stands_for_its_server(typed, meant):
+    assert DenoiseSettings(tiled_uri=typed).tiled_uri == meant
 
 
 def test_the_key_of_the_environment_is_used_where_the_address_has_none(monkeypatch):

@@ -8,10 +8,15 @@ from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 
 from bluesky_denoise.backup import RawBackup
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.startup import closed_at_exit, profile_directory
 
 PROFILE = profile_directory("beamline.yaml", globals().get("__file__"))
-BEAMLINE = yaml.safe_load((PROFILE / "beamline.yaml").read_text()) or {}
+BEAMLINE_FILE = PROFILE / "beamline.yaml"
+BEAMLINE = yaml.safe_load(BEAMLINE_FILE.read_text()) or {}
+_unknown = set(BEAMLINE) - {"tiled_uri", "motors", "detectors", "timeout_s", "denoise"}
+if _unknown:
+    raise SettingsError(f"{BEAMLINE_FILE} has unknown keys: {', '.join(map(str, _unknown))}.")
 
 _session = closed_at_exit()
 
@@ -19,6 +24,9 @@ RE = RunEngine({})
 cat = None
 if BEAMLINE.get("tiled_uri"):
     cat = from_uri(BEAMLINE["tiled_uri"])
+    # Scans are numbered on from the newest run that is kept.
+    _runs = [run for run in cat.values().tail(9) if "start" in run.metadata]
+    RE.md["scan_id"] = _runs[-1].metadata["start"].get("scan_id") or 0 if _runs else 0
     # A server error must not end a scan: what Tiled does not take is kept here.
     RE.subscribe(
         TiledWriter(cat, batch_size=1, backup_dictionary=RawBackup(PROFILE / "raw_backup"))

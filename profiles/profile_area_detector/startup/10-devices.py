@@ -29,8 +29,10 @@ def area_detector(name, prefix, write_path, read_path=None):
         )
 
     detector = Detector(prefix, name=name)
-    detector.read_attrs = ["hdf5"]
-    detector.cam.configuration_attrs = ["acquire_time", "num_images"]
+    # A reading is in each event: bluesky writes the configuration once a run.
+    detector.read_attrs = ["hdf5", "cam"]
+    detector.cam.read_attrs = ["acquire_time"]
+    detector.cam.configuration_attrs = ["num_images"]
     detector.configuration_attrs = ["cam"]
     return detector
 
@@ -105,8 +107,10 @@ if any(device is not None for device in _detectors.values()):
     _settings = dict(BEAMLINE.get("denoise") or {})
     if BEAMLINE.get("tiled_uri"):
         _settings["tiled_uri"] = BEAMLINE["tiled_uri"]
-    denoise = DenoiseProcess(DenoiseSettings.from_values(_settings, PROFILE))
+    denoise = DenoiseProcess(
+        DenoiseSettings.from_values(_settings, PROFILE, f"{BEAMLINE_FILE}, denoise")
+    )
     _session.callback(denoise.close)
-    RE.subscribe(denoise)
+    denoise_token = RE.subscribe(denoise)  # to replace it: docs/settings.md
     if denoise.settings.rois or denoise.settings.data_keys:
         denoised = DenoisedSignals(denoise)

@@ -11,13 +11,25 @@ from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 
 from bluesky_denoise.backup import RawBackup
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.server import embedded_tiled
 from bluesky_denoise.startup import closed_at_exit, profile_directory
 
 logging.getLogger("bluesky_denoise").setLevel(logging.WARNING)
 
 PROFILE = profile_directory("settings.yaml", globals().get("__file__"))
-SETTINGS = yaml.safe_load((PROFILE / "settings.yaml").read_text())
+SETTINGS_FILE = PROFILE / "settings.yaml"
+SETTINGS = yaml.safe_load(SETTINGS_FILE.read_text()) or {}
+_known = {
+    *("data_directory", "tiled_port", "scene", "rocking_width", "exposure_s", "realtime"),
+    "denoise",
+}
+_unknown, _missing = sorted(map(str, set(SETTINGS) - _known)), sorted(_known - set(SETTINGS))
+if _unknown or _missing:
+    raise SettingsError(
+        f"{SETTINGS_FILE} has unknown keys: {', '.join(_unknown) or 'none'}; and lacks: "
+        f"{', '.join(_missing) or 'none'}."
+    )
 
 _session = closed_at_exit()
 if SETTINGS["data_directory"]:
@@ -30,5 +42,7 @@ TILED_URI = _session.enter_context(embedded_tiled(DATA, port=SETTINGS["tiled_por
 WEB_PAGE = TILED_URI.replace("/api/v1?", "/ui/browse/?")
 cat = from_uri(TILED_URI)
 
-RE = RunEngine({})
+# Scans are numbered on from the newest run that is kept.
+_runs = [run for run in cat.values().tail(9) if "start" in run.metadata]
+RE = RunEngine({"scan_id": _runs[-1].metadata["start"].get("scan_id") or 0 if _runs else 0})
 RE.subscribe(TiledWriter(cat, batch_size=1, backup_dictionary=RawBackup(DATA / "raw_backup")))

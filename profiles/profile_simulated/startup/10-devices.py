@@ -2,6 +2,7 @@
 # ruff: noqa: F821 (startup files share one namespace)
 
 from bluesky_denoise.devices import DenoisedSignals
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.settings import DenoiseSettings
@@ -9,7 +10,10 @@ from bluesky_denoise.simulation import SceneFrames, diffraction_scene
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector, SimulatedMotor
 
 motor = SimulatedMotor(name="motor", labels={"motors"})
-scene = diffraction_scene(**(SETTINGS["scene"] or {}))
+try:
+    scene = diffraction_scene(**(SETTINGS["scene"] or {}))
+except TypeError as error:
+    raise SettingsError(f"{SETTINGS_FILE}, scene: {error}.") from None
 det = ReplayDetector(
     name="det",
     frames=SceneFrames(
@@ -19,6 +23,8 @@ det = ReplayDetector(
     realtime=SETTINGS["realtime"],
     labels={"detectors"},
 )
+# A reading is in each event: bluesky writes the configuration once a run.
+det.cam.kind = det.cam.acquire_time.kind = "normal"
 
 
 def _within(centre, reach, size):
@@ -44,7 +50,9 @@ _defaults = {
     "frames_directory": DATA / "denoised_frames",
 }
 _settings = _defaults | (SETTINGS["denoise"] or {})
-denoise = DenoiseProcess(DenoiseSettings.from_values(_settings, PROFILE))
+denoise = DenoiseProcess(
+    DenoiseSettings.from_values(_settings, PROFILE, f"{SETTINGS_FILE}, denoise")
+)
 _session.callback(denoise.close)
-RE.subscribe(denoise)
+denoise_token = RE.subscribe(denoise)  # to replace it: docs/settings.md
 denoised = DenoisedSignals(denoise, name="denoised")

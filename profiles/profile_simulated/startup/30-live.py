@@ -44,12 +44,13 @@ def watch(roi="satellite_1", data_key="det_image"):
 
 def web(run=-1, data_key="det_image"):
     """Print where Tiled's web page shows the denoised frames of a run."""
-    uid, streams = cat[run].metadata["start"]["uid"], list(cat[run])
+    found = cat.v3[run]  # `cat` itself is another after databroker's `db.v2`
+    uid, streams = found.metadata["start"]["uid"], list(found)
     if "denoised" not in streams:
         there = ", ".join(streams) or "none"
         print(f"Run {uid:.8} has no stream `denoised`, or not yet; its streams: {there}.")
         return
-    if data_key not in cat[run]["denoised"]:
+    if data_key not in found["denoised"]:
         print(f"No {data_key} has been denoised in run {uid:.8}.")
         return
     print(WEB_PAGE.replace("/browse/?", f"/browse/{uid}/denoised/{data_key}?"))
