@@ -2,8 +2,12 @@
 
 import platform
 import re
+import shlex
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +26,14 @@ from .evaluation.frame_sets import FrameSet, frame_set, read_frame_set
 from .evaluation.gates import judge
 from .evaluation.known_sets import known_set
 from .evaluation.methods import baselines, network
+from .evaluation.names import TAKEN_METHODS, TAKEN_SETS, told_apart
 from .evaluation.results import Evaluation, write_json
 from .evaluation.run import Gallery, score_measured, score_simulated, time_on
 from .evaluation.table import Table, without_repeats
 from .evaluation.tables import all_tables, gate_table
 from .frame_files import find_files
 from .simulation import recorded_frames
+from .training.tiled_runs import without_api_key
 
 __all__ = ["evaluate"]
 
@@ -54,14 +60,18 @@ def evaluate(
     ] = None,
     train_paper: Annotated[
         int | None,
-        typer.Option(help="Train VDSR and IRUNet for so many steps on the same frames first."),
+        typer.Option(
+            help="Train VDSR and IRUNet for so many steps on the same frames first.", min=1
+        ),
     ] = None,
     bm3d: Annotated[bool, typer.Option(help="Compare with Anscombe + BM3D, the slow one.")] = True,
     simulated: Annotated[
         bool | None, typer.Option(help="Simulated scenes too; by default only without DATA.")
     ] = None,
-    frames: Annotated[int, typer.Option(help="Frames of each series that are thinned.")] = 2,
-    effort: Annotated[float, typer.Option(help="Factor on the simulated frames.")] = 1.0,
+    frames: Annotated[int, typer.Option(help="Frames of each series that are thinned.", min=1)] = 2,
+    effort: Annotated[
+        float, typer.Option(help="Factor on the simulated frames.", min=0, max=1000)
+    ] = 1.0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     uri: Annotated[
         str, typer.Option(envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
@@ -78,15 +88,24 @@ def evaluate(
     if not console.is_terminal:
         console.width = 130
     begin = time.monotonic()
+    scenes_too = simulated if simulated is not None else data is None
     try:
+        for place in (json, report):
+            _check_place(place)
+        paper = _paper_files(train_paper)
+        names = _names_of([Path(model), *(networks or ()), *paper])
         denoiser = Denoiser.load(model, device)
+        others = [Denoiser.load(path, device) for path in networks or ()]
+        denoiser.name = names[0]
         result = Evaluation(denoiser.name, _about(denoiser, data))
         sets = list(_read(data, key, uri, result, console))
         if not sets:
             raise SettingsError(f"No frames could be scored. {' '.join(result.left_out)}")
-        others = [Denoiser.load(path, device) for path in networks or ()]
-        if train_paper:
-            others += _train_paper(train_paper, console)
+        for path in paper:
+            _train_paper(path, train_paper, console)
+            others.append(Denoiser.load(path, device))
+        for other, name in zip(others, names[1:], strict=True):
+            other.name = name
     except DenoiseError as error:
         raise _Refused(str(error)) from error
     methods = [*baselines(bm3d)]
@@ -96,7 +115,9 @@ def evaluate(
     with _progress(console) as bar:
         score = _Track(bar)
         score_measured(result, sets, methods, denoiser, score, gallery, frames)
-        if simulated if simulated is not None else data is None:
+        if not (result.shift or scenes_too):
+            raise _Refused(f"No frames could be scored. {' '.join(result.left_out)}")
+        if scenes_too:
             score_simulated(result, methods, denoiser, score, effort)
         if denoiser.device == "cpu":
             counts = sets[0].counts[0][:195, :487] if sets else recorded_frames().counts[0]
@@ -109,14 +130,17 @@ def evaluate(
         console.print()
     for sentence in result.left_out:
         console.print(f"Left out: {escape(sentence)}", highlight=False)
+    failed = []
     if json is not None:
-        write_json(result, json, gates)
-        console.print(f"Scores: {json}", highlight=False)
+        with _told(f"Scores: {json}", failed, console):
+            write_json(result, json, gates)
     if report is not None:
         from .evaluation.report import write_report
 
-        write_report(result, gates, gallery, report)
-        console.print(f"Report: {report}", highlight=False)
+        with _told(f"Report: {report}", failed, console):
+            write_report(result, gates, gallery, report)
+    if failed:
+        raise _Refused(" ".join(failed))
 
 
 class _Refused(typer.Exit):
@@ -148,12 +172,54 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
+def _check_place(path: Path | None) -> None:
+    """Refuse a file that cannot be written while nothing is lost yet."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        path.open("a").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise SettingsError(
+            f"{path} cannot be written: {error}. Give a file in a folder that can be."
+        ) from error
+
+
+@contextmanager
+def _told(what: str, failed: list[str], console: Console) -> Iterator[None]:
+    """Say that a file is written; if it cannot be, the next one is tried all the same."""
+    try:
+        yield
+    except OSError as error:
+        failed.append(f"{what} cannot be written: {error}.")
+    else:
+        console.print(what, highlight=False)
+
+
+def _names_of(weights: Sequence[Path]) -> list[str]:
+    """Name all weights, none as another or as what they are compared with."""
+    names = told_apart(weights, TAKEN_METHODS)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SettingsError(f"The weights {', '.join(twice)} are given twice; expected each once.")
+    return names
+
+
+def _command() -> str:
+    """Return the command as it was typed, without the key of Tiled: scores are shared."""
+    typed = sys.argv[sys.argv.index("evaluate") :] if "evaluate" in sys.argv else ["evaluate"]
+    return f"bluesky-denoise {shlex.join(map(without_api_key, typed))}"
+
+
 def _about(denoiser: Denoiser, data: str | None) -> dict[str, Any]:
     return {
         "model": denoiser.name,
         "network": denoiser.card.get("model", ""),
         "sha256": denoiser.weights_sha256,
-        "command": f"bluesky-denoise evaluate{' DATA' if data else ''}",
+        "command": _command(),
         "data": Path(data).name if data else "shipped frames and simulated scenes",
         "date": time.strftime("%Y-%m-%d"),
         "device": denoiser.device,
@@ -167,25 +233,28 @@ def _read(
     data: str | None, key: str | None, uri: str, result: Evaluation, console: Console
 ) -> Iterator[FrameSet]:
     """Yield photon counts; what is not, is left out with a sentence."""
+    taken = TAKEN_SETS
     if data is None:
+        taken = (*TAKEN_SETS, "i07_line")
         recorded = recorded_frames()
         yield FrameSet(
             "i07_line", recorded.counts, recorded.mask, known_set("i07_line", len(recorded.counts))
         )
-        paths = sorted(TRAINED_ON.glob("*.h5"))
+        root, paths = TRAINED_ON, sorted(TRAINED_ON.glob("*.h5"))
     elif Path(data).exists():
-        paths = find_files([Path(data)], below=True)
+        root, paths = Path(data), find_files([Path(data)], below=True)
     else:
         yield _from_tiled(data, key, uri)
         return
-    for path in paths:
+    for path, name in zip(paths, told_apart(paths, taken), strict=True):
+        where = path.relative_to(root) if path != root else path.name
         try:
-            with console.status(f"Reading {path.name}"):
+            with console.status(f"Reading {where}"):
                 found = read_frame_set(path)
         except (DenoiseError, OSError) as error:
-            result.left_out.append(f"{path.name}: {error}")
+            result.left_out.append(f"{where}: {error}")
         else:
-            yield found
+            yield replace(found, name=name)
 
 
 def _from_tiled(uid: str, key: str | None, uri: str) -> FrameSet:
@@ -205,31 +274,35 @@ def _from_tiled(uid: str, key: str | None, uri: str) -> FrameSet:
     except SettingsError:
         raise
     except Exception as error:
+        where, why = without_api_key(uri), without_api_key(repr(error))
         raise SettingsError(
-            f"{uid!r} is no file or folder here, and no run at {uri}: {error!r}"
+            f"{uid!r} is no file or folder here, and no run at {where}: {why}"
         ) from error
     return frame_set(uid[:8], counts.reshape(-1, *counts.shape[-2:]))
 
 
-def _train_paper(steps: int, console: Console) -> Iterable[Denoiser]:
-    """Train the paper's networks as ours is trained, for a stated number of steps."""
+def _paper_files(steps: int | None) -> list[Path]:
+    """Say where the weights of the paper's networks are kept, if they are to be trained."""
+    return [Path("checkpoints") / f"{name}_{steps}.safetensors" for name in PAPER if steps]
+
+
+def _train_paper(path: Path, steps: int, console: Console) -> None:
+    """Train a network of the paper as ours is trained, for a stated number of steps."""
     from .training.fit import FitSettings, fit
 
-    frames = sorted(TRAINED_ON.glob("*.h5"))
-    for name in PAPER:
-        path = Path("checkpoints") / f"{name}_{steps}.safetensors"
-        # A training that was killed leaves weights, too, and goes on from its last state.
-        if not path.exists() or path.with_suffix(".resume").exists():
-            settings = FitSettings(model=name, steps=steps, held_out_share=0.0)
-            with _progress(console) as bar:
-                task = bar.add_task(f"training {name}", total=steps)
-                fit(
-                    path,
-                    frames,
-                    settings,
-                    report=lambda now, bar=bar, task=task: bar.update(task, completed=now.step + 1),
-                )
-        yield Denoiser.load(path)
+    # A training that was killed leaves weights, too, and goes on from its last state.
+    if path.exists() and not path.with_suffix(".resume").exists():
+        return
+    model = path.stem.rpartition("_")[0]
+    settings = FitSettings(model=model, steps=steps, held_out_share=0.0)
+    with _progress(console) as bar:
+        task = bar.add_task(f"training {model}", total=steps)
+        fit(
+            path,
+            sorted(TRAINED_ON.glob("*.h5")),
+            settings,
+            report=lambda now: bar.update(task, completed=now.step + 1),
+        )
 
 
 def _is_slow(denoiser: Denoiser) -> bool:

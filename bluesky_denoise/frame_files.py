@@ -97,6 +97,11 @@ def read_frame_file(path: Path) -> FrameFile:
 
 
 def _stack(file: h5py.File, data: h5py.Dataset, about: dict[str, Any]) -> FrameFile:
+    if data.shape is None:
+        raise FrameShapeError(
+            f"{file.filename} has {data.name} with no value in it (h5py.Empty); expected frames "
+            "(n, H, W)."
+        )
     return FrameFile(data[...], _mask(file, data.shape), about=about | dict(data.attrs))
 
 
@@ -172,7 +177,8 @@ def _mask(file: h5py.File, shape: tuple[int, ...]) -> np.ndarray | None:
     """Read the mask of the file; one of another name or place only if it fits the frames."""
     if "mask" in file:
         data = file.get("mask")
-        if not isinstance(data, h5py.Dataset) or data.dtype.kind not in "biuf":
+        numbers = isinstance(data, h5py.Dataset) and data.dtype.kind in "biuf"
+        if not numbers or data.shape is None:
             raise FrameShapeError(
                 f"{file.filename} has a `mask` that is {data!r}; expected a data set (H, W) of "
                 "numbers, nonzero where a pixel is invalid."

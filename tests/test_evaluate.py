@@ -2,6 +2,8 @@ import io
 import json
 import locale
 import re
+import shutil
+from pathlib import Path
 
 import h5py
 import matplotlib.pyplot as plt
@@ -21,7 +23,9 @@ from bluesky_denoise.evaluation.coverage import (
 from bluesky_denoise.evaluation.frame_sets import FrameSet
 from bluesky_denoise.evaluation.gates import GATES, judge
 from bluesky_denoise.evaluation.known_sets import KnownSet
-from bluesky_denoise.evaluation.peaks import PeakScore
+from bluesky_denoise.evaluation.methods import baselines
+from bluesky_denoise.evaluation.names import TAKEN_METHODS, told_apart
+from bluesky_denoise.evaluation.peaks import FITTED, MEASURED, OPTIMAL, SUMMED, PeakScore
 from bluesky_denoise.evaluation.pictures import frame_picture
 from bluesky_denoise.evaluation.plots import result_plots
 from bluesky_denoise.evaluation.regions import Satellites, region_scores, score_regions
@@ -29,9 +33,11 @@ from bluesky_denoise.evaluation.report import write_report
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
 from bluesky_denoise.evaluation.run import Gallery
 from bluesky_denoise.evaluation.speed import SpeedScore
+from bluesky_denoise.evaluation.spots import GAUSSIAN
 from bluesky_denoise.evaluation.table import Table, markdown, without_repeats
 from bluesky_denoise.evaluation.tables import all_tables
 from bluesky_denoise.evaluation.trust import fill
+from bluesky_denoise.models.checkpoint import resolve_checkpoint
 from bluesky_denoise.testing import UnitDenoiser
 
 
@@ -44,15 +50,15 @@ class Calibrated:
 
     name = "calibrated"
 
-    def __init__(self, stated=1.0):
-        self.stated = stated
+    def __init__(self, stated=1.0, noise=0.2):
+        self.stated, self.noise = stated, noise
         self.rng = np.random.default_rng(0)
         self.truth = None
 
     def denoise(self, counts, exposure_s, mask=None):
         truth = np.asarray(counts, float) if self.truth is None else self.truth
         found = UnitDenoiser().denoise(truth[None], 1.0, mask).rate[0]
-        noise = 0.2 * np.sqrt(truth + 0.05)
+        noise = self.noise * np.sqrt(truth + 0.05)
         return Answer((found + self.rng.normal(size=truth.shape) * noise), self.stated * noise)
 
 
@@ -93,6 +99,24 @@ def test_coverage_on_measured_frames_allows_for_the_noise_of_the_reference():
     assert [s.low for s in scores] == [5.0]
     # 6400 pixels: half a percent; Poisson is not quite Gaussian at 32 counts.
     np.testing.assert_allclose(scores[0].covered, (0.68, 0.90, 0.95), atol=0.02)
+
+
+@pytest.mark.parametrize("level", [0.3, 0.45, 0.6, 3.0])
+def test_coverage_of_a_right_denoiser_is_right_where_its_reference_is_just_bright_enough(level):
+    # The sum of 20 neighbours is 6 to 60 counts in a pixel; from 10 it is compared with.
+    frames = FrameSet(
+        "flat",
+        np.random.default_rng(0).poisson(level, (21, 160, 160)),
+        np.zeros((160, 160), bool),
+        KnownSet("yes", targets=range(8, 12)),
+    )
+    denoiser = Calibrated(noise=0.03)
+    denoiser.truth = np.full((160, 160), level)
+    scores = measured_coverage(frames, denoiser, quiet, fractions=(1.0,))
+    assert len(scores) == (level > 0.4)
+    for score in scores:
+        # 7000 pixels and more: 0.6 %.
+        np.testing.assert_allclose(score.covered, (0.68, 0.90, 0.95), atol=0.02)
 
 
 def test_coverage_is_drawn_tabled_and_judged(monkeypatch, tmp_path):
@@ -147,6 +171,20 @@ def test_pulls_are_above_zero_where_too_much_is_found():
     assert scores["measure_roi"].pull_width == pytest.approx(1)
 
 
+def test_slopes_are_of_found_counts_and_without_their_noise():
+    denoised, found = np.array([1, 3, 9, 27]), np.array([1.5, 4.5, 10.8, 16.2])
+    scores = scores_of_errors(found=found, plain=1, denoised=denoised)
+    assert scores["measure_roi"].slope == pytest.approx(1)
+    assert scores["measure_roi"].found_slope > 1.3
+    assert scores["measure_roi"].found_slope_error > 0.005
+    assert scores["denoised sum"].slope == scores["denoised sum"].found_slope > 1.3
+    (table,) = all_tables(Evaluation("ours", regions=list(scores.values())))
+    ours, raw, _ = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert ours["slope"].startswith(f"{scores['measure_roi'].found_slope:.3f} ± ")
+    assert ours["slope, without noise"] == "1.000 ± 0.000"
+    assert raw["slope, without noise"] == ""
+
+
 def test_error_ratios_are_of_root_mean_squares_in_errors_of_the_raw_sum():
     scores = scores_of_errors(found=[1, -1, 1, -1], plain=[4, 0, 0, 0], denoised=[0, 0, 0, 12])
     assert [s.error_ratio for s in scores.values()] == pytest.approx([0.5, 1, 3])
@@ -190,14 +228,31 @@ def evaluate(monkeypatch, tmp_path):
     return run
 
 
-def test_a_folder_is_scored_with_json_and_a_report_in_one_file(evaluate, scans):
-    output = evaluate(str(scans), "--json", "scores.json", "--report", "report.html")
+def test_a_folder_is_scored_with_json_and_a_report_in_one_file(evaluate, scans, monkeypatch):
+    other = scans / "old"
+    other.mkdir()
+    shutil.copy(scans / "photons.h5", other)
+    for path in resolve_checkpoint("default").parent.glob("default.*"):
+        shutil.copy(path, other)
+    typed = [".", "--networks", "old/default.safetensors", "--uri", "http://x?api_key=SECRET"]
+    typed += ["--frames", "1", "--json", "scores.json", "--report", "report.html"]
+    monkeypatch.setattr("sys.argv", ["bluesky-denoise", "evaluate", *typed])
+    output = evaluate(*typed)
     assert "Left out: panel.h5: Frame 0 cannot be thinned" in output
     scores = json.loads((scans / "scores.json").read_text())
-    errors = {(s["method"], s["fraction"]): s["error"] for s in scores["thinned"]}
-    assert errors["raw", 0.5] == pytest.approx(1, abs=0.1)
-    assert errors["default", 0.5] < 0.2
-    assert {s["set"] for s in scores["neighbours"]} == {"photons"}
+    assert scores["about"]["command"] == (
+        "bluesky-denoise evaluate . --networks old/default.safetensors --uri http://x "
+        "--frames 1 --json scores.json --report report.html"
+    )
+    # Neither files nor weights of one name are taken for one.
+    sets, methods = {"photons.h5", "old/photons"}, ("raw", "default", "old/default")
+    errors = {(s["method"], s["fraction"], s["set"]): s["error"] for s in scores["thinned"]}
+    assert len(errors) == len(scores["thinned"]) == 5 * 3 * 2
+    for name in sets:
+        raw, ours, same = (errors[method, 0.5, name] for method in methods)
+        assert raw == pytest.approx(1, abs=0.1)
+        assert ours == same < 0.2
+    assert {s["set"] for s in scores["neighbours"]} == sets
     gates = {g["metric"]: g for g in scores["gates"]}
     assert gates["total of a frame over that of the raw one"]["met"]
     page = (scans / "report.html").read_text()
@@ -205,6 +260,64 @@ def test_a_folder_is_scored_with_json_and_a_report_in_one_file(evaluate, scans):
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     again = read_evaluations([scans / "scores.json"])
     assert [g.figure for g in judge(again)] == [g["figure"] for g in scores["gates"]]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/scan.h5", "b/other.h5"], ["scan", "other"]),
+        (["a/scan.h5", "b/scan.h5"], ["a/scan", "b/scan"]),
+        (["a/1/scan.h5", "b/1/scan.h5", "b/2/x.h5"], ["a/1/scan", "b/1/scan", "x"]),
+        (["a/scan.h5", "a/scan.hdf5"], ["scan.h5", "scan.hdf5"]),
+        (["default", "old/default.safetensors"], ["default", "old/default"]),
+        (["mine.safetensors", "old/mine.safetensors"], ["mine.safetensors", "old/mine"]),
+        (["raw.safetensors", "x/taken.h5"], ["raw.safetensors", "x/taken"]),
+    ],
+    ids=str,
+)
+def test_files_of_one_name_are_told_apart(paths, names):
+    taken = ["taken", *(method.name for method in baselines())]
+    assert told_apart([Path(path) for path in paths], taken) == names
+
+
+def test_every_method_has_a_name_that_no_weights_get():
+    measured = {OPTIMAL, FITTED, SUMMED, MEASURED, GAUSSIAN.name}
+    assert measured | {method.name for method in baselines()} < set(TAKEN_METHODS)
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+@pytest.mark.parametrize("place", ["photons.h5/scores", "."])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_scored(
+    evaluate, scans, option, place
+):
+    output = evaluate("photons.h5", option, place, code=1)
+    assert re.search(rf"Error: {place} cannot be written: .*Give a file", output)
+    assert "Measured frames" not in output
+
+
+def test_places_that_can_be_written_are_left_as_they_were(evaluate, scans):
+    (scans / "old.json").write_text("old")
+    evaluate("photons.h5", "--json", "old.json", "--report", "new.html", "--model", "no", code=1)
+    assert (scans / "old.json").read_text() == "old"
+    assert not (scans / "new.html").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--frames", "-1"], ["--train-paper", "0"], ["--effort", "-1"]], ids=" ".join
+)
+def test_options_out_of_range_are_refused(evaluate, wrong):
+    assert f"Invalid value for '{wrong[0]}'" in evaluate(*wrong, code=2)
+
+
+def test_no_weights_are_compared_with_themselves(evaluate):
+    output = evaluate("--networks", "a/x.safetensors", "--networks", "a/x.safetensors", code=1)
+    assert "The weights a/x.safetensors are given twice; expected each once." in output
+
+
+def test_the_key_of_tiled_is_in_no_error(evaluate):
+    output = evaluate("abcd1234", "--uri", "http://localhost:1/api/v1?api_key=SECRET", code=1)
+    assert "no run at http://localhost:1/api/v1: ConnectError" in output
+    assert "SECRET" not in output
 
 
 def test_a_run_in_tiled_is_scored(evaluate, RE, tiled, monkeypatch):

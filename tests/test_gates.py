@@ -84,6 +84,11 @@ CASES = {
     ],
     "total of a frame over that of the raw one": [
         ("thinned", [thinned(flux=1.0049)], [thinned(flux=0.9949)]),
+        (
+            "thinned",
+            [thinned(flux=np.nan), thinned(flux=1.0049)],
+            [thinned(flux=np.nan), thinned(flux=0.9949)],
+        ),
         ("neighbours", [neighbour(flux=0.9951)], [neighbour(flux=1.0051)]),
     ],
     "slope of measure_roi": [

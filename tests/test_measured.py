@@ -10,6 +10,8 @@ from bluesky_denoise.evaluation.frame_sets import FrameSet, frame_set, middle, r
 from bluesky_denoise.evaluation.known_sets import KnownSet
 from bluesky_denoise.evaluation.methods import Method, baselines
 from bluesky_denoise.evaluation.neighbours import neighbour_scores, pairs
+from bluesky_denoise.evaluation.results import Evaluation
+from bluesky_denoise.evaluation.run import Gallery, score_measured
 from bluesky_denoise.evaluation.shift import gaussian_variance, shift_scores
 from bluesky_denoise.evaluation.spots import find_spots, spot_scores
 from bluesky_denoise.evaluation.thinned import thinned_scores
@@ -147,7 +149,16 @@ def test_files_of_both_layouts_are_read_and_integrating_detectors_refused(tmp_pa
 
 @pytest.mark.parametrize(
     ("dtype", "flag"),
-    [("uint32", 2**32 - 1), ("uint16", 2**16 - 1), ("int32", -1), ("float32", np.nan)],
+    [
+        ("uint64", 2**64 - 1),
+        ("uint32", 2**32 - 1),
+        ("uint16", 2**16 - 1),
+        ("int32", -1),
+        ("float64", 2**32 - 1),
+        ("float32", 2**32 - 1),
+        ("float32", np.nan),
+        ("float64", np.inf),
+    ],
 )
 def test_pixels_that_flag_themselves_are_masked_in_every_frame(dtype, flag):
     counts = series(2).counts.astype(dtype)
@@ -174,6 +185,65 @@ def test_frames_in_groups_and_single_frames_are_read(tmp_path):
     assert found.mask.sum() == 80
     np.testing.assert_array_equal(found.counts[:, 40, 60], counts[:, 40, 60])
     assert read_frame_set(tmp_path / "one.h5").counts.shape == (1, 80, 120)
+
+
+@pytest.mark.parametrize(
+    ("empty", "message"),
+    [("frames", r"a\.h5 has /frames with no value in it .*expected frames \(n, H, W\)"),
+     ("mask", r"has a `mask` that is .*; expected a data set")],
+)  # fmt: skip
+def test_data_sets_without_a_value_are_refused(tmp_path, empty, message):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["frames"] = series(2).counts
+        file.pop(empty, None)
+        file[empty] = h5py.Empty("i4")
+    with pytest.raises(FrameShapeError, match=message):
+        read_frame_set(tmp_path / "a.h5")
+
+
+def test_flags_alone_are_no_counts():
+    counts = np.zeros((2, 80, 120))
+    counts[:, 3, 3] = 2**32 - 1
+    with pytest.raises(FrameValueError, match="dark holds no counts in its 9599 valid pixels"):
+        frame_set("dark", counts)
+
+
+def test_dark_frames_are_not_among_those_that_are_thinned():
+    dark = np.zeros((3, 80, 120), int)
+    frames = frame_set("shutter", np.concatenate([dark, series(3).counts, dark[:1]]))
+    found = {s.method: s for s in thinned_scores(frames, METHODS, quiet, fractions=(0.5,))}
+    # 2 frames of 9600 pixels.
+    assert found["raw"].error == pytest.approx(1, abs=0.1)
+    assert found["raw"].counts_per_pixel == pytest.approx(level().mean() / 2, rel=0.02)
+    frames.counts[:, 0] = 1
+    assert thinned_scores(frame_set("edge", (frames.counts == 1) * 1), METHODS, quiet)
+    window = {"fractions": (0.5,), "most_shape": (40, 40)}
+    corner = np.zeros((2, 80, 120), int)
+    corner[:, 0] = 1
+    assert thinned_scores(frame_set("corner", corner), METHODS, quiet, **window) == []
+
+
+def test_the_flux_is_that_of_the_parts_with_photons():
+    one = np.zeros((1, 80, 120), int)
+    one[0, 40, 60] = 1
+    glow = Method("glow", lambda n, mask, judge: n + 1e-6)
+    scores = thinned_scores(frame_set("one", one), [*METHODS, glow], quiet, fractions=(0.5, 0.01))
+    fluxes = {s.fraction: s.flux for s in scores if s.method == "glow"}
+    levels = {s.fraction: s.counts_per_pixel for s in scores}
+    for fraction, flux in fluxes.items():
+        assert np.isnan(flux) if levels[fraction] == 0 else flux == pytest.approx(1.0096)
+    assert 0 in levels.values()
+
+
+def test_a_series_that_is_refused_on_the_way_is_left_out_and_the_others_are_scored():
+    known = KnownSet("yes")
+    bad = FrameSet("bad", np.full((1, 80, 120), -1), np.zeros((80, 120), bool), known)
+    result, gallery = Evaluation("unit"), Gallery()
+    score_measured(result, [bad, series(1, known)], METHODS, UnitDenoiser2(), quiet, gallery)
+    assert {s.set for s in result.thinned} == {s.set for s in result.shift} == {"line"}
+    (told,) = result.left_out
+    assert told.startswith("bad: Frames of dtype int64, least value -1, cannot be thinned")
+    assert [title for title, *_ in gallery.shown] == ["line, 10 % of the photons"]
 
 
 def test_dark_frames_and_pedestals_are_refused_with_a_reason():

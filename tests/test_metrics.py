@@ -69,10 +69,12 @@ def test_masked_pixels_are_in_no_metric(rng):
     assert noise_corrected_error(bad, counts, 1.0, mask) == pytest.approx(-1)
 
 
-def test_flux_of_empty_frames():
+def test_where_nothing_is_counted_there_is_no_score():
     empty = np.zeros((16, 16))
-    assert flux_ratio(empty, empty) == 1
-    assert flux_ratio(empty + 1, empty) == np.inf
+    for estimate in (empty, empty + 1):
+        assert np.isnan(flux_ratio(estimate, empty))
+        assert np.isnan(noise_corrected_error(estimate, empty, 0.1))
+    assert np.isnan(deviance_ratio(empty, empty))
 
 
 def test_flux_is_that_of_the_estimate_over_that_of_the_counts():

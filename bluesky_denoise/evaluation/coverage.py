@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bluesky_denoise.evaluation.baselines import gaussian
 from bluesky_denoise.evaluation.frame_sets import FrameSet, Track, middle, rng_of, spread
 from bluesky_denoise.evaluation.neighbours import pairs
 from bluesky_denoise.frames import SupportsDenoise
@@ -29,7 +30,12 @@ EDGES = (0.05, 0.15, 0.5, 1.5, 5.0, 15.0, 50.0, 150.0, 500.0)
 LEAST_PIXELS = 500
 """A bin with fewer is left out."""
 LEAST_REFERENCE = 10
-"""Counts that a measured reference needs in a pixel, so that its own noise is known."""
+"""Expected counts that a measured reference needs in a pixel, for its noise to be nearly normal."""
+SELECTING = 0.2
+"""Share of the reference's photons that says where these are: it is no part of the truth, for
+pixels chosen by the truth that they are compared with would be those where its noise is high."""
+SELECTING_PX = 1.0
+"""Width of the Gaussian that these few photons are averaged with, pixels."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class CoverageScore:
 
 
 class _Tally:
-    """Collects pixels: estimate, truth, noise of the truth, sigma, and interval bounds."""
+    """Collects pixels: estimate, truth, sigma, and interval bounds."""
 
     def __init__(self) -> None:
         self.parts: list[np.ndarray] = []
@@ -62,10 +68,13 @@ class _Tally:
         counts: np.ndarray,
         mask: np.ndarray,
         truth: np.ndarray,
-        noise: np.ndarray | float = 0.0,
+        scale: float = 0.0,
         left_out: np.ndarray | bool = False,
     ) -> bool:
-        """Denoise a frame and keep its pixels; False if the denoiser states no error."""
+        """Denoise a frame and keep its pixels; False if the denoiser states no error.
+
+        ``scale``: of a truth that was counted, one count; 0: it is known.
+        """
         found = denoiser.denoise(counts, 1.0, mask)
         sigma = getattr(found, "sigma", None)
         if sigma is None:
@@ -73,8 +82,10 @@ class _Tally:
         # Every other pixel along both axes: neighbours err alike.
         every = np.s_[::2, ::2]
         keep = ~(mask | left_out)[every]
-        noise = np.broadcast_to(noise, counts.shape)[every][keep]
         rate, known, sigma = (x[every][keep] for x in (found.rate, truth, sigma))
+        # Of the expected counts: the counts themselves would call their noise small where it is
+        # low. And of what `measured_coverage` spreads them by.
+        noise = np.sqrt(np.maximum(rate, 0) * scale + scale**2 / 12)
         bounds = []
         for confidence in CONFIDENCES:
             z = HALF_WIDTHS[confidence]
@@ -150,6 +161,9 @@ def measured_coverage(
 ) -> list[CoverageScore]:
     """Compare intervals with the sum of a frame's neighbours, whose own noise is added.
 
+    A fifth of the neighbours' photons says which pixels are bright enough, the others are what
+    intervals are compared with.
+
     Returns
     -------
     list of CoverageScore
@@ -160,11 +174,15 @@ def measured_coverage(
     tally = _Tally()
     jobs = [(fraction, *pair) for fraction in fractions for pair in chosen]
     for fraction, i, counts, reference, moved in track(jobs, f"{frames.name}, intervals"):
-        part = counts if fraction == 1 else thin(counts, fraction, rng_of(frames.name, i))[0]
-        scale = fraction * counts[~moved].sum() / reference[~moved].sum()
+        rng = rng_of(frames.name, i)
+        part = counts if fraction == 1 else thin(counts, fraction, rng)[0]
+        selecting, others = thin(reference, SELECTING, rng)
+        scale = fraction * counts[~moved].sum() / others[~moved].sum()
         mask = frames.mask[window]
-        dim = (reference < LEAST_REFERENCE) | moved
-        noise = np.sqrt(np.maximum(reference, 1)) * scale
-        if not tally.add(denoiser, part, mask, reference * scale, noise, dim):
+        near = gaussian(selecting, SELECTING_PX, moved)
+        dim = (near < SELECTING * LEAST_REFERENCE) | moved
+        # Spread over the unit around each, or intervals would hold whole counts or none.
+        truth = scale * (others + rng.uniform(-0.5, 0.5, others.shape))
+        if not tally.add(denoiser, part, mask, truth, scale, dim):
             return []
     return tally.scores(frames.name, "estimate") if tally.parts else []

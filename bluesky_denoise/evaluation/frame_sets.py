@@ -17,6 +17,7 @@ __all__ = [
     "Show",
     "Track",
     "frame_set",
+    "lit_frames",
     "middle",
     "read_frame_set",
     "rng_of",
@@ -25,6 +26,8 @@ __all__ = [
 
 LEAST_FLAG = -2
 """Least value that marks a pixel of a counting detector as invalid; below are no flags."""
+FLOAT_FLAGS = (2**32 - 1, 2**32)
+"""What marks a pixel of whole counts, as float64 and as float32, which has to round it."""
 Show = Callable[[str, dict[str, np.ndarray], np.ndarray], None]
 """Takes the images of one frame for a picture: title, name -> (H, W) counts, and the mask."""
 Track = Callable[[Sequence, str], Iterable]
@@ -98,13 +101,15 @@ def frame_set(
             "Only raw photon counts can be thinned."
         )
     mask = usable_mask(counts, mask, name)
-    if not np.any(counts, where=~mask):
-        raise FrameValueError(
-            f"{name} holds no counts in its {int((~mask).sum())} valid pixels: nothing to score."
-        )
     counts = np.where(mask, counts.dtype.type(0), counts)
     if counts.dtype.kind == "f" and (counts == np.rint(counts)).all():
         counts = counts.astype(np.int64)
+        mask = usable_mask(counts, mask | np.isin(counts, FLOAT_FLAGS).any(0), name)
+        counts[:, mask] = 0
+    if not counts.any():
+        raise FrameValueError(
+            f"{name} holds no counts in its {int((~mask).sum())} valid pixels: nothing to score."
+        )
     check_photon_counts(counts, mask)
     return FrameSet(name, counts, mask, known_set(name, len(counts)))
 
@@ -115,6 +120,13 @@ def middle(shape: tuple[int, int], most: tuple[int, int]) -> tuple[slice, slice]
         slice((size - min(size, m)) // 2, (size - min(size, m)) // 2 + min(size, m))
         for size, m in zip(shape, most, strict=True)
     )
+
+
+def lit_frames(frames: FrameSet, window: tuple[slice, slice]) -> list[int]:
+    """Return the frames of those to be scored that hold counts in a window."""
+    valid = ~frames.mask[window]
+    some = frames.known.frames or range(len(frames.counts))
+    return [i for i in some if i < len(frames.counts) and frames.counts[i][window][valid].any()]
 
 
 def spread(indexes: Sequence[int], most: int) -> list[int]:

@@ -46,6 +46,7 @@ def statistical_fit(r: Evaluation) -> Answer | None:
 def flux(r: Evaluation) -> Answer | None:
     """Judge the total of a frame."""
     rows = [x for x in (*r.thinned, *r.neighbours) if x.method == r.subject]
+    rows = [x for x in rows if np.isfinite(x.flux)]
     if not rows:
         return None
     worst = max(abs(x.flux - 1) for x in rows)

@@ -1,5 +1,7 @@
 """Tables of what measured and awkward frames tell."""
 
+import numpy as np
+
 from bluesky_denoise.evaluation.results import Evaluation
 from bluesky_denoise.evaluation.table import Table, number
 
@@ -23,9 +25,9 @@ def thinned_table(r: Evaluation) -> Table:
             number(t.counts_per_pixel, 2),
             t.method,
             number(t.deviance, 4),
-            f"{t.against_gaussian:+.1%}",
-            f"{t.error:.4f}",
-            f"{t.flux:.5f}",
+            _unless_nan(t.against_gaussian, "+.1%"),
+            _unless_nan(t.error, ".4f"),
+            _unless_nan(t.flux, ".5f"),
         )
         for t in r.thinned
     ]
@@ -52,6 +54,10 @@ def thinned_table(r: Evaluation) -> Table:
         3,
         "thinned",
     )
+
+
+def _unless_nan(value: float, form: str) -> str:
+    return "" if np.isnan(value) else format(value, form)
 
 
 def neighbour_table(r: Evaluation) -> Table:
@@ -149,7 +155,8 @@ def coverage_table(r: Evaluation) -> Table:
         "Intervals of pixels",
         "How often the stated 68 / 90 / 95 % intervals hold the truth, percent, in bins of "
         "counts per pixel: by the estimate, as a user sees it, and by the truth. For measured "
-        "series the truth is the sum of the neighbours, and its noise is added. Pull: root mean "
+        "series the truth is the sum of the neighbours, and its noise is added; a fifth of their "
+        "photons, which is no part of it, says which pixels are bright enough. Pull: root mean "
         "square of (estimate - truth) / sigma.",
         ("scenes", "binned by", "counts / px", "pixels", "coverage", "pull"),
         rows,

@@ -16,7 +16,7 @@ Judge = Callable[[np.ndarray], float]
 
 
 class NamedDenoiser(SupportsDenoise, Protocol):
-    """A denoiser that tables have a name for."""
+    """A denoiser that tables have a name for, and no two the same."""
 
     name: str
 

@@ -40,14 +40,15 @@ def noise_corrected_error(
     Returns
     -------
     float
-        Mean squared error over the mean count of the short exposure.
+        Mean squared error over the mean count of the short exposure; NaN where nothing was
+        counted.
     """
     valid = _valid(np.shape(estimate), mask)
     reference = np.asarray(reference_counts, np.float64)
     expected = reference * scale
     error = (np.asarray(estimate, np.float64) - expected) ** 2 - reference * np.square(scale)
     mean = float(expected[valid].mean())
-    return float(error[valid].mean()) / mean if mean > 0 else 0.0
+    return float(error[valid].mean()) / mean if mean > 0 else float("nan")
 
 
 def poisson_deviance(
@@ -147,13 +148,11 @@ def unexplained_deviance(
 
 
 def flux_ratio(estimate: np.ndarray, counts: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Return the estimate's total over that of the counts, over valid pixels; 1 if both are 0."""
+    """Return the estimate's total over that of the counts, of valid pixels; NaN if those are 0."""
     valid = _valid(np.shape(estimate), mask)
     total = float(np.sum(counts, where=valid, dtype=np.float64))
     found = float(np.sum(estimate, where=valid, dtype=np.float64))
-    if total == 0:
-        return 1.0 if found == 0 else float("inf")
-    return found / total
+    return found / total if total > 0 else float("nan")
 
 
 def line_contrast(image: np.ndarray, column: int, half_width: int = 4, away: int = 10) -> float:

@@ -104,7 +104,7 @@ def neighbour_scores(
     out = []
     for (fraction, name), scores in found.items():
         error, contrast, flux, times = (np.array(x) for x in zip(*scores, strict=True))
-        worst = flux[np.argmax(np.abs(flux - 1))]
+        worst = max(flux[np.isfinite(flux)], key=lambda f: abs(f - 1), default=np.nan)
         out.append(
             NeighbourScore(
                 frames.name,

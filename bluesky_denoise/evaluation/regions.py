@@ -58,6 +58,7 @@ class RegionScore:
     """Of a weighted straight line through found against true counts; 1 is right. That of
     `measure_roi` is of the counts expected with its weights: the bias without the noise."""
     slope_error: float
+    """From the scatter about that line."""
     pull_mean: float
     """Of (found - true) / stated error; NaN where no error is stated."""
     pull_width: float
@@ -66,6 +67,9 @@ class RegionScore:
     """Share of truths within the stated 68, 90 and 95 % intervals; empty where none is stated."""
     error_ratio: float
     """Root mean square error over that of the raw sum; below 1 is better."""
+    found_slope: float = np.nan
+    """As ``slope``, of found counts for all."""
+    found_slope_error: float = np.nan
 
 
 def region_scores(
@@ -108,6 +112,7 @@ def score_regions(found: Satellites) -> list[RegionScore]:
                 float(pulls.std()),
                 {c: float((np.abs(pulls) <= z).mean()) for c, z in CONFIDENCES.items() if stated},
                 float(np.sqrt(np.mean(((counts - truth) / scale) ** 2) / reference)),
+                *_slope(truth, counts, scale),
             )
         )
     return scores

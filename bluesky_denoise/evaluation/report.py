@@ -150,7 +150,7 @@ def _measured_cards(result: Evaluation) -> list[tuple[str, str]]:
     cards = []
     ours = [t for t in result.thinned if t.method == result.subject and t.held_out != "trained on"]
     some = sorted({t.fraction for t in ours}, reverse=True)[:2]
-    errors = [t.error for t in ours if t.fraction == some[-1]]
+    errors = [t.error for t in ours if t.fraction == some[-1] and np.isfinite(t.error)]
     if errors:
         left = float(np.median(errors))
         text = f"of the raw frame's squared error is left, from {100 * some[-1]:g} % of the photons"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.evaluation.awkward import awkward_scores
 from bluesky_denoise.evaluation.coverage import measured_coverage, simulated_coverage
 from bluesky_denoise.evaluation.detection import detection_limits, recovery
@@ -48,7 +49,7 @@ def score_measured(
     gallery: Gallery,
     frames: int = 2,
 ) -> None:
-    """Add all that measured frames tell.
+    """Add all that measured frames tell; a series that is refused on the way is left out.
 
     Parameters
     ----------
@@ -61,11 +62,22 @@ def score_measured(
     frames : of each series that are thinned
     """
     for one in sets:
-        result.thinned += thinned_scores(one, methods, track, gallery.show, most_frames=frames)
-        result.neighbours += neighbour_scores(one, methods, track, gallery.show)
-        result.spots += spot_scores(one, methods, track)
-        result.coverage += measured_coverage(one, denoiser, track)
-        result.shift += shift_scores(one, denoiser, track)
+        shown = Gallery()
+        try:
+            thinned = thinned_scores(one, methods, track, shown.show, most_frames=frames)
+            neighbours = neighbour_scores(one, methods, track, shown.show)
+            spots = spot_scores(one, methods, track)
+            coverage = measured_coverage(one, denoiser, track)
+            shift = shift_scores(one, denoiser, track)
+        except DenoiseError as error:
+            result.left_out.append(f"{one.name}: {error}")
+            continue
+        result.thinned += thinned
+        result.neighbours += neighbours
+        result.spots += spots
+        result.coverage += coverage
+        result.shift += shift
+        gallery.shown += shown.shown
 
 
 def score_simulated(

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bluesky_denoise.evaluation.frame_sets import FrameSet, Show, Track, middle, rng_of, spread
+from bluesky_denoise.evaluation.frame_sets import (
+    FrameSet,
+    Show,
+    Track,
+    lit_frames,
+    middle,
+    rng_of,
+    spread,
+)
 from bluesky_denoise.evaluation.methods import Method
 from bluesky_denoise.evaluation.metrics import (
     deviance_ratio,
@@ -41,9 +49,10 @@ class ThinnedScore:
     """Mean deviance of the held-out counts over that of the best Gaussian, less 1; below 0 is
     better than any Gaussian."""
     error: float
-    """`noise_corrected_error`; the raw frame has about 1."""
+    """`noise_corrected_error`; the raw frame has about 1. NaN if nothing is held out."""
     flux: float
-    """Total of the estimate over that of the input; the frame that is furthest from 1."""
+    """Total of the estimate over that of the input; the frame that is furthest from 1, of those
+    with photons to denoise; NaN if there are none."""
 
 
 def thinned_scores(
@@ -65,17 +74,18 @@ def thinned_scores(
     track : shows progress
     show : takes the images of one frame
     fractions : shares of the photons that are denoised, above 0 and below 1
-    most_frames, most_shape : spread over the series, and cut to their middle
+    most_frames, most_shape : spread over the series, and cut to their middle; dark frames are
+        passed over
 
     Returns
     -------
     list of ThinnedScore
-        Those of one fraction follow each other, in the order of the methods.
+        Those of one fraction follow each other, in the order of the methods. Empty if no frame
+        holds photons there.
     """
     window = middle(frames.mask.shape, most_shape)
     mask = frames.mask[window]
-    picked = spread(frames.known.frames or range(len(frames.counts)), most_frames)
-    picked = [i for i in picked if i < len(frames.counts)]
+    picked = spread(lit_frames(frames, window), most_frames)
     found: dict[tuple[float, str], list[tuple[float, ...]]] = {}
     jobs = [(fraction, i) for fraction in fractions for i in picked]
     for fraction, i in track(jobs, f"{frames.name}, thinned"):
@@ -95,18 +105,18 @@ def thinned_scores(
             scores = (
                 part[~mask].mean(),
                 deviance_ratio(estimate / scale, rest, mask),
-                judge(estimate) / best - 1 if best > 0 else 0.0,
+                judge(estimate) / best - 1 if best > 0 else np.nan,
                 noise_corrected_error(estimate, rest, scale, mask),
                 flux_ratio(estimate, part, mask),
             )
             found.setdefault((fraction, name), []).append(scores)
     out = []
     for (fraction, name), scores in found.items():
+        columns = [column[np.isfinite(column)] for column in np.transpose(scores)]
         level, ratio, against, error, _ = (
-            float(np.mean(known)) if (known := column[np.isfinite(column)]).size else np.nan
-            for column in np.transpose(scores)
+            float(np.mean(known)) if known.size else np.nan for known in columns
         )
-        flux = max((s[-1] for s in scores), key=lambda f: abs(f - 1))
+        flux = max(columns[-1], key=lambda f: abs(f - 1), default=np.nan)
         held_out = frames.known.held_out
         out.append(
             ThinnedScore(
