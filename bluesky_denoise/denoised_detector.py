@@ -1,5 +1,6 @@
 """A detector that denoises its own frames, for plans that cannot be changed."""
 
+import inspect
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -76,6 +77,11 @@ class DenoisedDetector:
         exposure_s: float | None = None,
         mask: np.ndarray | None = None,
     ) -> None:
+        if inspect.iscoroutinefunction(detector.describe):
+            raise SettingsError(
+                f"{detector.name} is a detector of ophyd-async; DenoisedDetector takes those of "
+                "ophyd. Use DenoisedSignals and the plans of `bluesky_denoise.plans`."
+            )
         self.detector, self.denoiser = detector, denoiser
         self._regions = {"frame": dict(rois or {})}
         self._specs = {

@@ -38,8 +38,12 @@ class LastEvent:
     ) -> None:
         self._streams, self._data_keys = streams, data_keys
         self._followed: dict[str, tuple[str, str]] = {}  # descriptor -> run, stream
-        self.value: RawEvent | None = None
-        """None before the first event, and once its run has ended."""
+        self._events: dict[str, RawEvent] = {}  # by open run, that of the newest event last
+
+    @property
+    def value(self) -> RawEvent | None:
+        """None before the first event, and once all runs with events have ended."""
+        return next(reversed(self._events.values()), None)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a raw run."""
@@ -51,8 +55,7 @@ class LastEvent:
         elif name == "stop":
             uid = doc["run_start"]
             self._followed = {key: run for key, run in self._followed.items() if run[0] != uid}
-            if self.value and self.value.run_uid == uid:
-                self.value = None
+            self._events.pop(uid, None)
 
     def _event(self, name: str, doc: Mapping[str, Any]) -> None:
         run = self._followed.get(doc["descriptor"])
@@ -64,7 +67,8 @@ class LastEvent:
             seq_num, time = doc["seq_num"][-1], doc["time"][-1]
         else:
             seq_num, time = doc["seq_nums"]["stop"] - 1, 0.0
-            known = self.value
+            known = self._events.get(run[0])
             if known and known[:2] == run and known.seq_num >= seq_num:
                 return
-        self.value = RawEvent(*run, seq_num, time)
+        self._events.pop(run[0], None)
+        self._events[run[0]] = RawEvent(*run, seq_num, time)

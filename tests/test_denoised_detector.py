@@ -1,6 +1,7 @@
 """A detector whose numbers are denoised, in plans that cannot be changed."""
 
 import inspect
+from pathlib import Path
 
 import bluesky.plans as bp
 import numpy as np
@@ -10,9 +11,12 @@ from bluesky import protocols
 from bluesky.utils import FailedStatus
 from ophyd import DeviceStatus
 from ophyd.sim import SynSignal
+from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
+from ophyd_async.sim import SimBlobDetector
 from typing_extensions import get_protocol_members, is_protocol
 
 from bluesky_denoise.denoised_detector import DenoisedDetector
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import short_exposure_wrapper
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
@@ -114,6 +118,15 @@ def test_a_denoised_detector_is_to_bluesky_what_the_detector_is(det, tmp_path, k
     assert ("Stageable" in supported(smart)) == (kind != "of a signal")
     assert ("WritesExternalAssets" in supported(smart)) == (kind == "in files")
     assert "Configurable" in supported(smart)
+
+
+def test_a_detector_of_ophyd_async_is_refused_when_it_is_built(RE):
+    with init_devices():
+        slow = SimBlobDetector(StaticPathProvider(UUIDFilenameProvider(), Path()), name="blob")
+    with pytest.raises(
+        SettingsError, match=r"blob is a detector of ophyd-async; .*DenoisedSignals"
+    ):
+        DenoisedDetector(slow, UnitDenoiser())
 
 
 def test_a_denoised_detector_is_staged_and_configured_as_the_detector(RE, raw, det):

@@ -93,12 +93,30 @@ def signals_of(derived, **kwargs):
 
 def at(signals, seq_num, time=1.0, run="raw-run", stream="primary"):
     """Tell the signals which raw event was the last."""
-    signals.raw.value = RawEvent(run, stream, seq_num, time)
+    spec = {"dtype": "array", "shape": [16, 16], "source": "sim"}
+    descriptor = {"uid": f"{run} {stream}", "run_start": run, "name": stream}
+    signals.raw("descriptor", {**descriptor, "data_keys": {KEY: spec}})
+    signals.raw("event", {"descriptor": descriptor["uid"], "seq_num": seq_num, "time": time})
 
 
 @pytest.fixture
 def derived():
     return Derived()
+
+
+def test_the_last_event_is_that_of_the_newest_run_that_is_open():
+    signals = signals_of(Derived())
+    assert signals.last_event is None
+    at(signals, 1, run="outer")
+    at(signals, 7, run="inner")
+    assert signals.last_event.run_uid == "inner"
+    at(signals, 2, run="outer")
+    assert signals.last_event[:3] == ("outer", "primary", 2)
+    at(signals, 8, run="inner")
+    signals.raw("stop", {"run_start": "inner"})
+    assert signals.last_event[:3] == ("outer", "primary", 2)
+    signals.raw("stop", {"run_start": "outer"})
+    assert signals.last_event is None
 
 
 def test_a_plan_reads_the_numbers_of_the_frame_it_has_just_taken(RE, det, denoise, counts):
