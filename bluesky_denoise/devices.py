@@ -13,7 +13,7 @@ from .errors import DenoiseError, DenoiseTimeout, SettingsError
 from .last_event import LastEvent, RawEvent
 from .newest_results import NewestResults, Result
 from .raw_sums import RawSums
-from .result_signals import attribute_of, default_of, result_components
+from .result_signals import attribute_of, default_of, frames_of, result_components
 from .settings import DenoiseSettings
 
 __all__ = ["DenoisedSignals", "DerivedDocuments"]
@@ -54,7 +54,8 @@ class DenoisedSignals(Device):
     name :
         Name of the device.
     data_keys, rois :
-        Which numbers there are; None: those of the settings of `denoise`.
+        Which numbers there are; None: those of the settings of `denoise`. Of several data keys
+        a run may have one alone: the numbers of the others are then NaN.
     streams :
         The raw streams that are denoised; None: those of the settings of `denoise`, or
         ``("primary",)``.
@@ -88,6 +89,7 @@ class DenoisedSignals(Device):
     """The frames whose totals there are."""
     rois: tuple[str, ...] = ()
     """Names of the ROIs."""
+    _frames_of: Mapping[str, str]
 
     def __new__(
         cls,
@@ -102,11 +104,12 @@ class DenoisedSignals(Device):
         settings = settings or getattr(denoise, "settings", None)
         if data_keys is None:
             data_keys = getattr(settings, "data_keys", None) or ()
+        by_key = getattr(settings, "rois", None) or {}
         if rois is None:
-            by_key = getattr(settings, "rois", None) or {}
             rois = [name for regions in by_key.values() for name in regions]
         namespace = result_components(tuple(data_keys), tuple(rois))
         namespace |= {"data_keys": tuple(data_keys), "rois": tuple(rois)}
+        namespace["_frames_of"] = frames_of(tuple(data_keys), by_key)
         namespace |= {"__doc__": cls.__doc__, "__module__": cls.__module__}
         return super().__new__(type(cls.__name__, (cls,), namespace))
 
@@ -145,8 +148,11 @@ class DenoisedSignals(Device):
         else:
             self.raw = LastEvent(self.streams, getattr(settings, "data_keys", None))
         self._keys = {attribute_of(key): key for key in self._result_keys}
+        self.frames_of = {attribute_of(key): of for key, of in self._frames_of.items()}
+        """By number, the data key that it is of; those that any frames have are not in it."""
         self._lock = threading.RLock()
-        self._newest = NewestResults(self.name, self.streams, tuple(self._keys.values()))
+        keys = {key: self._frames_of[key] for key in self._result_keys if key in self._frames_of}
+        self._newest = NewestResults(self.name, self.streams, self._result_keys, keys)
         self._waiting: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
         self._wanted: RawEvent | None = None  # last, until its derived run has ended
         denoise.subscribe(self._derived)
@@ -167,15 +173,14 @@ class DenoisedSignals(Device):
         wanted = self.last_event
         with self._lock:
             if wanted is None:
-                status.set_exception(
-                    DenoiseError(
-                        f"{self.name} was triggered before the running run had saved a frame. "
-                        "Trigger it after the event of its detector, not in the same one: "
-                        "`denoised_count`, `denoised_scan` and `denoised_per_step` do. If "
-                        "frames have been taken, subscribe the denoiser to the RunEngine, or, "
-                        f"where it is on another machine, `RE.subscribe({self.name}.raw)`."
-                    )
+                reason = (
+                    f"{self.name} was triggered before the running run had saved a frame. "
+                    "Trigger it after the event of its detector, not in the same one: "
+                    "`denoised_count`, `denoised_scan` and `denoised_per_step` do. If "
+                    "frames have been taken, subscribe the denoiser to the RunEngine, or, "
+                    f"where it is on another machine, `RE.subscribe({self.name}.raw)`."
                 )
+                _fail(status, DenoiseError(reason))
             elif not self._answer(wanted, status):
                 timer = threading.Timer(self.timeout_s, self._late, (wanted, status))
                 timer.daemon = True
@@ -194,7 +199,7 @@ class DenoisedSignals(Device):
         run = wanted[:2]
         newest = self._newest.results.get(run)
         if run in self._newest.missing:
-            status.set_exception(SettingsError(self._newest.missing[run]))
+            status.set_exception(SettingsError(self._newest.missing[run]))  # has been logged
         elif newest is not None and newest.answers(wanted):
             self._show(newest.data)
             status.set_finished()
@@ -228,7 +233,7 @@ class DenoisedSignals(Device):
 
     def _do_without(self, wanted: RawEvent, status: DeviceStatus, error: DenoiseError) -> None:
         if self.on_timeout == "raise":
-            status.set_exception(error)
+            _fail(status, error)
             return
         logger.warning("%s", error)
         summed = self.raw.measure() if isinstance(self.raw, RawSums) else {}
@@ -276,3 +281,9 @@ class DenoisedSignals(Device):
             else:
                 still.append(item)
         self._waiting = still
+
+
+def _fail(status: DeviceStatus, error: DenoiseError) -> None:
+    """Fail a status, and log why: bluesky's `FailedStatus` says no more than that it failed."""
+    logger.warning("%s", error)
+    status.set_exception(error)

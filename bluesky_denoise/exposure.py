@@ -7,7 +7,7 @@ from typing import Any
 from .errors import ExposureNotFound
 from .frame_keys import is_frame_key
 
-__all__ = ["Exposure", "find_exposure"]
+__all__ = ["Exposure", "exposure_keys", "find_exposure", "seconds_per_unit"]
 
 # areaDetector `cam.acquire_time`, ophyd-async `driver-acquire_time`, and the names that
 # other detectors use. `acquire_period` is the time between frames and is left out.
@@ -91,11 +91,11 @@ def find_exposure(
 
     event_keys = {key: data_keys[key] for key in data_keys if key != data_key}
     others = _of_other_detectors(descriptor, owner)
-    own = _own([key for key in event_keys if key not in others], owner)
+    own = exposure_keys([key for key in event_keys if key not in others], owner)
     unknown = {}  # key -> units that are none of time
     for key in [*(key for key in extra_keys if key in event_keys), *own]:
         if event_keys[key].get("dtype") in ("number", "integer"):
-            if (factor := _factor(event_keys[key])) is not None:
+            if (factor := seconds_per_unit(event_keys[key])) is not None:
                 return Exposure(key, None, factor)
             unknown[key] = event_keys[key]["units"]
 
@@ -103,13 +103,13 @@ def find_exposure(
     for name in [owner, *(n for n in configurations if n != owner)]:
         configuration = configurations.get(name, {})
         values = configuration.get("data", {})
-        wanted = extra_keys if name != owner else (*extra_keys, *_own(values, owner))
+        wanted = extra_keys if name != owner else (*extra_keys, *exposure_keys(values, owner))
         for key in wanted:
             if key in values and _is_positive(values[key]):
                 if key in motors:
                     raise ExposureNotFound(_scanned(descriptor, data_key, key))
                 spec = configuration.get("data_keys", {}).get(key, {})
-                if (factor := _factor(spec)) is not None:
+                if (factor := seconds_per_unit(spec)) is not None:
                     return Exposure(key, float(values[key]) * factor)
                 unknown[key] = spec["units"]
 
@@ -142,7 +142,8 @@ def _owner(descriptor: Mapping[str, Any], data_key: str) -> str:
     return descriptor["data_keys"][data_key].get("object_name", data_key)
 
 
-def _own(keys: Iterable[str], owner: str) -> list[str]:
+def exposure_keys(keys: Iterable[str], owner: str) -> list[str]:
+    """Return the keys that tell the exposure of a detector, the likeliest first."""
     return [
         key
         for suffix in _SUFFIXES
@@ -174,8 +175,8 @@ def _is_positive(value: Any) -> bool:
         return False
 
 
-def _factor(spec: Mapping[str, Any]) -> float | None:
-    """Return the seconds in a unit; None if it is no unit of time."""
+def seconds_per_unit(spec: Mapping[str, Any]) -> float | None:
+    """Return the seconds in the unit of a data key, 1 without one; None if it is none of time."""
     return _SECONDS.get(str(spec.get("units") or "").strip().lower())
 
 

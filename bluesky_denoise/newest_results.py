@@ -1,12 +1,13 @@
 """The newest result of each raw stream, from the documents of derived runs."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .derived import raw_stream_of
 from .last_event import RawEvent
+from .result_signals import is_part
 
 __all__ = ["NewestResults", "Result"]
 
@@ -42,10 +43,19 @@ class NewestResults:
         The raw streams to follow.
     keys :
         The numbers that the derived events must have.
+    frames_of :
+        By number, the data key that it is of: a run may lack some of these, not all of them.
     """
 
-    def __init__(self, name: str, streams: tuple[str, ...], keys: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        streams: tuple[str, ...],
+        keys: tuple[str, ...],
+        frames_of: Mapping[str, str],
+    ) -> None:
         self._name, self._streams, self._keys = name, streams, keys
+        self._frames_of = frames_of
         self.results: dict[tuple[str, str], Result] = {}
         """By raw run and raw stream."""
         self.missing: dict[tuple[str, str], str] = {}
@@ -75,14 +85,31 @@ class NewestResults:
         if raw_run is None or stream not in self._streams or "raw_seq_num" not in doc["data_keys"]:
             return
         run = self._streams_of[doc["uid"]] = raw_run, stream
-        missing = [key for key in self._keys if key not in doc["data_keys"]]
-        if missing:
+        if missing := self._missing(doc["data_keys"]):
             self.missing[run] = (
                 f"{self._name} is to show {', '.join(missing)}, which the denoised stream of run "
                 f"{raw_run:.8} does not have; it has {', '.join(doc['data_keys'])}. Build it with "
-                "`data_keys` and `rois` that the denoiser has."
+                "`data_keys` and `rois` that the denoiser has, and its `settings`, which tell of "
+                "which frames they are."
             )
             logger.error("%s", self.missing[run])
+
+    def _missing(self, there: Collection[str]) -> list[str]:
+        """Return the numbers that a stream should have, seen from the frames that it has."""
+        frames = {key.removesuffix("_raw_total") for key in there if key.endswith("_raw_total")}
+        wanted = set(self._frames_of.values())
+        # What stands for a device with several images comes under the names of these.
+        others = frames - wanted
+        absent = {
+            data_key
+            for data_key in wanted - frames
+            if not any(is_part(frame, data_key) for frame in others)
+        }
+        if absent == wanted:
+            absent = set()
+        return [
+            key for key in self._keys if key not in there and self._frames_of.get(key) not in absent
+        ]
 
     def _stop(self, doc: Mapping[str, Any]) -> None:
         raw_run = self._runs.pop(doc["run_start"], None)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ophyd import Component, Kind
@@ -10,7 +11,7 @@ from ophyd.signal import InternalSignal
 from .errors import SettingsError
 from .results import audit_keys, hinted_keys, number_keys
 
-__all__ = ["attribute_of", "default_of", "result_components"]
+__all__ = ["attribute_of", "default_of", "frames_of", "is_part", "result_components"]
 
 _NAN = float("nan")
 
@@ -60,6 +61,43 @@ def result_components(data_keys: tuple[str, ...], rois: tuple[str, ...]) -> dict
 
 def _component(value: Any, kind: Kind, units: str = "", precision: int | None = None) -> Component:
     return Component(_Result, value=value, kind=kind, units=units, precision=precision)
+
+
+def frames_of(data_keys: tuple[str, ...], rois: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Return, by number, the data key of the frames that it is measured on.
+
+    Parameters
+    ----------
+    data_keys :
+        The frames whose totals there are.
+    rois :
+        By data key or detector, the names of its regions. Those of ``"*"`` are left out: they
+        are measured on the first frames that a run has.
+    """
+    of: dict[str, str] = {}
+    for data_key in data_keys:
+        of |= dict.fromkeys(
+            [*number_keys({data_key: {}}, ""), *audit_keys([data_key], "")], data_key
+        )
+    for owner, names in rois.items():
+        if owner != "*":
+            data_key = _called(owner, data_keys)
+            numbers = number_keys({"": dict.fromkeys(names)}, "")
+            of |= {key: data_key for key in numbers if not key.startswith("_")}
+    return of
+
+
+def _called(owner: str, data_keys: tuple[str, ...]) -> str:
+    """Return what data keys call the frames of a detector, or those of another name of theirs."""
+    alike = [key for key in data_keys if is_part(key, owner) or is_part(owner, key)]
+    if owner in data_keys or not alike:
+        return owner
+    return min(alike, key=lambda key: abs(len(key) - len(owner)))
+
+
+def is_part(key: str, device: str) -> bool:
+    """Tell whether a data key is that of a device, or of one of its parts, by its name."""
+    return f"{key}_".startswith(f"{device}_")
 
 
 def attribute_of(key: str) -> str:

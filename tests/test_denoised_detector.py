@@ -123,9 +123,7 @@ def test_a_denoised_detector_is_to_bluesky_what_the_detector_is(det, tmp_path, k
 def test_a_detector_of_ophyd_async_is_refused_when_it_is_built(RE):
     with init_devices():
         slow = SimBlobDetector(StaticPathProvider(UUIDFilenameProvider(), Path()), name="blob")
-    with pytest.raises(
-        SettingsError, match=r"blob is a detector of ophyd-async; .*DenoisedSignals"
-    ):
+    with pytest.raises(SettingsError, match="blob is a detector of ophyd-async"):
         DenoisedDetector(slow, UnitDenoiser())
 
 

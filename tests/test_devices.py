@@ -60,8 +60,9 @@ def denoise(process, RE):
 class Derived:
     """Derived documents made by hand, when the test says so."""
 
-    def __init__(self, data_key=KEY):
-        keys = number_keys({data_key: {}}, "test") | audit_keys([data_key], "test")
+    def __init__(self, *data_keys):
+        data_keys = data_keys or [KEY]
+        keys = number_keys({key: {} for key in data_keys}, "test") | audit_keys(data_keys, "test")
         self.keys = [*keys, *event_keys("test")]
         self.functions = []
 
@@ -208,7 +209,7 @@ def test_results_of_another_run_or_stream_do_not_count(derived):
     assert signals.det_image_raw_total.get() == 3.0
 
 
-def test_a_deadline_is_an_error_that_says_what_was_waited_for(RE, derived, det):
+def test_a_deadline_is_an_error_that_says_what_was_waited_for(RE, derived, det, logged):
     signals = signals_of(derived, timeout_s=0.05)
     RE.subscribe(signals.raw)
 
@@ -219,6 +220,7 @@ def test_a_deadline_is_an_error_that_says_what_was_waited_for(RE, derived, det):
     with pytest.raises(FailedStatus) as caught:
         RE(bp.count([det], 1, per_shot=per_shot))
     cause = caught.value.__cause__
+    assert logged().count(str(cause)) == 1
     assert isinstance(cause, DenoiseTimeout)
     assert "denoised: event 1 of run" in str(cause)
     assert "not denoised within 0.05 s" in str(cause)
@@ -340,7 +342,7 @@ def test_raw_sums_need_the_settings_of_the_denoiser(derived):
         signals_of(derived, on_timeout="raw")
 
 
-def test_a_derived_run_that_ended_is_not_waited_for(derived):
+def test_a_derived_run_that_ended_is_not_waited_for(derived, logged):
     signals = signals_of(derived)
     derived.open("raw-run")
     at(signals, 1)
@@ -348,16 +350,19 @@ def test_a_derived_run_that_ended_is_not_waited_for(derived):
     stop = derived.bundle.compose_stop(exit_status="fail", reason="the process died")
     derived.emit("stop", stop)
     assert "the process died" in str(status.exception(1))
+    assert logged().count("the process died") == 1
     assert "the process died" in str(signals.trigger().exception(1))
 
 
-def test_signals_read_with_their_detector_are_refused(RE, det, denoise):
+def test_signals_read_with_their_detector_are_refused(RE, det, denoise, logged):
     signals = DenoisedSignals(denoise)
-    for _ in range(2):  # the second run must not see the frames of the first
+    for run in (1, 2):  # the second must not see the frames of the first
         with pytest.raises(FailedStatus) as caught:
             RE(bp.count([det, signals], 2))
         assert isinstance(caught.value.__cause__, DenoiseError)
         assert "not in the same one" in str(caught.value.__cause__)
+        # `FailedStatus` says nothing of it, and may be all that IPython shows.
+        assert logged().count(str(caught.value.__cause__)) == run
 
 
 def test_numbers_that_the_denoiser_does_not_have_are_named(derived):
@@ -369,6 +374,37 @@ def test_numbers_that_the_denoiser_does_not_have_are_named(derived):
     assert isinstance(error, SettingsError)
     assert "satellite_intensity" in str(error)
     assert "it has det_image_raw_total" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("there", "data_keys", "rois", "missing"),
+    [
+        (["lo"], ["lo", "hi"], ["spot"], ["spot"]),
+        (["other"], ["lo", "hi"], [], ["lo", "hi"]),
+        (["det_image1", "det_image2", "lo"], ["det", "lo", "hi"], [], ["det"]),
+        (["det_2"], ["det", "det_2"], [], []),
+        (["det_image"], ["det_image", "lo", "hi"], [], []),
+    ],
+)
+def test_numbers_may_lack_only_of_frames_that_are_not_there(
+    there, data_keys, rois, missing, logged
+):
+    derived = Derived(*there)
+    signals = signals_of(derived, data_keys=data_keys, rois=rois)
+    at(signals, 1)
+    status = signals.trigger()
+    derived.open("raw-run")
+    derived.event(1, 7.0)
+    if missing:
+        error = str(status.exception(1))
+        named = error.partition("which the denoised stream")[0]
+        assert [key for key in (*data_keys, *rois) if f" {key}_" in named] == missing
+        assert logged().count(error) == 1
+    else:
+        status.wait(1)
+        totals = {key: getattr(signals, f"{key}_raw_total").get() for key in data_keys}
+        expected = {key: 7.0 if key in there else np.nan for key in data_keys}
+        assert totals == pytest.approx(expected, nan_ok=True)
 
 
 def test_before_the_first_frame_all_is_nan_and_read_only(derived):

@@ -9,11 +9,12 @@ from bluesky.utils import RunEngineInterrupted
 from bluesky_tiled_plugins import TiledWriter
 from ophyd import Component, Device, Signal
 from ophyd.sim import DirectImage, SynGauss
-from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
+from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices, soft_signal_rw
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import (
     adaptive_exposure_scan,
+    denoised_count,
     exposure_signal,
     find_weak_peak,
     paired_exposures,
@@ -163,8 +164,64 @@ def test_a_detector_of_another_kind_names_its_exposure_itself(det, motor):
     assert exposure_signal(Other()) is det.cam.acquire_time
     with pytest.raises(SettingsError, match=r"'motor' has none of exposure_signal, cam.acqu"):
         exposure_signal(motor)
-    with pytest.raises(SettingsError, match="factor is 0"):
-        list(short_exposure_wrapper(bp.count([det]), [det], 0))
+    for factor in (0, "20", None):
+        with pytest.raises(SettingsError, match=f"factor is {factor!r}; expected a number above 0"):
+            list(short_exposure_wrapper(bp.count([det]), [det], factor))
+
+
+class Milliseconds(Signal):
+    """An exposure in another unit than those of plans."""
+
+    units = "ms"
+
+    def describe(self):
+        described = super().describe()
+        described[self.name]["units"] = self.units
+        return described
+
+
+def exposing_plans(detectors, motor, denoised):
+    """Return every plan that sets exposures, by name."""
+    roi = detectors, denoised, "satellite", motor, -1, 1
+    asked = {"relative_error": 0.1, "max_frames": 2, "exposure_s": 0.1}
+    references = {"reference_every": 1, "reference_s": 1.0}
+    return {
+        "short_exposure_wrapper": short_exposure_wrapper(bp.count(detectors), detectors, 20),
+        "adaptive_exposure_scan": adaptive_exposure_scan(*roi, 3, **asked),
+        "find_weak_peak": find_weak_peak(*roi, 7, exposure_s=0.1),
+        "paired_exposures": paired_exposures(detectors, short_s=0.1, long_s=1.0),
+        "references": denoised_count(detectors, denoised=denoised, **references),
+    }
+
+
+@pytest.mark.parametrize("kind", ["ophyd", "ophyd-async"])
+@pytest.mark.parametrize("name", exposing_plans([], None, None))
+def test_an_exposure_in_another_unit_is_refused_before_the_run(name, kind, RE, raw, det, motor):
+    if kind == "ophyd":
+        det.exposure_signal = Milliseconds(name="dwell", value=500.0)
+    else:
+        with init_devices():
+            det.exposure_signal = soft_signal_rw(float, 500.0, name="dwell", units="ms")
+    denoised = denoised_here(RE, UnitDenoiser(), streams=["primary", "reference"])
+    with pytest.raises(SettingsError, match="dwell is in ms; plans set exposures in seconds"):
+        RE(exposing_plans([det], motor, denoised)[name])
+    assert "start" not in raw.by_name
+    assert exposure_of(RE, det.exposure_signal) == 500.0
+
+
+@pytest.mark.parametrize("units", ["", "s", "Seconds", "pulses"])
+def test_an_exposure_whose_unit_is_no_other_one_of_time_is_one_of_seconds(units, det):
+    det.exposure_signal = Milliseconds(name="dwell", value=0.5)
+    det.exposure_signal.units = units
+    assert exposure_signal(det) is det.exposure_signal
+
+
+@pytest.mark.parametrize("name", exposing_plans([], None, None))
+def test_a_detector_that_is_not_in_a_list_is_refused(name, RE, raw, det, motor):
+    denoised = denoised_here(RE, UnitDenoiser(), streams=["primary", "reference"])
+    with pytest.raises(SettingsError, match=r"detectors. is ReplayDetector.*; expected a list, s"):
+        RE(exposing_plans(det, motor, denoised)[name])
+    assert "start" not in raw.by_name
 
 
 @pytest.fixture(params=["ophyd", "areaDetector files", "ophyd-async"])
@@ -179,11 +236,11 @@ def any_detector(request, det, tmp_path):
     return detector
 
 
-def exposure_of(RE, detector):
+def exposure_of(RE, signal):
     values = []
 
     def read():
-        values.append((yield from bps.rd(exposure_signal(detector))))
+        values.append((yield from bps.rd(signal)))
 
     RE(read())
     return values[0]
@@ -205,7 +262,7 @@ def test_each_kind_of_detector_gets_its_exposure_back(kind, then, RE, raw, motor
     assert RE.state == "idle"
     assert len(raw.by_name["stop"]) == 1
     # Nothing runs any more after a halt, by its definition.
-    assert exposure_of(RE, any_detector) == (short_s if then == "halt" else 0.5)
+    assert exposure_of(RE, exposure_signal(any_detector)) == (short_s if then == "halt" else 0.5)
 
 
 @pytest.fixture(params=["ours", "a plain signal"])

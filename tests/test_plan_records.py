@@ -329,11 +329,12 @@ def test_a_chance_above_a_tenth_lets_weaker_peaks_of_the_coarse_scan_pass(RE, ra
     [
         ({"num": 4}, "expected at least 5 points"),
         ({"fine_num": 4}, "expected at least 5 points"),
-        ({"exposure_s": 0.0}, "an exposure above 0"),
-        ({"fine_exposure_s": 0.0}, "an exposure above 0"),
-        ({"fine_exposure_s": -1.0}, "an exposure above 0"),
+        ({"exposure_s": 0.0}, "exposure_s is 0.0; expected a number above 0"),
+        ({"exposure_s": "1"}, "exposure_s is '1'; expected a number above 0"),
+        ({"fine_exposure_s": 0.0}, "fine_exposure_s is 0.0; expected a number above 0"),
+        ({"fine_exposure_s": -1.0}, "fine_exposure_s is -1.0; expected a number above 0"),
         ({"start": 2}, "begins and ends at 2; expected a way between"),
-        ({"false_alarm": 1.0}, "a chance between 5e-06 and 1"),
+        ({"false_alarm": 1.0}, "a chance between 5e-06 and 1: 0.002 is 0.2 %"),
         ({"false_alarm": 1e-6}, "a chance between 5e-06 and 1"),
     ],
 )
@@ -341,6 +342,25 @@ def test_a_search_that_cannot_work_is_refused(RE, raw, det, motor, denoised, wro
     asked = {"start": -2, "stop": 2, "num": 9, "exposure_s": 1.0, **wrong}
     with pytest.raises(SettingsError, match=message):
         RE(find_weak_peak([det], denoised, "satellite", motor, **asked))
+    assert "start" not in raw.by_name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"relative_error": 10}, "relative_error is 10; expected .* 0.1 .* 10 %"),
+        ({"relative_error": 0}, "relative_error is 0; expected a number above 0"),
+        ({"relative_error": "0.1"}, "relative_error is '0.1'; expected a number above 0"),
+        ({"absolute_error": -1.0}, "absolute_error is -1.0; expected a number above 0"),
+        ({"max_frames": 2.5}, "max_frames is 2.5; expected a whole number"),
+    ],
+)
+def test_an_adaptive_scan_that_cannot_work_is_refused(
+    RE, raw, det, motor, denoised, wrong, message
+):
+    asked = {"relative_error": 0.1, "max_frames": 2, "exposure_s": 1.0, **wrong}
+    with pytest.raises(SettingsError, match=message):
+        RE(adaptive_exposure_scan([det], denoised, "satellite", motor, -1, 1, 3, **asked))
     assert "start" not in raw.by_name
 
 
@@ -373,13 +393,13 @@ def test_hints_of_the_user_are_added_to_those_of_the_plan(RE, raw, det, motor, d
 @pytest.mark.parametrize(("every", "exposure_s"), [(0, 1.0), (1, 0.0)])
 def test_references_that_cannot_be_are_refused(RE, det, denoised, every, exposure_s):
     plan = denoised_count([det], denoised=denoised, reference_every=every, reference_s=exposure_s)
-    with pytest.raises(SettingsError, match="expected numbers above 0"):
+    with pytest.raises(SettingsError, match=r"reference_.* is 0.*; expected a number above 0"):
         RE(plan)
 
 
 def test_pairs_that_cannot_be_are_refused(RE, raw, det, motor, denoised):
     for exposures in ({"short_s": 0.0, "long_s": 1.0}, {"short_s": 0.1, "long_s": -1.0}):
-        with pytest.raises(SettingsError, match="expected above 0"):
+        with pytest.raises(SettingsError, match=r"_s is .*; expected a number above 0"):
             RE(paired_exposures([det], num=1, **exposures))
     for args in ((), (motor, -1, 1)):
         with pytest.raises(SettingsError, match="num is 0; expected at least 1 pair"):

@@ -13,8 +13,8 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .checks import check_detectors, check_roi, number
-from .exposures import set_exposure_wrapper, with_exposures
+from .checks import check_above_zero, check_detectors, check_number_of, check_roi, number
+from .exposures import exposure_signal, set_exposure_wrapper, set_values, with_exposures
 from .reference import reference_points
 from .scans import plan_metadata, read_denoised, shown_in_wrapper, shown_with_references
 from .stopping import ExposureTally
@@ -73,7 +73,7 @@ def adaptive_exposure_scan(
 
     The decision is from the statistics of raw counts, never from how clean a frame looks;
     see :class:`ExposureTally` for how the bias of stopping early is avoided. Before each
-    frame the motor is set to its position again: it may have been moved during a pause.
+    frame the motor and the exposures are set again: they may have been changed during a pause.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def adaptive_exposure_scan(
     motor, start, stop, num :
         `num` points from `start` to `stop`.
     relative_error :
-        Enough once the error is this share of the intensity, > 0.
+        Enough once the error is this share of the intensity, between 0 and 1: 0.1 is 10 %.
     max_frames :
         Most frames at a point.
     exposure_s :
@@ -113,13 +113,20 @@ def adaptive_exposure_scan(
     """
     check_roi(denoised, roi)
     check_detectors(denoised, detectors)
-    for name, value in (
-        *(("relative_error", relative_error), ("max_frames", max_frames)),
-        *(("exposure_s", exposure_s), ("num", num)),
-    ):
-        if not value > 0:
-            raise SettingsError(f"{name} is {value!r}; expected a number above 0.")
+    check_number_of(denoised, f"{roi}_intensity", detectors)
+    check_above_zero(
+        relative_error=relative_error, max_frames=max_frames, exposure_s=exposure_s, num=num
+    )
+    if absolute_error is not None:
+        check_above_zero(absolute_error=absolute_error)
+    if relative_error >= 1:
+        raise SettingsError(
+            f"relative_error is {relative_error!r}; expected a share below 1, such as 0.1 for 10 %."
+        )
+    if max_frames % 1 != 0:
+        raise SettingsError(f"max_frames is {max_frames!r}; expected a whole number.")
     exposed = with_exposures(detectors)
+    signals = [exposure_signal(detector) for detector in exposed]
     reference = reference_points(denoised, reference_every, reference_s)
     point, total = _Point(name=f"{roi}_point"), _Total(name=f"{roi}_total")
     positions = np.linspace(start, stop, num)
@@ -135,7 +142,8 @@ def adaptive_exposure_scan(
         tally = ExposureTally(relative_error, max_frames, absolute_error)
         while not tally.enough:
             yield from bps.checkpoint()
-            # At each frame: the motor may have been moved during a pause.
+            # At each frame: both may have been changed during a pause.
+            yield from set_values(signals, [float(exposure_s)] * len(signals))
             yield from bps.mv(motor, position)
             yield from bps.trigger_and_read([*detectors, motor])
             readings = yield from read_denoised(denoised, [motor])
@@ -228,6 +236,7 @@ def adaptive_denoised_scan(
             f"{denoised.name} has no number {target_field!r}; it has {', '.join(keys)}."
         )
     check_detectors(denoised, detectors)
+    check_number_of(denoised, target_field.removeprefix(f"{denoised.name}_"), detectors)
     reference = reference_points(denoised, reference_every, reference_s)
     args = {
         **{"target_field": target_field, "start": start, "stop": stop, "min_step": min_step},

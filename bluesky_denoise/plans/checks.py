@@ -1,7 +1,8 @@
 """What a plan can know to be wrong before its run begins."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from bluesky.protocols import Readable, Reading
@@ -9,8 +10,24 @@ from bluesky.protocols import Readable, Reading
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from ..frame_keys import is_frame_key
+from ..result_signals import is_part
 
-__all__ = ["check_detectors", "check_roi", "described", "number"]
+__all__ = [
+    "check_above_zero",
+    "check_detectors",
+    "check_list",
+    "check_number_of",
+    "check_roi",
+    "described",
+    "number",
+]
+
+
+def check_above_zero(**values: Any) -> None:
+    """Raise `SettingsError` if one of the values is no number above 0."""
+    for name, value in values.items():
+        if not isinstance(value, Real) or not value > 0:
+            raise SettingsError(f"{name} is {value!r}; expected a number above 0.")
 
 
 def check_roi(denoised: DenoisedSignals, roi: str) -> None:
@@ -19,6 +36,12 @@ def check_roi(denoised: DenoisedSignals, roi: str) -> None:
     if roi not in denoised.rois:
         known = ", ".join(denoised.rois) or "none"
         raise SettingsError(f"{denoised.name} has no ROI {roi!r}; it has {known}.")
+
+
+def check_list(detectors: Any) -> None:
+    """Raise `SettingsError` if a detector is given where a list of them is expected."""
+    if not isinstance(detectors, Sequence) or isinstance(detectors, str):
+        raise SettingsError(f"`detectors` is {detectors!r}; expected a list, such as [det].")
 
 
 def check_detectors(
@@ -32,27 +55,53 @@ def check_detectors(
     the first point.
     """
     _check_signals(denoised)
+    check_list(detectors)
     if stream not in denoised.streams:
         raise SettingsError(
             f"{denoised.name} follows the streams {', '.join(denoised.streams)}; the frames of "
             f"this plan go into {stream!r}. Name it in the `streams` of the denoiser."
         )
     wanted = denoised.data_keys
-    given: list[str] = []
+    if wanted and not _may_read(detectors, wanted):
+        raise SettingsError(
+            f"{denoised.name} has the numbers of {', '.join(wanted)}; {_what_is_read(detectors)}. "
+            "Scan the detector that is denoised, or name its frames in the `data_keys` of the "
+            "denoiser."
+        )
+
+
+def check_number_of(
+    denoised: DenoisedSignals, attribute: str, detectors: Sequence[Readable]
+) -> None:
+    """Raise `SettingsError` if a number is of frames that no detector gives.
+
+    As `check_detectors`, where the denoiser is for several detectors.
+    """
+    data_key = denoised.frames_of.get(attribute)
+    if data_key is not None and not _may_read(detectors, [data_key]):
+        raise SettingsError(
+            f"{denoised.name}_{attribute} is a number of {data_key}; {_what_is_read(detectors)}. "
+            "Scan the detector that it is of, or choose a number of one that is scanned."
+        )
+
+
+def _may_read(detectors: Sequence[Readable], data_keys: Iterable[str]) -> bool:
+    """Tell whether detectors may give the frames of one of the data keys."""
     for detector in detectors:
         specs = described(detector)
-        own = [key for key in wanted if f"{key}_".startswith(f"{detector.name}_")]
+        own = [key for key in data_keys if is_part(key, detector.name)]
         has_frames = any(map(is_frame_key, specs.values()))
         if not specs or detector.name in own or (own and not has_frames):
-            return
-        given += specs
-    if wanted and not set(wanted) & set(given):
-        names = ", ".join(detector.name for detector in detectors) or "No detectors"
-        raise SettingsError(
-            f"{denoised.name} has the numbers of {', '.join(wanted)}; {names} "
-            f"read {', '.join(given) or 'nothing'}. Scan the detector that is denoised, or name "
-            "its frames in the `data_keys` of the denoiser."
-        )
+            return True
+        if any(key in specs for key in data_keys):
+            return True
+    return False
+
+
+def _what_is_read(detectors: Sequence[Readable]) -> str:
+    names = ", ".join(detector.name for detector in detectors) or "No detectors"
+    given = [key for detector in detectors for key in described(detector)]
+    return f"{names} read {', '.join(given) or 'nothing'}"
 
 
 def _check_signals(denoised: Any) -> None:
@@ -65,7 +114,7 @@ def _check_signals(denoised: Any) -> None:
 
 def described(detector: Any) -> Mapping[str, Any]:
     """Return what a detector describes itself to read; nothing where it cannot do so yet."""
-    if inspect.iscoroutinefunction(detector.describe):
+    if inspect.iscoroutinefunction(getattr(detector, "describe", None)):
         return {}
     try:
         return detector.describe()

@@ -1,5 +1,6 @@
 """Shorter exposures for any plan, put back when it ends."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,8 +11,10 @@ from bluesky.protocols import Readable
 from bluesky.utils import Msg, MsgGenerator, make_decorator
 
 from ..errors import SettingsError
+from ..exposure import seconds_per_unit
 from ..frame_keys import is_frame_key
-from .checks import described
+from .checks import check_above_zero, check_list, described
+from .own_runs import own_runs_wrapper
 
 __all__ = [
     "ExposureReading",
@@ -43,15 +46,26 @@ def exposure_signal(detector: Any) -> Any:
     Raises
     ------
     SettingsError
-        If it has none of them.
+        If it has none of them, or one in another unit.
     """
     found = _exposure_signal(detector)
-    if found is not None:
-        return found
-    raise SettingsError(
-        f"{getattr(detector, 'name', detector)!r} has none of {', '.join(_PATHS)}. Give it an "
-        "attribute `exposure_signal`, the signal that sets its exposure time in seconds."
-    )
+    if found is None:
+        raise SettingsError(
+            f"{getattr(detector, 'name', detector)!r} has none of {', '.join(_PATHS)}. Give it an "
+            "attribute `exposure_signal`, the signal that sets its exposure time in seconds."
+        )
+    _check_seconds(found, described(found))
+    return found
+
+
+def _check_seconds(signal: Any, specs: Mapping[str, Any]) -> None:
+    for spec in specs.values():
+        # A unit that is none of time is left to the user: it may well be a wrong entry.
+        if seconds_per_unit(spec) not in (1.0, None):
+            raise SettingsError(
+                f"{signal.name} is in {spec['units']}; plans set exposures in seconds. Give the "
+                "detector an attribute `exposure_signal`, a signal that takes seconds."
+            )
 
 
 def _exposure_signal(detector: Any) -> Any:
@@ -126,10 +140,12 @@ def with_exposures(detectors: Sequence[Readable]) -> list[Readable]:
     SettingsError
         If one of them has none, or nothing is exposed.
     """
+    check_list(detectors)
     exposed = []
     for detector in detectors:
         specs = described(detector)
-        only_read = specs and not any(map(is_frame_key, specs.values()))
+        # One of ophyd-async does not say what it reads before it runs, but a detector is triggered.
+        only_read = not any(map(is_frame_key, specs.values())) if specs else _is_signal(detector)
         if not (only_read and _exposure_signal(detector) is None):
             exposure_signal(detector)
             exposed.append(detector)
@@ -140,6 +156,10 @@ def with_exposures(detectors: Sequence[Readable]) -> list[Readable]:
             "one whose frames are denoised."
         )
     return exposed
+
+
+def _is_signal(device: Any) -> bool:
+    return not hasattr(device, "trigger")
 
 
 def exposure_readings(detectors: Sequence[Readable]) -> list[ExposureReading]:
@@ -157,10 +177,19 @@ def keep_exposures_wrapper(plan: MsgGenerator, detectors: Sequence[Readable]) ->
         It may set the exposures.
     detectors :
         Those whose exposures are kept.
+
+    Raises
+    ------
+    SettingsError
+        If a detector has no exposure, or one that is not in seconds.
     """
+    check_list(detectors)
     signals = [exposure_signal(detector) for detector in detectors]
 
     def kept() -> MsgGenerator:
+        for signal in signals:
+            if inspect.iscoroutinefunction(getattr(signal, "describe", None)):
+                _check_seconds(signal, (yield from _described_there(signal)))
         before = yield from read_values(signals)
         # One in the other: if an exposure cannot be put back, the others still are.
         kept_each = plan
@@ -193,14 +222,15 @@ def short_exposure_wrapper(
     Raises
     ------
     SettingsError
-        If the factor is not above 0, or a detector has no exposure.
+        If the factor is not above 0, or a detector has no exposure in seconds; at the first
+        frame, if it goes into a run that the plan has not opened itself, and its event does not
+        have the exposure.
 
     Examples
     --------
     >>> RE(short_exposure_wrapper(scan([det], motor, -1, 1, 21), [det], 20))
     """
-    if not factor > 0:
-        raise SettingsError(f"The factor is {factor!r}; expected a number above 0.")
+    check_above_zero(factor=factor)
     return (yield from _exposed(plan, detectors, lambda full_s: (full_s / factor, factor)))
 
 
@@ -213,7 +243,8 @@ def set_exposure_wrapper(
 ) -> MsgGenerator:
     """Run a plan at one exposure, and put the exposures back when it ends.
 
-    The start documents of its runs get ``exposures`` as in :func:`short_exposure_wrapper`.
+    The start documents of its runs get ``exposures`` as in :func:`short_exposure_wrapper`, which
+    tells what is refused, too.
 
     Parameters
     ----------
@@ -224,6 +255,7 @@ def set_exposure_wrapper(
     exposure_s :
         Seconds, > 0.
     """
+    check_above_zero(exposure_s=exposure_s)
     # Tiled takes the type of a column from its first value: 1 s must not make integers of all.
     short_s = float(exposure_s)
     return (yield from _exposed(plan, detectors, lambda full_s: (short_s, full_s / short_s)))
@@ -235,6 +267,7 @@ def _exposed(
     shorten: Callable[[float], tuple[float, float]],
 ) -> MsgGenerator:
     """Run a plan at the exposures, and factors, that come of the full ones."""
+    check_list(detectors)
     signals = [exposure_signal(detector) for detector in detectors]
     owners = [_owners(*pair) for pair in zip(detectors, signals, strict=True)]
     staged = [_when_staged(*pair) for pair in zip(owners, signals, strict=True)]
@@ -254,13 +287,15 @@ def _exposed(
         def set_again(msg: Msg) -> tuple[None, MsgGenerator | None]:
             if msg.command != "stage":
                 return None, None
-            overridden = [i for i, s in enumerate(staged) if s is not None and msg.obj in owners[i]]
+            # Whatever is staged: it may stage a detector in its turn.
+            overridden = [i for i, s in enumerate(staged) if s is not None]
             return None, set_values(
                 [signals[i] for i in overridden], [short[i] for i in overridden]
             )
 
         yield from set_values(signals, short)
-        exposed = bpp.msg_mutator(plan, lambda msg: _recorded(msg, exposures))
+        exposed = own_runs_wrapper(plan, detectors, owners, signals)
+        exposed = bpp.msg_mutator(exposed, lambda msg: _recorded(msg, exposures))
         return (yield from bpp.plan_mutator(exposed, set_again))
 
     return (yield from keep_exposures_wrapper(shortened(), detectors))
@@ -300,6 +335,12 @@ def _when_staged(owners: Sequence[Any], signal: Any) -> float | None:
             if (getattr(device, key, None) if isinstance(key, str) else key) is signal:
                 return float(value)
     return None
+
+
+def _described_there(signal: Any) -> MsgGenerator[Mapping[str, Any]]:
+    """Describe a signal of ophyd-async (a stub); nothing where the plan is only looked at."""
+    tasks = yield from bps.wait_for([signal.describe])
+    return {} if not tasks or tasks[0].exception() else tasks[0].result()
 
 
 def read_values(signals: Sequence[Any]) -> MsgGenerator[list[float]]:

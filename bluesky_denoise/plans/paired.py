@@ -10,7 +10,7 @@ from bluesky.utils import MsgGenerator
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .checks import check_detectors
+from .checks import check_above_zero, check_detectors
 from .exposures import (
     exposure_readings,
     exposure_signal,
@@ -63,8 +63,7 @@ def paired_exposures(
     --------
     >>> RE(paired_exposures([det], motor, -1, 1, 11, short_s=0.05, long_s=1.0))
     """
-    if not (short_s > 0 and long_s > 0):
-        raise SettingsError(f"The exposures are {short_s!r} s and {long_s!r} s; expected above 0.")
+    check_above_zero(short_s=short_s, long_s=long_s)
     if num is not None and num < 1:
         raise SettingsError(f"num is {num!r}; expected at least 1 pair.")
     if denoised is not None:

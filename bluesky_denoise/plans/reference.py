@@ -12,6 +12,7 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
+from .checks import check_above_zero
 from .exposures import (
     exposure_readings,
     exposure_signal,
@@ -59,11 +60,7 @@ class ReferencePoints:
                 f"References need a denoiser of the stream {_STREAM!r} too; it is set to "
                 f"{', '.join(denoised.streams)}. Set `streams` to ['primary', {_STREAM!r}]."
             )
-        if not (every >= 1 and exposure_s > 0):
-            raise SettingsError(
-                f"A reference of {exposure_s!r} s each {every!r} points was asked for; expected "
-                "numbers above 0."
-            )
+        check_above_zero(reference_every=every, reference_s=exposure_s)
         self._denoised, self._every, self._exposure_s = denoised, every, float(exposure_s)
         self._points = 0
         names = [f"{roi}_{what}" for roi in denoised.rois for what in ("pull", "denoised_ratio")]

@@ -13,7 +13,7 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .checks import check_detectors, check_roi, number
+from .checks import check_above_zero, check_detectors, check_number_of, check_roi, number
 from .exposures import (
     exposure_readings,
     exposure_signal,
@@ -107,13 +107,15 @@ def find_weak_peak(
     """
     check_roi(denoised, roi)
     check_detectors(denoised, detectors)
+    check_number_of(denoised, f"{roi}_intensity", detectors)
     least = _COARSE_CHANCE * LEAST_P_VALUE
     fine_s = exposure_s if fine_exposure_s is None else fine_exposure_s
-    if min(num, fine_num) < 5 or not min(exposure_s, fine_s) > 0 or not least <= false_alarm < 1:
+    check_above_zero(num=num, fine_num=fine_num, false_alarm=false_alarm)
+    check_above_zero(exposure_s=exposure_s, fine_exposure_s=fine_s)
+    if min(num, fine_num) < 5 or not least <= false_alarm < 1:
         raise SettingsError(
-            f"num {num!r}, fine_num {fine_num!r}, exposure_s {exposure_s!r}, fine_exposure_s "
-            f"{fine_exposure_s!r}, false_alarm {false_alarm!r}; expected at least 5 points, an "
-            f"exposure above 0, and a chance between {least:.1g} and 1."
+            f"num {num!r}, fine_num {fine_num!r}, false_alarm {false_alarm!r}; expected at least 5 "
+            f"points, and a chance between {least:.1g} and 1: 0.002 is 0.2 %."
         )
     if start == stop:
         raise SettingsError(f"The scan begins and ends at {start!r}; expected a way between.")

@@ -1,0 +1,58 @@
+"""Exposures that something else sets meanwhile: a user at a pause, whatever stages a detector."""
+
+import bluesky.plans as bp
+import pytest
+from beamline import denoised_here, detector, events_of, paused_after
+from bluesky.utils import RunEngineInterrupted
+from ophyd_async.core import init_devices, soft_signal_rw
+
+from bluesky_denoise.denoised_detector import DenoisedDetector
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans import adaptive_exposure_scan, short_exposure_wrapper
+from bluesky_denoise.plans.exposures import with_exposures
+from bluesky_denoise.testing import UnitDenoiser
+
+ASKED = {"relative_error": 0.05, "max_frames": 3, "exposure_s": 0.1}
+
+
+@pytest.fixture
+def det(motor):
+    return detector(motor, exposure_s=0.5)
+
+
+def test_an_exposure_that_is_changed_at_a_pause_is_set_again_before_the_next_frame(
+    RE, raw, det, motor
+):
+    denoised = denoised_here(RE, UnitDenoiser())
+    plan = adaptive_exposure_scan([det], denoised, "satellite", motor, 0, 1, 2, **ASKED)
+    with pytest.raises(RunEngineInterrupted):
+        RE(paused_after(plan, 1))
+    det.cam.acquire_time.put(3.0)
+    RE.resume()
+    totals = [e["denoised_det_image_raw_total"] for e in events_of(raw, "signals")]
+    assert len(totals) == 6
+    assert max(totals) < 2 * min(totals)
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_an_exposure_is_shortened_whatever_stages_its_detector(RE, raw, det):
+    det.stage_sigs["cam.acquire_time"] = 2.0
+    staged_by_another = DenoisedDetector(det, UnitDenoiser())
+    RE(short_exposure_wrapper(bp.count([staged_by_another]), [det], 20))
+    assert raw.by_name["start"][0]["exposures"]["det"]["short_s"] == 0.1
+    configuration = raw.by_name["descriptor"][0]["configuration"]["det"]["data"]
+    assert configuration["det_cam_acquire_time"] == 0.1
+
+
+def test_a_signal_of_ophyd_async_is_read_beside_the_detector(RE, det):
+    with init_devices():
+        i0 = soft_signal_rw(float, 5.0)
+    assert with_exposures([det, i0]) == [det]
+
+
+@pytest.mark.parametrize("wrong", [{"max_frames": 3.5}, {"relative_error": 10}])
+def test_numbers_that_can_only_be_mistaken_are_refused(RE, det, motor, wrong):
+    denoised = denoised_here(RE, UnitDenoiser())
+    args = ([det], denoised, "satellite", motor, 0, 1, 2)
+    with pytest.raises(SettingsError, match=f"{next(iter(wrong))} is .*; expected a"):
+        RE(adaptive_exposure_scan(*args, **ASKED | wrong))

@@ -1,0 +1,124 @@
+"""A denoiser of two detectors, in runs that have one of them alone."""
+
+import numpy as np
+import pytest
+from beamline import ROIS, denoised_here, scene
+
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans import (
+    adaptive_denoised_scan,
+    adaptive_exposure_scan,
+    denoised_scan,
+    find_weak_peak,
+)
+from bluesky_denoise.simulation import SceneFrames
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+from bluesky_denoise.testing import UnitDenoiser
+
+SPOT = ROIS["satellite"]
+OWN = {"lo": {"low": SPOT}, "hi": {"high": SPOT}}
+ASKED = {"relative_error": 0.2, "max_frames": 2, "exposure_s": 0.1}
+
+
+def one(name, intensity_cps, kind=ReplayDetector, **kwargs):
+    frames = SceneFrames(scene(intensity_cps), seed=1)
+    return kind(name=name, frames=frames, exposure_s=1.0, **kwargs)
+
+
+@pytest.fixture
+def lo():
+    return one("lo", 100.0)
+
+
+@pytest.fixture
+def hi():
+    return one("hi", 1000.0)
+
+
+def signals(RE, rois=OWN, data_keys=("lo", "hi"), **kwargs):
+    asked = {"rois": rois, "data_keys": data_keys, "timeout_s": 2}
+    return denoised_here(RE, UnitDenoiser(), **asked, **kwargs)
+
+
+def readings(raw):
+    """Return what the signals read, of the last run, by name."""
+    last = raw.by_name["start"][-1]["uid"]
+    (stream,) = [
+        d for d in raw.by_name["descriptor"] if d["run_start"] == last and d["name"] == "signals"
+    ]
+    events = [e["data"] for e in raw.by_name["event"] if e["descriptor"] == stream["uid"]]
+    return {
+        key.removeprefix("denoised_"): np.array([event[key] for event in events])
+        for key in stream["data_keys"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("rois", "data_keys"),
+    [
+        (OWN, ("lo", "hi")),
+        (OWN, ("lo_image", "hi_image")),
+        ({"lo_image": OWN["lo"], "hi_image": OWN["hi"]}, ("lo", "hi")),
+    ],
+)
+def test_a_plan_may_have_one_of_the_detectors(rois, data_keys, RE, raw, motor, lo, hi):
+    denoised = signals(RE, rois, data_keys)
+    keys = []
+    for detectors in ([lo, hi], [lo], [hi]):
+        RE(denoised_scan(detectors, motor, 0, 1, 2, denoised=denoised))
+        read = readings(raw)
+        keys.append(list(read))
+        for name, region, key in (("lo", "low", data_keys[0]), ("hi", "high", data_keys[1])):
+            of_it = [v for k, v in read.items() if k.startswith((f"{key}_", f"{region}_"))]
+            assert len(of_it) > 15
+            if name in [detector.name for detector in detectors]:
+                expected = 100 if name == "lo" else 1000
+                assert read[f"{region}_intensity"] == pytest.approx([expected] * 2, rel=0.5)
+                assert read[f"{key}_exposure_s"].tolist() == [1.0, 1.0]
+            else:
+                assert np.isnan(of_it).all()
+        assert read["denoise_ok"].all()
+    assert keys[0] == keys[1] == keys[2]
+    raw.validate()
+
+
+def test_regions_set_without_a_data_key_are_of_the_detector_that_a_run_has(RE, raw, motor, lo, hi):
+    denoised = signals(RE, {"spot": SPOT})
+    for detector, expected in ((lo, 100), (hi, 1000)):
+        RE(denoised_scan([detector], motor, 0, 1, 2, denoised=denoised))
+        assert readings(raw)["spot_intensity"] == pytest.approx([expected] * 2, rel=0.5)
+        RE(adaptive_exposure_scan([detector], denoised, "spot", motor, 0, 1, 2, **ASKED))
+
+
+def test_regions_tell_which_frames_there_may_be_where_no_data_keys_are_set(RE, raw, motor, lo, hi):
+    denoised = signals(RE, data_keys=None)
+    RE(denoised_scan([hi], motor, 0, 1, 2, denoised=denoised))
+    read = readings(raw)
+    assert read["high_intensity"] == pytest.approx([1000] * 2, rel=0.5)
+    assert np.isnan(read["low_intensity"]).all()
+
+
+def needing(region, detectors, motor, denoised):
+    """Return the plans that decide from a number of a region, by name."""
+    args = detectors, denoised, region, motor, 0, 1
+    target = f"denoised_{region}_intensity"
+    return {
+        "adaptive_exposure_scan": adaptive_exposure_scan(*args, 2, **ASKED),
+        "find_weak_peak": find_weak_peak(*args, 5, exposure_s=0.1, fine_num=5),
+        "adaptive_denoised_scan": adaptive_denoised_scan(
+            *(detectors, target, motor, 0, 1, 0.4, 0.6, 100.0, False), denoised=denoised
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", [ReplayDetector, AreaDetectorReplay])
+@pytest.mark.parametrize("name", needing("", [], None, None))
+def test_a_plan_that_needs_the_other_detector_is_refused(name, kind, RE, raw, motor, tmp_path):
+    more = {"directory": tmp_path} if kind is AreaDetectorReplay else {}
+    lo = one("lo", 100.0, kind, **more)
+    denoised = signals(RE)
+    with pytest.raises(SettingsError, match=r"denoised_high_intensity is a number of hi; lo read"):
+        RE(needing("high", [lo], motor, denoised)[name])
+    assert "start" not in raw.by_name
+    RE(needing("low", [lo], motor, denoised)[name])
+    assert raw.by_name["stop"][-1]["exit_status"] == "success"
