@@ -12,7 +12,7 @@ from tiled.queries import Eq
 from .derived import raw_stream_of
 from .errors import DenoiseError
 from .frame_keys import is_frame_key
-from .tiled_streams import METADATA_KEY
+from .tiled_streams import METADATA_KEY, stream_nodes
 
 __all__ = [
     "FROM_ARCHIVE",
@@ -91,10 +91,10 @@ def denoised_streams(run: Any, container: str = "denoised") -> list[DenoisedStre
     """
     run = as_tiled_run(run)
     found = []
-    for name, stream in run.items():
-        provenance = stream.base.metadata.get(METADATA_KEY)
+    for name, node in stream_nodes(run):
+        provenance = node.metadata.get(METADATA_KEY)
         if provenance:
-            found.append(_describe(name, stream, dict(provenance)))
+            found.append(_describe(name, run[name], dict(provenance)))
     for derived in _derived_runs(run, container):
         start, stop = derived.metadata["start"], derived.metadata.get("stop") or {}
         for name, stream in derived.items():

@@ -121,6 +121,8 @@ class DerivedStream:
             object_keys=_object_keys(descriptor, data_keys),
             hints=_hints(descriptor, self._scalars, regions),
             configuration={"denoiser": _configuration(start["denoise"], source)},
+            # Not after its events, which have the times of the raw ones: Tiled exports by time.
+            time=min([time.time(), *(event.time for event in events)]),
         )
         emit("descriptor", self._descriptor.descriptor_doc)
         self._compose_datum = {}

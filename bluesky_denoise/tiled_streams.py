@@ -41,10 +41,16 @@ class NodeMissing(TiledUnavailable):
     """The raw run has not been written to Tiled yet."""
 
 
+def stream_nodes(run: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what may be the streams of a run, with their keys; others may have put arrays there."""
+    for key, stream in run.items():
+        if hasattr(stream, "base"):
+            yield key, stream.base
+
+
 def streams_of(run: Any, derived_uid: str) -> Iterator[tuple[str, Any]]:
     """Yield the streams of a raw run that were written for one derived run, with their keys."""
-    for key, stream in run.items():
-        node = stream.base
+    for key, node in stream_nodes(run):
         if node.metadata.get(METADATA_KEY, {}).get("run_uid") == derived_uid:
             yield key, node
 
@@ -75,6 +81,7 @@ class StreamWriter:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._tags: list[str] | None = None
         self._start: Mapping[str, Any] = {}
         self._run: Any = None
         self._streams: dict[str, _Stream] = {}  # by uid of the derived descriptor
@@ -114,6 +121,8 @@ class StreamWriter:
                     f"Run {uid} is not in Tiled at {self._client.uri}; is a TiledWriter subscribed "
                     "to the RunEngine?"
                 ) from None
+            # Whoever may read the raw run may read this.
+            self._tags = list(self._run.base.access_tags or ()) or None
         return self._run
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
@@ -143,16 +152,19 @@ class StreamWriter:
             key = name if number == 1 else f"{name}_{number}"
             try:
                 node = run.create_container(
-                    key, metadata=truncate_json_overflow(metadata), specs=_SPECS
+                    key,
+                    metadata=truncate_json_overflow(metadata),
+                    specs=_SPECS,
+                    access_tags=self._tags,
                 ).base
             except ClientError as error:
                 if error.response.status_code != 409:  # 409: there is one of this name
                     raise
                 node = run[key].base
                 if node.metadata.get(METADATA_KEY, {}).get("run_uid") == self._start["uid"]:
-                    return _Stream(node, descriptor, resumed=True)
+                    return _Stream(node, descriptor, self._tags, resumed=True)
             else:
-                return _Stream(node, descriptor)
+                return _Stream(node, descriptor, self._tags)
 
     def _data(self, docs: list[Mapping[str, Any]]) -> None:
         by_stream = defaultdict(list)
@@ -168,7 +180,7 @@ class StreamWriter:
     def _stop(self, doc: Mapping[str, Any]) -> None:
         if not self._streams:
             self._streams = {
-                key: _Stream(node, {"data_keys": {}}, resumed=True)
+                key: _Stream(node, {"data_keys": {}}, self._tags, resumed=True)
                 for key, node in streams_of(self._node(), self._start["uid"])
             }
         if not self._streams:  # it ended before its first event: say why all the same
@@ -196,8 +208,14 @@ def _kind_of(key: str, descriptor: Mapping[str, Any]) -> str:
 class _Stream:
     """The node of one stream, its table and its arrays."""
 
-    def __init__(self, node: Any, descriptor: Mapping[str, Any], resumed: bool = False) -> None:
-        self._node, self._descriptor = node, descriptor
+    def __init__(
+        self,
+        node: Any,
+        descriptor: Mapping[str, Any],
+        access_tags: list[str] | None,
+        resumed: bool = False,
+    ) -> None:
+        self._node, self._descriptor, self._tags = node, descriptor, access_tags
         specs = descriptor["data_keys"]
         arrays = [key for key, spec in specs.items() if spec["dtype"] == "array"]
         self._arrays = [key for key in arrays if "external" not in specs[key]]
@@ -210,6 +228,7 @@ class _Stream:
         self._table: Any = None
         self._inline: dict[str, Any] = {}
         self._files: dict[str, tuple[Any, Any]] = {}  # stream resource -> node, consolidator
+        self._datums: set[str] = set()  # that have been added: documents may come twice
         self._written, self._resumed = 0, resumed
         if resumed and "internal" in node:
             self._table = node["internal"]
@@ -223,7 +242,9 @@ class _Stream:
         """Tell Tiled of rows that have been added to files."""
         by_resource = defaultdict(list)
         for doc in datums:
-            by_resource[doc["stream_resource"]].append(doc)
+            if doc["uid"] not in self._datums:
+                self._datums.add(doc["uid"])
+                by_resource[doc["stream_resource"]].append(doc)
         for uid, docs in by_resource.items():
             if uid in self._files:
                 node, consolidator = self._files[uid]
@@ -237,7 +258,12 @@ class _Stream:
             else:  # empty at first: live subscribers are told only of what is added
                 source = consolidator.get_data_source()
                 node = self._node.new(
-                    source.structure_family, [source], key=key, metadata={}, specs=[]
+                    source.structure_family,
+                    [source],
+                    key=key,
+                    metadata={},
+                    specs=[],
+                    access_tags=self._tags,
                 )
             patches = [consolidator.consume_stream_datum(doc) for doc in docs]
             _grow(node, consolidator, Patch.combine_patches(patches))
@@ -257,6 +283,7 @@ class _Stream:
                 key="internal",
                 # Live subscribers to all of a stream find its columns by this.
                 metadata=truncate_json_overflow({key: specs[key] for key in self._scalars}),
+                access_tags=self._tags,
             )
         rows = [self._row(doc) for doc in docs]
         # Not idempotent, so last: what fails here is found by its count and done again.
@@ -276,12 +303,10 @@ class _Stream:
             import dask.array  # comes with the server; with the client, chunk by frame
 
             chunked = dask.array.from_array(frames, chunks=(1, *frames.shape[1:]))
-            self._inline[key] = self._node.write_array(chunked, key=key)
+            self._inline[key] = self._node.write_array(chunked, key=key, access_tags=self._tags)
             return
-        node = self._inline[key]
-        done = node.shape[0] - self._written
-        if done < len(frames):
-            node.patch(frames[done:], offset=(node.shape[0],), extend=True)
+        # Rows that are there already are written again: their frames may not have arrived.
+        self._inline[key].patch(frames, offset=(self._written,), extend=True)
 
     def close(self, ended: Mapping[str, Any]) -> None:
         """Write how the run ended, and tell live subscribers that no more comes."""

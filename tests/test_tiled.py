@@ -8,14 +8,18 @@ import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import subscribe_to_streams
-from live_path import SHAPE, Camera, poisson, wait_for
+from live_path import SHAPE, Camera, poisson, settings, wait_for
 from ophyd.sim import SynAxis
 from tiled_fixtures import FRAMES, IN_FILES, INLINE, check_documents, in_tiled
 
 from bluesky_denoise import __version__
+from bluesky_denoise.catalog import denoised_streams
+from bluesky_denoise.reprocessing import mark_interrupted
+from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
-from bluesky_denoise.testing import validate_documents
+from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
+from bluesky_denoise.tiled_streams import StreamWriter
 
 # Into the raw run
 
@@ -44,6 +48,49 @@ def test_the_denoised_stream_reads_as_primary_does(
     assert both["det_image"].shape == (5, *SHAPE)
     np.testing.assert_array_equal(both["motor"], raw["motor"].read())
     check_documents(run, {"primary": 5, "denoised": 5})
+
+
+@pytest.mark.parametrize("frames", [IN_FILES, INLINE])
+def test_documents_that_come_twice_are_written_once(RE, tiled, written, tmp_path, det, frames):
+    directory = tmp_path if frames == IN_FILES else None
+    router = DenoiseRouter(settings(frames_directory=directory), UnitDenoiser())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    RE.subscribe(router)
+    (uid,) = RE(bp.count([det], 3))
+    writer = StreamWriter(tiled.client)
+    writer.write(derived.documents[:-1])
+    writer.write(derived.documents)
+    StreamWriter(tiled.client).write(derived.documents * 2)
+    denoised = in_tiled(tiled, uid)["denoised"]
+    np.testing.assert_array_equal(denoised["det_image"].read(), FRAMES[:3] / np.float32(0.5))
+    np.testing.assert_array_equal(denoised["raw_seq_num"].read(), [1, 2, 3])
+
+
+def test_inline_frames_whose_pixels_never_arrived_are_sent_again(RE, tiled, written, det):
+    router = DenoiseRouter(settings(frames_directory=None), UnitDenoiser())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    RE.subscribe(router)
+    (uid,) = RE(bp.count([det], 3))
+    first = next(i for i, (name, _) in enumerate(derived.documents) if name == "event")
+    StreamWriter(tiled.client).write(derived.documents[:first])
+    # The array was made, of two rows, and the request with its pixels was lost.
+    run = in_tiled(tiled, uid)
+    run["denoised"].base.write_array(np.zeros((2, *SHAPE), np.float32), key="det_image")
+    StreamWriter(tiled.client).write(derived.documents)
+    found = in_tiled(tiled, uid)["denoised"]["det_image"].read()
+    np.testing.assert_array_equal(found, FRAMES[:3] / np.float32(0.5))
+
+
+def test_what_others_put_into_a_run_is_no_stream(RE, tiled, written, into_tiled, det):
+    one = into_tiled()
+    (uid,) = RE(bp.count([det], 2))
+    one.wait(uid)
+    in_tiled(tiled, uid).base.write_array(np.ones(3), key="fit")
+    run = in_tiled(tiled, uid)
+    assert [found.name for found in denoised_streams(run)] == ["denoised"]
+    assert mark_interrupted(run) == []
 
 
 @pytest.mark.parametrize("name", ["My Data", "100%20 [1]", "Grün+&;'"])

@@ -80,9 +80,11 @@ def check_documents(run, streams):
     """Check that Tiled gives valid documents of a run, with so many events in each stream."""
     run.validate(raise_on_error=True)
     documents = list(run.documents())
-    names = {d["uid"]: d["name"] for name, d in documents if name == "descriptor"}
-    numbers = dict.fromkeys(names.values(), 0)
+    names, numbers = {}, {}
     for name, doc in documents:
+        if name == "descriptor":  # before its events
+            names[doc["uid"]] = doc["name"]
+            numbers.setdefault(doc["name"], 0)
         if name == "event":
             numbers[names[doc["descriptor"]]] += 1
         if name == "event_page":
