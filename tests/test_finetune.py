@@ -9,13 +9,12 @@ import torch
 from typer.testing import CliRunner
 
 from bluesky_denoise.cli import app
-from bluesky_denoise.errors import CheckpointError, SettingsError
-from bluesky_denoise.models import build_model
+from bluesky_denoise.errors import CheckpointError, FrameValueError, SettingsError
 from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
 from bluesky_denoise.training.files import read_file
-from bluesky_denoise.training.finetune import ADAPTING, finetune
-from bluesky_denoise.training.pairs import ThinnedFrames
-from bluesky_denoise.training.validation import HeldOut
+from bluesky_denoise.training.finetune import ADAPTING, Adapted, _may_be_kept, finetune
+from bluesky_denoise.training.pairs import MeasuredPairs, Repeats, ThinnedFrames
+from bluesky_denoise.training.validation import Comparison, HeldOut
 
 QUICK = replace(ADAPTING, steps=20, pixels=3 * 64**2, sides_px=(64,), learning_rate=3e-3)
 
@@ -41,9 +40,15 @@ def scan(tmp_path):
 
 @pytest.fixture
 def untrained(tmp_path):
+    """Write weights that have forgotten much, and their range of counts."""
     torch.manual_seed(3)
     path = tmp_path / "untrained.safetensors"
-    save_checkpoint(build_model("photon_exchange"), path, {"model": "photon_exchange"})
+    network, _ = load_checkpoint("default")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
+    seen = {"mean_counts_per_pixel": [1e-9, 1.0], "largest_counts_in_a_pixel": 1e7}
+    save_checkpoint(network, path, {"model": "photon_exchange", "input": seen})
     return path
 
 
@@ -61,6 +66,9 @@ def test_better_weights_are_kept_with_what_they_were_made_from(tmp_path, scan, u
     assert entry["licence"] == "CC0-1.0"
     (compared,) = card["metrics"]["held_out"]["compared_with"].values()
     assert compared["difference"] == pytest.approx(comparison.difference, abs=1e-3)
+    assert card["input"]["mean_counts_per_pixel"][0] == 1e-9
+    assert card["input"]["mean_counts_per_pixel"][1] > 1
+    assert card["input"]["largest_counts_in_a_pixel"] == 1e7
     assert sorted(path.name for path in tmp_path.glob("mine*")) == ["mine.json", "mine.safetensors"]
 
 
@@ -100,6 +108,32 @@ def test_one_short_run_cannot_be_adapted_to(tmp_path, scan):
     short = read_file(scan).block(0, 12)
     with pytest.raises(SettingsError, match=r"20% of it are held out after a gap of 10 frames"):
         finetune(tmp_path / "a.safetensors", [short], QUICK)
+
+
+@pytest.mark.parametrize("kind", [ThinnedFrames, Repeats])
+def test_few_held_out_frames_are_refused_before_anything_is_trained(tmp_path, scan, kind):
+    whole = read_file(scan)
+    number = 3 if kind is ThinnedFrames else 7
+    runs = [
+        kind(counts=whole.counts[cut], mask=whole.mask, name=name)
+        for cut, name in ((slice(20), "a"), (slice(30, 30 + number), "b"))
+    ]
+    with pytest.raises(SettingsError, match=r"3 independent frames .* of b; expected 4 or more"):
+        finetune(
+            tmp_path / "a.safetensors",
+            runs[:1],
+            replace(QUICK, held_out_share=0),
+            held_out=runs[1:],
+        )
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_weights_far_worse_than_a_gaussian_are_not_kept():
+    better = {"default": Comparison(-50.0, 1.0)}
+    assert _may_be_kept(99.0, better)
+    assert not _may_be_kept(101.0, better)
+    told = str(Adapted(False, 101.0, {"default": 151.0}, better, Comparison(0.0, 1.0), 16))
+    assert "more than 100 % worse than a Gaussian: they are not kept" in told
 
 
 def test_of_several_short_runs_the_last_is_held_out(tmp_path, scan):
@@ -161,5 +195,43 @@ def test_windows_of_one_frame_count_as_one():
     difference = np.array([float(frame) for _, frame in held_out._groups])
     found = held_out.compare(difference, np.zeros(16))
     assert found.difference == pytest.approx(1.5)
-    # Four frames 0, 1, 2, 3: their standard deviation over the root of four.
-    assert found.error == pytest.approx(np.std([0, 1, 2, 3], ddof=1) / 2)
+    # Four frames 0, 1, 2, 3: their standard deviation over the root of four; Student's t of three
+    # degrees of freedom has 3.307 where a normal distribution has 2, to 1 % by the series.
+    assert found.error == pytest.approx(np.std([0, 1, 2, 3], ddof=1) / 2 * 3.307 / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "frames"), [(ThinnedFrames, 3), (Repeats, 7)])
+def test_fewer_than_four_frames_compare_nothing(kind, frames):
+    counts = np.random.default_rng(0).poisson(3.0, (frames, 32, 32))
+    source = kind(counts=counts, mask=np.zeros((32, 32), bool), name="a")
+    held_out = HeldOut([source], windows=16, shape=(32, 32))
+    found = held_out.compare(np.arange(16.0), np.full(16, 1000.0))
+    assert held_out.frames == 3
+    assert found.error == np.inf
+    assert not found.better
+
+
+def test_windows_of_repeats_share_no_noise():
+    counts = np.random.default_rng(0).poisson(3.0, (9, 32, 32))
+    source = Repeats(counts=counts, mask=np.zeros((32, 32), bool), name="a")
+    pairs = HeldOut([source], windows=8, shape=(32, 32))._pairs
+    for pair in pairs:
+        np.testing.assert_array_equal(pair.counts, counts[2 * pair.frame])
+        np.testing.assert_array_equal(pair.target, counts[2 * pair.frame + 1])
+    assert {pair.frame for pair in pairs} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [(np.zeros, "no counts in 4 windows .* of a; expected"), (np.ones, "predicts the held-out c")],
+)
+def test_held_out_frames_that_tell_nothing_are_refused(targets, message):
+    source = MeasuredPairs(
+        counts=np.full((4, 32, 32), 2),
+        targets=targets((4, 32, 32)),
+        ratios=np.full(4, 0.5),
+        mask=np.zeros((32, 32), bool),
+        name="a",
+    )
+    with pytest.raises(FrameValueError, match=message):
+        HeldOut([source], windows=4, shape=(32, 32))

@@ -1,4 +1,5 @@
 import json
+import resource
 from dataclasses import replace
 
 import h5py
@@ -13,7 +14,7 @@ from bluesky_denoise.errors import (
     FrameValueError,
     SettingsError,
 )
-from bluesky_denoise.models.checkpoint import load_checkpoint
+from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
 from bluesky_denoise.thinning import check_photon_counts, thin
 from bluesky_denoise.training.commands import train
 from bluesky_denoise.training.data import sample_batch
@@ -277,6 +278,63 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         fit(tmp_path / "file" / "a.safetensors", settings=QUICK)
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.json"])
+def test_a_folder_in_place_of_weights_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(
+        CheckpointError, match=rf"a\.safetensors cannot be written: .*{name} is a f"
+    ):
+        fit(tmp_path / "a.safetensors", settings=QUICK)
+
+
+def test_weights_are_not_replaced_before_their_card_is_written(tmp_path):
+    output = tmp_path / "a.safetensors"
+    network, card = load_checkpoint("default")
+    save_checkpoint(network, output, card)
+    (tmp_path / "a.json.part").mkdir()  # nothing can be written there
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    with pytest.raises(CheckpointError, match=r"cannot be written: .* What was there is as it was"):
+        save_checkpoint(network, output, card)
+    assert load_checkpoint(output)[1]["sha256"] == card["sha256"]
+    assert not output.with_name("a.safetensors.part").exists()
+
+
+def test_what_is_lost_on_a_full_disk_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("bluesky_denoise.training.fit.SAVE_EVERY", 1)
+    output = tmp_path / "a.safetensors"
+    before = {}
+
+    def fill(now):
+        if now.step == 1:
+            before.update({p.name: p.read_bytes() for p in tmp_path.iterdir()})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"too large.* after step 3\. The state saved last"
+        ):
+            fit(output, settings=QUICK, threads=1, report=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert set(before) == {"a.safetensors", "a.json", "a.resume"}
+
+
+def test_weights_that_diverged_are_not_written(tmp_path):
+    output = tmp_path / "a.safetensors"
+    with pytest.raises(CheckpointError, match=r"diverged: after 3 steps at rates up to 1e\+30"):
+        fit(output, settings=replace(QUICK, learning_rate=1e30), threads=1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["meta", "mps"])
+def test_only_cpu_and_cuda_are_devices(tmp_path, device):
+    with pytest.raises(SettingsError, match=f"Device '{device}' cannot be used; expected cpu or"):
+        fit(tmp_path / "a.safetensors", settings=QUICK, device=device)
+
+
 def test_processes_draw_different_batches():
     recipe = PhotonRecipe(QUICK)
     first, second = (recipe.batch(0, [], rank, 2) for rank in (0, 1))
@@ -340,7 +398,19 @@ def test_weights_are_written_as_safetensors_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"sides_px": (20,)}, {"sides_px": ()}, {"recipe": "other"}]
+    "change",
+    [
+        {"steps": 0},
+        {"sides_px": (20,)},
+        {"sides_px": ()},
+        {"recipe": "other"},
+        {"pixels": -5},
+        {"seed": 2**64},
+        {"learning_rate": np.nan},
+        {"learning_rate": np.inf},
+        {"spread_weight": np.nan},
+    ],
+    ids=str,
 )
 def test_settings_out_of_range_are_refused(tmp_path, change):
     with pytest.raises(SettingsError, match="cannot be fitted"):

@@ -43,8 +43,8 @@ def thinned(number, name="scan", seed=1):
     return ThinnedFrames(counts=counts, mask=np.zeros((40, 48), bool), name=name)
 
 
-def repeats(number):
-    counts = np.random.default_rng(1).poisson(5.0, (number, 40, 48))
+def repeats(number, seed=1):
+    counts = np.random.default_rng(seed).poisson(5.0, (number, 40, 48))
     return Repeats(counts=counts, mask=np.zeros((40, 48), bool), name="repeats")
 
 
@@ -158,6 +158,14 @@ def test_our_layout_is_read_with_what_its_attributes_say(tmp_path, rng):
     assert read_file(path).kind == "repeats"
 
 
+@pytest.mark.parametrize("told", [np.nan, -np.inf])
+def test_attributes_that_are_not_finite_are_left_out(tmp_path, rng, told):
+    path = write(tmp_path / "a.h5", frames=rng.poisson(3.0, (4, 40, 48)))
+    with h5py.File(path, "a") as file:
+        file.attrs["exposure_s"] = told
+    assert read_file(path).about["exposure_s"] is None
+
+
 def test_repeats_may_come_from_an_integrating_detector(tmp_path, rng):
     frames = rng.normal(500.0, 3.0, (4, 64, 64)).astype(np.float32)
     path = write(tmp_path / "flat_panel.h5", frames=frames)
@@ -196,9 +204,9 @@ def test_files_that_cannot_be_learnt_from_say_why(tmp_path, datasets, message):
 
 @pytest.mark.parametrize("told", [1.0, [1.0], [1.0, 1.0, 1.0]], ids=str)
 def test_exposures_may_be_told_for_each_frame(tmp_path, told):
-    path = write(tmp_path / "a.h5", low_count__data=np.ones((16, 16, 3)))
+    low, high = (np.random.default_rng(i).poisson(5.0**i, (16, 16, 3)) for i in range(2))
+    path = write(tmp_path / "a.h5", low_count__data=low, high_count__data=high)
     with h5py.File(path, "a") as file:
-        file["high_count/data"] = np.ones((16, 16, 3))
         file["low_count"].attrs["exposure_s"] = told
         file["high_count"].attrs["exposure_s"] = 5.0
     np.testing.assert_array_equal(read_file(path).ratios, 5.0)
@@ -241,10 +249,10 @@ def test_flags_are_masked_in_either_byte_order(tmp_path, rng, order):
 def test_attributes_of_any_kind_go_into_the_card(tmp_path, rng):
     path = write(tmp_path / "a.h5", frames=rng.poisson(3.0, (4, 40, 48)))
     with h5py.File(path, "a") as file:
-        file.attrs.update(detector=np.array([b"Pilatus"]), exposure_s=np.ones(2))
+        file.attrs.update(detector=np.array([b"Pilatus"]), exposure_s=np.array([1.0, np.nan]))
     about = read_file(path).about
     assert json.loads(json.dumps(about)) == about
-    assert (about["detector"], about["exposure_s"]) == (["Pilatus"], [1.0, 1.0])
+    assert (about["detector"], about["exposure_s"]) == (["Pilatus"], [1.0, None])
 
 
 def test_a_mask_is_added_to_that_of_a_file(tmp_path, rng):
@@ -282,7 +290,7 @@ def test_the_last_block_is_held_out_after_a_gap():
 
 
 def test_a_short_run_is_trained_on_whole_and_repeats_need_no_gap():
-    data = split([thinned(33, "short"), thinned(34, "long"), repeats(10)])
+    data = split([thinned(33, "short"), thinned(34, "long", seed=2), repeats(10, seed=3)])
     assert [len(source) for source in data.training] == [33, 17, 8]
     assert [len(source) for source in data.held_out] == [7, 2]
     assert data.record[0]["training"] == "all frames"
@@ -293,7 +301,7 @@ def test_whole_runs_are_held_out_and_never_trained_on():
     assert [source.name for source in data.training] == ["a", "simulated scenes"]
     assert [source.name for source in data.held_out] == ["b"]
     assert data.record[-1]["held_out"] == "all frames"
-    with pytest.raises(SettingsError, match="a cannot be trained on and held out"):
+    with pytest.raises(SettingsError, match="a has 5 frames among those trained on and among"):
         split([thinned(5, "a")], [thinned(5, "a")])
 
 
@@ -304,7 +312,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folder(tmp_path, rng):
         write(tmp_path / folder / "run1" / "scan.h5", frames=rng.poisson(3.0, (3, 40, 48)))
     first, second = (read_file(tmp_path / folder / "run1" / "scan.h5") for folder in ("a", "b"))
     assert split([first], [second]).held_out == [second]
-    with pytest.raises(SettingsError, match=r"run1/scan\.h5 cannot be trained on and held out\."):
+    with pytest.raises(SettingsError, match=r"run1/scan\.h5 has 3 frames among those"):
         split([first, second], [first])
 
 
@@ -312,8 +320,82 @@ def test_a_copy_of_what_is_trained_on_is_not_held_out(tmp_path, rng):
     counts = rng.poisson(3.0, (3, 40, 48))
     paths = [write(tmp_path / name, frames=counts) for name in ("scan.h5", "copy.h5")]
     first, second = (read_file(path) for path in paths)
-    with pytest.raises(SettingsError, match=r"copy\.h5 cannot be .*scan\.h5 has frames of it"):
+    with pytest.raises(SettingsError, match=r"copy\.h5 cannot be .*scan\.h5 has 3 of its"):
         split([first], [second])
+
+
+@pytest.mark.parametrize("change", ["uint16", ">i8", "float32", "mask", "part"])
+def test_the_same_frames_are_known_whatever_file_they_are_in(tmp_path, rng, change):
+    counts = rng.poisson(3.0, (20, 40, 48)).astype(np.int32)
+    counts[:, 0, 0] = -1
+    first = read_file(write(tmp_path / "scan.h5", frames=counts))
+    copy, more = counts[5:6] if change == "part" else counts, {}
+    if change == "mask":
+        more["mask"] = rng.random((40, 48)) < 0.1
+    elif change == "uint16":
+        copy = np.where(counts < 0, 65535, counts).astype(change)
+    elif change != "part":
+        copy = copy.astype(change)
+    path = write(tmp_path / "copy.h5", frames=copy, **more)
+    second = read_file(path, repeats=change == "float32")
+    with pytest.raises(SettingsError, match=r"copy\.h5 cannot be .*scan\.h5 has \d+ of its fram"):
+        split([first], [second])
+
+
+def test_a_master_file_beside_its_data_is_noticed():
+    whole = thinned(100)
+    part = ThinnedFrames(counts=whole.counts[70:], mask=whole.mask, name="data")
+    with pytest.raises(SettingsError, match=r"scan cannot be .*data has 20 of its frames"):
+        split([whole, part])
+
+
+def test_dark_frames_and_single_photons_may_be_alike():
+    counts = np.zeros((100, 40, 48), int)
+    counts[::2, 3, 3] = 1
+    source = ThinnedFrames(counts=counts, mask=np.zeros((40, 48), bool), name="dim")
+    assert len(split([source]).held_out) == 1
+
+
+def test_frames_that_stand_still_are_no_repeats(tmp_path, rng):
+    counts = rng.poisson(3.0, (4, 40, 48))
+    counts[3] = counts[1]
+    path = write(tmp_path / "stuck.h5", frames=counts)
+    with pytest.raises(FrameValueError, match="stuck: frames 1 and 3 are the same, count for"):
+        read_file(path, repeats=True)
+    sums = np.stack([counts[:1].sum(0) + rng.poisson(0.01, (40, 48)) for _ in range(4)])
+    with pytest.raises(FrameValueError, match=r"differ by 0\.0\d of the variance that photons"):
+        read_file(write(tmp_path / "slow.h5", frames=sums), repeats=True)
+
+
+@pytest.mark.parametrize(
+    ("long", "message"),
+    [
+        (lambda short, rng: short, "long frame 0 is the short one"),
+        (lambda short, rng: 20 * short, r"differ by 0\.00 of the variance"),
+        (lambda short, rng: short + rng.poisson(2.0, short.shape), r"differ by 0\.3\d of the"),
+        (lambda short, rng: short + rng.poisson(38.0, short.shape), None),
+        (lambda short, rng: short + rng.poisson(6.0, short.shape), "the long one contains it"),
+        (lambda short, rng: rng.poisson(6.0, short.shape), None),
+        (lambda short, rng: 0 * short, r", 0\.0\] counts in short and long frames; expected some"),
+    ],
+    ids=["same", "scaled", "half in", "twentieth in", "quarter in", "independent", "dark"],
+)
+def test_long_exposures_have_noise_of_their_own(tmp_path, rng, long, message):
+    short = rng.poisson(2.0, (40, 48, 10))
+    path = write(tmp_path / "pairs.h5", low_count__data=short, high_count__data=long(short, rng))
+    if message is None:
+        assert len(read_file(path)) == 10
+        return
+    with pytest.raises(FrameValueError, match=message):
+        read_file(path)
+
+
+def test_frames_without_counts_are_refused(tmp_path):
+    counts, mask = np.zeros((3, 40, 48), int), np.zeros((40, 48), bool)
+    counts[:, 0], mask[0] = 7, True
+    path = write(tmp_path / "dark.h5", frames=counts, mask=mask)
+    with pytest.raises(FrameValueError, match=r"dark has no counts in the 1872 valid pixels of 3"):
+        read_file(path)
 
 
 def test_pairs_of_one_exposure_ratio_are_not_the_same_frames(rng):

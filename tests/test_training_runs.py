@@ -84,6 +84,8 @@ def test_two_runs_of_the_same_points_give_pairs(archived):
     away = archived(bp.scan([long], motor, -1, 2, 4))
     with pytest.raises(DenoiseError, match=r"motor is up to 1 away .* expected 0\.0666"):
         read_two_runs(runs[0], away)
+    with pytest.raises(DenoiseError, match="was given as short and as long exposures"):
+        read_two_runs(runs[0], runs[0])
     fewer = archived(bp.scan([long], motor, -1, 1, 3))
     with pytest.raises(FrameShapeError, match=r"short frames \(4, 48, 64\) and long frames \(3"):
         read_two_runs(runs[0], fewer)
@@ -199,7 +201,9 @@ def test_the_command_trains_on_runs_and_writes_down_which(archived, detector, co
 
 
 def test_short_and_long_runs_are_joined_by_a_plus(archived, tiled, tmp_path):
-    cameras = [Camera(name="det", func=poisson(0, SHAPE), exposure_s=s) for s in (0.1, 0.4)]
+    cameras = [
+        Camera(name="det", func=poisson(i, SHAPE), exposure_s=s) for i, s in enumerate((0.1, 0.4))
+    ]
     uids = [archived(bp.count([c], 3)).metadata["start"]["uid"] for c in cameras]
     mask = np.zeros(SHAPE, np.uint8)
     mask[:5] = 1
@@ -231,7 +235,14 @@ def test_the_command_takes_what_decides_the_weights_and_the_precision(command, t
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--threads", "0"], ["--seed", "-1"], ["--workers", "-1"], ["--learning-rate", "0"]],
+    [
+        ["--threads", "0"],
+        ["--seed", "-1"],
+        ["--seed", "99999999999999999999999"],
+        ["--workers", "-1"],
+        ["--learning-rate", "0"],
+        ["--pixels", "-5"],
+    ],
     ids=" ".join,
 )
 def test_numbers_out_of_range_are_refused(command, tmp_path, wrong):

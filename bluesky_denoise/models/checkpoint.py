@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from torch import nn
 from bluesky_denoise.errors import CheckpointError, ModelNotFound
 from bluesky_denoise.models import build_model
 
-__all__ = ["WEIGHTS", "load_checkpoint", "resolve_checkpoint", "save_checkpoint"]
+__all__ = [
+    "WEIGHTS",
+    "check_writable",
+    "load_checkpoint",
+    "resolve_checkpoint",
+    "save_checkpoint",
+]
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped weights."""
@@ -55,23 +62,65 @@ def save_checkpoint(model: nn.Module, path: str | Path, card: dict[str, Any]) ->
     -------
     dict
         The card as written.
+
+    Raises
+    ------
+    CheckpointError
+        If they cannot be written; what was there before is left as it was.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"Weights are saved as .safetensors, not as {path.name!r}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = save({name: value.detach().cpu().contiguous() for name, value in _state(model)})
     written = dict(card)
     written["parameters"] = sum(p.numel() for p in model.parameters())
     written["sha256"] = hashlib.sha256(data).hexdigest()
     written["package_version"] = version("bluesky-denoise")
     text = json.dumps(written, indent=2) + "\n"
-    for target, content in ((path, data), (path.with_suffix(".json"), text.encode())):
-        # A kill while it is written leaves what was there.
-        part = target.with_name(target.name + ".part")
-        part.write_bytes(content)
-        part.replace(target)
+    contents = {path: data, path.with_suffix(".json"): text.encode()}
+    parts = {target: _part(target) for target in contents}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Nothing is replaced before all is on the disk: weights and card belong together.
+        for target, content in contents.items():
+            parts[target].write_bytes(content)
+        for target, part in parts.items():
+            part.replace(target)
+    except OSError as error:
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} cannot be written: {error}. What was there is as it was."
+        ) from error
     return written
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of weights, and refuse a place where they cannot be written.
+
+    Raises
+    ------
+    CheckpointError
+        If weights or card are a folder there, or no file can be made.
+    """
+    for target in (path, path.with_suffix(".json")):
+        if target.is_dir():
+            raise CheckpointError(
+                f"{path} cannot be written: {target} is a folder; expected the name of a file."
+            )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _part(path).touch()
+        _part(path).unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error}. Give a place where files can be made."
+        ) from None
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
 
 
 def _state(model: nn.Module) -> list[tuple[str, Any]]:

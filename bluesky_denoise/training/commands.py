@@ -56,7 +56,7 @@ Key = Annotated[str | None, typer.Option(help="Data key of the frames of runs.")
 Uri = Annotated[
     str, typer.Option("--uri", envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; None: cuda where there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 LOCAL = "http://localhost:8000"
@@ -73,7 +73,7 @@ def train(
     model: Annotated[str | None, typer.Option(help="Name of the network.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimiser.")] = None,
     pixels: Annotated[
-        int, typer.Option(help="Pixels per step; not for --recipe paper.")
+        int, typer.Option(min=1, help="Pixels per step; not for --recipe paper.")
     ] = FitSettings.pixels,
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-12, help="Highest rate of the optimiser.")

@@ -1,5 +1,6 @@
 """Pairs from the frames of HDF5 files."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from bluesky_denoise.frame_files import (
     usable_mask,
 )
 from bluesky_denoise.thinning import check_photon_counts
+from bluesky_denoise.training.digests import frame_digests
+from bluesky_denoise.training.pair_checks import check_independent, check_lit
 from bluesky_denoise.training.pairs import MeasuredPairs, RecordedPairs, Repeats, ThinnedFrames
 
-__all__ = ["read_file", "single_frames"]
+__all__ = ["measured_pairs", "read_file", "single_frames"]
 
 ABOUT = ("detector", "exposure_s", "source", "licence", "license")
 """Attributes that go into the card."""
@@ -46,7 +49,8 @@ def read_file(
     FrameShapeError
         If there are no frames, or shapes do not fit.
     FrameValueError
-        If single frames are no raw photon counts, or pairs hold no counts.
+        If single frames are no raw photon counts, or repeats and pairs share noise, or there are
+        no counts.
     """
     found = read_frame_file(path)
     about: dict[str, Any] = {"file": "/".join(path.resolve().parts[-2:])}
@@ -77,15 +81,18 @@ def single_frames(
 ) -> Repeats | ThinnedFrames:
     """Return frames that have no long exposure as pairs; thinned ones must be photons."""
     check_stack(frames, name)
-    mask = usable_mask(frames, mask, name)
+    mask, digests = usable_mask(frames, mask, name), frame_digests(frames)
     frames = np.where(mask, frames.dtype.type(0), frames)
+    check_lit(frames, mask, name)
     if repeats:
-        return Repeats(counts=frames, mask=mask, name=name, about=about)
+        source = Repeats(counts=frames, mask=mask, name=name, about=about, counts_digests=digests)
+        check_independent(frames[:-1], frames[1:], mask, name)
+        return source
     try:
         check_photon_counts(frames, mask)
     except FrameValueError as error:
         raise FrameValueError(f"{name}: {error}") from None
-    return ThinnedFrames(counts=frames, mask=mask, name=name, about=about)
+    return ThinnedFrames(counts=frames, mask=mask, name=name, about=about, counts_digests=digests)
 
 
 def _archive_pairs(
@@ -104,23 +111,46 @@ def _archive_pairs(
             "frames of one size, as many of each."
         )
     mask = usable_mask(low, mask, name) | usable_mask(high, mask, name)
-    low, high = (np.where(mask, frames.dtype.type(0), frames) for frames in (low, high))
+    valid = ~mask
+    totals = [float(frames[:, valid].sum(dtype=np.float64)) for frames in (low, high)]
+    if min(totals) <= 0:
+        raise FrameValueError(
+            f"{name} has {totals} counts in short and long frames; expected some in both."
+        )
     short, long = exposures
     if short and long:
         ratio, told = long / short, "attributes exposure_s"
     else:
-        totals = [float(frames[:, ~mask].sum(dtype=np.float64)) for frames in (low, high)]
-        if min(totals) <= 0:
-            raise FrameValueError(f"{name} has {totals} counts in short and long frames.")
         ratio, told = totals[1] / totals[0], "ratio of all counts"
-    return MeasuredPairs(
-        counts=low,
-        targets=high,
-        ratios=np.full(len(low), ratio),
+    about = {**about, "exposure_ratio": round(ratio, 4), "exposure_ratio_from": told}
+    return measured_pairs(low, high, np.full(len(low), ratio), mask, name, about)
+
+
+def measured_pairs(
+    short: np.ndarray,
+    long: np.ndarray,
+    ratios: np.ndarray,
+    mask: np.ndarray,
+    name: str,
+    about: Mapping[str, Any],
+) -> MeasuredPairs:
+    """Return short and long frames as pairs; each must be lit, and have noise of its own."""
+    digests = [frame_digests(frames) for frames in (short, long)]
+    short, long = (np.where(mask, frames.dtype.type(0), frames) for frames in (short, long))
+    for frames, what in ((short, "short"), (long, "long")):
+        check_lit(frames, mask, f"{name}, {what} exposures,")
+    source = MeasuredPairs(
+        counts=short,
+        targets=long,
+        ratios=ratios,
         mask=mask,
         name=name,
-        about={**about, "exposure_ratio": round(ratio, 4), "exposure_ratio_from": told},
+        about=about,
+        counts_digests=digests[0],
+        targets_digests=digests[1],
     )
+    check_independent(short, long, mask, name)
+    return source
 
 
 def _plain(value: Any) -> Any:
@@ -130,4 +160,6 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     if isinstance(value, bytes):
         return value.decode(errors="replace")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # no JSON, and equal to nothing when a training is to go on
     return value if isinstance(value, str | int | float) else str(value)

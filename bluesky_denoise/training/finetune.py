@@ -1,24 +1,31 @@
 """Weights adapted to one beamline, kept only if they predict held-out counts better."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bluesky_denoise.errors import CheckpointError, SettingsError
-from bluesky_denoise.models.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
+from bluesky_denoise.models.checkpoint import (
+    check_writable,
+    load_checkpoint,
+    resolve_checkpoint,
+    save_checkpoint,
+)
 from bluesky_denoise.training.fit import FitSettings, Progress, fit
 from bluesky_denoise.training.pairs import PairSource
 from bluesky_denoise.training.parallel import process_group
 from bluesky_denoise.training.split import split
-from bluesky_denoise.training.validation import LEGEND, Comparison, HeldOut
+from bluesky_denoise.training.validation import LEAST_FRAMES, LEGEND, Comparison, HeldOut
 
 __all__ = ["ADAPTING", "Adapted", "finetune", "with_held_out"]
 
 ADAPTING = FitSettings(steps=300, learning_rate=5e-4, average=0.98, real_share=0.5)
 """Half of the frames stay simulated, so that what the data do not show is not forgotten."""
 WINDOWS = 64
+MOST_PERCENT = 100.0
+"""Score of weights that may be kept: twice the deviance of the best Gaussian is no estimate."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,11 @@ class Adapted:
             )
         known = f"{self.simulated.difference:+.2f} ± {self.simulated.error:.2f}"
         lines.append(f"simulated scenes: difference {known} to the parent")
+        if self.score > MOST_PERCENT:
+            lines.append(
+                f"the new weights are more than {MOST_PERCENT:.0f} % worse than a Gaussian: they "
+                "are not kept, however bad the others are"
+            )
         return "\n".join(lines)
 
 
@@ -83,20 +95,27 @@ def finetune(
     Raises
     ------
     SettingsError
-        If nothing can be held out, or several processes run.
+        If fewer than four independent frames can be held out, or several processes run.
+    FrameValueError
+        If held-out frames are dark, or predicted without any error.
     CheckpointError, ModelNotFound
-        If weights are damaged or unknown.
+        If weights are damaged or unknown, or ``output`` cannot be written.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise SettingsError("Weights are adapted in one process; start it without torchrun.")
     if output.suffix != ".safetensors":
         raise CheckpointError(f"Weights are saved as .safetensors, not as {output.name!r}.")
+    check_writable(output)
     parent, parent_card = load_checkpoint(start_from)
     others = {str(start_from): parent}
     if output.exists() and output.resolve() != resolve_checkpoint(start_from).resolve():
         others[f"{output.name} so far"] = load_checkpoint(output)[0]
     settings = replace(settings, model=str(parent_card["model"]))
     sources, held_out = with_held_out(sources, held_out, settings)
+    data = split(sources, held_out, share=settings.held_out_share, gap_frames=settings.gap_frames)
+    # Windows and thinning of their own: those of the progress bar will be looked at.
+    scored = HeldOut(data.held_out, WINDOWS, seed=settings.seed + 1)
+    _check_number(scored)
     candidate = output.with_name(f"{output.stem}.candidate{output.suffix}")
     fit(
         candidate,
@@ -109,9 +128,6 @@ def finetune(
         report=report,
     )
     model, found = load_checkpoint(candidate)
-    data = split(sources, held_out, share=settings.held_out_share, gap_frames=settings.gap_frames)
-    # Windows and thinning of their own: those of the progress bar have been looked at.
-    scored = HeldOut(data.held_out, WINDOWS, seed=settings.seed + 1)
     simulated = HeldOut([], seed=settings.seed + 1)
     with process_group(device) as ranks:
         networks = [network.to(ranks.device) for network in (model, *others.values())]
@@ -121,7 +137,7 @@ def finetune(
         name: scored.compare(new, scores) for name, scores in zip(others, old, strict=True)
     }
     result = Adapted(
-        promoted=len(new) > 0 and all(c.better for c in comparisons.values()),
+        promoted=_may_be_kept(float(new.mean()), comparisons),
         score=float(new.mean()),
         old_scores={name: float(s.mean()) for name, s in zip(others, old, strict=True)},
         comparisons=comparisons,
@@ -134,6 +150,20 @@ def finetune(
     for path in (candidate, candidate.with_suffix(".json")):
         path.unlink()
     return result
+
+
+def _may_be_kept(score: float, comparisons: Mapping[str, Comparison]) -> bool:
+    return score <= MOST_PERCENT and all(found.better for found in comparisons.values())
+
+
+def _check_number(scored: HeldOut) -> None:
+    if scored.frames < LEAST_FRAMES:
+        raise SettingsError(
+            f"{scored.frames} independent frames with counts are held out, of "
+            f"{', '.join(scored.names)}; expected {LEAST_FRAMES} or more (repeats count two by "
+            "two): with fewer, no difference between weights can be told from chance. Give a "
+            "longer run, more runs, or frames with --held-out."
+        )
 
 
 def with_held_out(

@@ -2,7 +2,9 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bluesky_denoise.errors import CheckpointError, DenoiseError, SettingsError
 from bluesky_denoise.models import MODELS, build_model
-from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
+from bluesky_denoise.models.checkpoint import check_writable, load_checkpoint, save_checkpoint
 from bluesky_denoise.training.calibration import STEPS, TOLD, calibrate
 from bluesky_denoise.training.data import Batch
 from bluesky_denoise.training.files import read_file
@@ -82,7 +84,8 @@ def fit(
     threads : CPU threads of torch; None leaves them as they are
     device : ``"cpu"`` or ``"cuda"``; None: CUDA where there is one
     mixed_precision : compute in bfloat16, with weights and loss in float32; None: on a GPU
-    workers : processes that draw batches ahead; 0: in this one. The weights do not depend on it
+    workers : processes that draw batches ahead; 0: in this one. Weights differ in their last
+        bits at most
     report : called after each step, and while error bars are fitted, in the process that writes
 
     Returns
@@ -95,15 +98,13 @@ def fit(
     SettingsError
         If a setting is out of range.
     FrameShapeError, FrameValueError
-        If a file cannot be learnt from.
+        If a file cannot be learnt from, or all held-out frames are dark.
     CheckpointError
-        If the weights to start from are damaged, or belong to another network.
+        If the weights to start from are damaged, or belong to another network; if ``output``
+        cannot be written, or the training diverges.
     """
     settings = settings or FitSettings()
-    if settings.steps < 1 or settings.recipe not in RECIPES:
-        raise SettingsError(
-            f"{settings} cannot be fitted: steps must be >= 1, the recipe one of {sorted(RECIPES)}."
-        )
+    _check_settings(settings)
     if output.suffix != ".safetensors":
         raise CheckpointError(f"Weights are saved as .safetensors, not as {output.name!r}.")
     if start_from is not None and Path(start_from).resolve() == output.resolve():
@@ -121,16 +122,25 @@ def fit(
         mixed = ranks.device != "cpu" if mixed_precision is None else mixed_precision
         torch.manual_seed(settings.seed)
         model, parent = _fresh_model(settings.model, start_from)
-        job = _Job(output, settings, recipe, data, parent, card or {}, ranks, mixed, workers)
+        job = _Job(
+            output, settings, recipe, data, start_from, parent, card or {}, ranks, mixed, workers
+        )
         job.run(model.to(ranks.device, memory_format=torch.channels_last), report)
     return output
 
 
-def _make_folder(output: Path) -> None:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{output} cannot be written: {error}.") from None
+def _check_settings(settings: FitSettings) -> None:
+    within = {
+        "steps >= 1": settings.steps >= 1,
+        "pixels >= 1": settings.pixels >= 1,
+        "a seed of 0 to 4294967295": 0 <= settings.seed < 2**32,
+        "a learning rate that is finite and > 0": 0 < settings.learning_rate < math.inf,
+        "a spread weight that is finite and >= 0": 0 <= settings.spread_weight < math.inf,
+        f"a recipe of {sorted(RECIPES)}": settings.recipe in RECIPES,
+    }
+    missed = [what for what, met in within.items() if not met]
+    if missed:
+        raise SettingsError(f"{settings} cannot be fitted; expected {', '.join(missed)}.")
 
 
 def _opened(source: Path | PairSource) -> PairSource:
@@ -149,8 +159,8 @@ def _digest(sources: Sequence[PairSource]) -> str:
 
 def _fresh_model(
     name: str, start_from: str | Path | None
-) -> tuple[nn.Module, dict[str, str] | None]:
-    """Return a network to train, and which weights it has if they are not random."""
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """Return a network to train, and the card of its weights if they are not random."""
     if start_from is None:
         return build_model(name), None
     model, found = load_checkpoint(start_from)
@@ -159,7 +169,7 @@ def _fresh_model(
             f"Weights {start_from} belong to network {found['model']!r}, not {name!r}; "
             f"networks: {sorted(MODELS)}."
         )
-    return model.train(), {"weights": str(start_from), "sha256": found["sha256"]}
+    return model.train(), found
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,9 @@ class _Job:
     settings: FitSettings
     recipe: Recipe
     data: Split
-    parent: dict[str, str] | None
+    start_from: str | Path | None
+    parent: dict[str, Any] | None
+    """The card of the weights started from."""
     card: dict[str, object]
     ranks: Ranks
     mixed: bool
@@ -181,7 +193,7 @@ class _Job:
         settings, ranks = self.settings, self.ranks
         writes = ranks.rank == 0
         if writes:
-            _make_folder(self.output)
+            check_writable(self.output)
         average = copy.deepcopy(model).requires_grad_(False)
         optimiser = self.recipe.optimiser(model.parameters())
         first, seen = self._load(model, average, optimiser)
@@ -197,6 +209,7 @@ class _Job:
             done, last = step + 1, step + 1 == settings.steps
             if held_out is not None and (last or done % SAVE_EVERY == 0):
                 seen.validation.append((done, held_out.score(average, ranks.device)))
+                self._check_finite(average, seen, done)
                 if not last:
                     self._keep(done, seen, model, average, optimiser)
                     self._write(average, held_out, seen, done)
@@ -206,6 +219,7 @@ class _Job:
             raise DenoiseError("The processes ended with different weights; they are not usable.")
         if held_out is not None:
             stretch = self._calibrate(average, seen, report)
+            self._check_finite(average, seen, settings.steps)
             self._write(average, held_out, seen, settings.steps, stretch)
             self._resume.unlink(missing_ok=True)
 
@@ -242,6 +256,23 @@ class _Job:
             "parent": self.parent and self.parent["sha256"],
         }
 
+    @property
+    def _kept(self) -> str:
+        """Say what a training that ends here leaves."""
+        if not self._resume.exists():
+            return "No state was saved before."
+        return f"The state saved last is in {self._resume}, its weights in {self.output}."
+
+    def _check_finite(self, average: nn.Module, seen: Seen, done: int) -> None:
+        finite = all(bool(torch.isfinite(p).all()) for p in average.parameters())
+        if finite and np.isfinite(seen.latest):
+            return
+        raise CheckpointError(
+            f"The training has diverged: after {done} steps at rates up to "
+            f"{self.settings.learning_rate:g} weights or estimates are not finite, and are not "
+            f"written. {self._kept} Take a lower learning rate, and another name or no .resume."
+        )
+
     def _keep(
         self,
         step: int,
@@ -257,7 +288,8 @@ class _Job:
             "average": average.state_dict(),
             "optimiser": optimiser.state_dict(),
         }
-        save_state(self._resume, self._made_with, state)
+        with self._loss_told(step):
+            save_state(self._resume, self._made_with, state)
 
     def _load(
         self, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer
@@ -265,7 +297,7 @@ class _Job:
         """Return the step to go on from, and what was seen before."""
         state = load_state(self._resume, self._made_with, self.ranks.device)
         if state is None:
-            return 0, Seen()
+            return 0, Seen.after(self.parent)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -317,10 +349,25 @@ class _Job:
             },
         }
         if self.parent:
-            entries["parent"] = self.parent
+            entries["parent"] = {
+                "weights": str(self.start_from),
+                "sha256": self.parent["sha256"],
+            }
         if stretch:
             entries["stretch"] = stretch
-        save_checkpoint(average, self.output, entries | self.card)
+        with self._loss_told(steps):
+            save_checkpoint(average, self.output, entries | self.card)
+
+    @contextmanager
+    def _loss_told(self, step: int) -> Iterator[None]:
+        """Say what is lost if step ``step`` cannot be written."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error} The training stopped after step {step}. {self._kept} Make room, and give "
+                "the same command again: it goes on from a saved state."
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)

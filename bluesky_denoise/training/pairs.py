@@ -1,16 +1,16 @@
 """Pairs to learn from: counts to denoise, and independent counts of the same scene."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError
 from bluesky_denoise.thinning import thin
+from bluesky_denoise.training.digests import frame_digests
 
 __all__ = [
     "MeasuredPairs",
@@ -25,6 +25,8 @@ __all__ = [
 
 LEAST_MEAN = 1e-3
 """Counts per pixel: frames are thinned down to this."""
+LEAST_LIT = 30
+"""Valid pixels with counts, from which on two frames are the same by no chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +121,9 @@ class RecordedPairs(PairSource, Protocol):
     per_point: int
     """Frames of one scene that follow each other, which a split keeps together."""
     digests: Sequence[str]
-    """A hash of each array of frames."""
+    """A hash of each frame, and of each target that was measured."""
+    known_by: frozenset[str]
+    """Those of frames with counts enough to be known again in another source."""
 
     def __len__(self) -> int:
         """Return the number of frames to denoise."""
@@ -147,6 +151,8 @@ class _Recorded(ABC):
     """Number of the first frame in the whole run."""
     per_point: int = 1
     """Frames of one scene that follow each other, which a split keeps together."""
+    counts_digests: tuple[str, ...] = ()
+    """(n) `frame_digests` before pixels were masked; without them, those of ``counts``."""
 
     least = 1
     changing = True
@@ -161,6 +167,11 @@ class _Recorded(ABC):
             raise FrameShapeError(
                 f"{self.name} has {len(self.counts)} frames; expected {self.least} or more."
             )
+        self._add_digests("counts")
+
+    def _add_digests(self, what: str) -> None:
+        if not getattr(self, f"{what}_digests"):
+            object.__setattr__(self, f"{what}_digests", frame_digests(getattr(self, what)))
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -174,14 +185,25 @@ class _Recorded(ABC):
         """Return frames ``first`` to ``last - 1`` alone."""
         return replace(self, first=self.first + first, **self._arrays(slice(first, last)))
 
-    @cached_property
+    @property
     def digests(self) -> tuple[str, ...]:
-        """A hash of each array of frames, masked pixels included."""
-        arrays = self._arrays(slice(None)).values()
-        return tuple(_digest(frames) for frames in arrays if frames.ndim == 3)
+        """A hash of each frame, and of each target that was measured, masked pixels included."""
+        return self.counts_digests
 
-    def _arrays(self, frames: slice) -> dict[str, np.ndarray]:
-        return {"counts": self.counts[frames]}
+    @cached_property
+    def known_by(self) -> frozenset[str]:
+        """Those of frames with counts enough to be known again in another source."""
+        return frozenset(d for d, frame in self._frames() if self._is_lit(frame))
+
+    def _frames(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield each frame and each target that was measured, after its hash."""
+        yield from zip(self.counts_digests, self.counts, strict=True)
+
+    def _is_lit(self, frame: np.ndarray) -> bool:
+        return np.count_nonzero((frame > 0) & ~self.mask) >= LEAST_LIT
+
+    def _arrays(self, frames: slice) -> dict[str, Any]:
+        return {"counts": self.counts[frames], "counts_digests": self.counts_digests[frames]}
 
     def draw(self, shape: tuple[int, int], rng: np.random.Generator) -> Pair:
         """Return the pair of a random frame in a random window."""
@@ -191,13 +213,6 @@ class _Recorded(ABC):
     @abstractmethod
     def pair(self, index: int, window: Window, rng: np.random.Generator) -> Pair:
         """Return the pair of one frame, seen through a window."""
-
-
-def _digest(frames: np.ndarray) -> str:
-    found = blake2b(f"{frames.dtype} {frames.shape}".encode(), digest_size=16)
-    for frame in frames:
-        found.update(np.ascontiguousarray(frame).data)
-    return found.hexdigest()
 
 
 class ThinnedFrames(_Recorded):
@@ -226,6 +241,8 @@ class MeasuredPairs(_Recorded):
     """(n, H, W) counts of the long exposures."""
     ratios: np.ndarray
     """(n,) long over short exposure, > 0."""
+    targets_digests: tuple[str, ...] = ()
+    """(n) `frame_digests` before pixels were masked; without them, those of ``targets``."""
 
     kind = "measured pairs"
 
@@ -242,11 +259,28 @@ class MeasuredPairs(_Recorded):
                 f"{self.name} has exposure ratios of {self.ratios.min():g} to "
                 f"{self.ratios.max():g}; expected long over short, above 0."
             )
+        self._add_digests("targets")
+        both = zip(self.counts_digests, self.targets_digests, strict=True)
+        for i, (short, long) in enumerate(both):
+            if short == long and self._is_lit(self.counts[i]):
+                raise FrameValueError(
+                    f"{self.name}: the long frame {self.first + i} is the short one; expected an "
+                    "exposure of its own. To learn from single frames, give them alone."
+                )
 
-    def _arrays(self, frames: slice) -> dict[str, np.ndarray]:
-        return {
-            "counts": self.counts[frames],
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """A hash of each frame, and of each target that was measured, masked pixels included."""
+        return self.counts_digests + self.targets_digests
+
+    def _frames(self) -> Iterator[tuple[str, np.ndarray]]:
+        yield from super()._frames()
+        yield from zip(self.targets_digests, self.targets, strict=True)
+
+    def _arrays(self, frames: slice) -> dict[str, Any]:
+        return super()._arrays(frames) | {
             "targets": self.targets[frames],
+            "targets_digests": self.targets_digests[frames],
             "ratios": self.ratios[frames],
         }
 
@@ -272,6 +306,33 @@ class Repeats(_Recorded):
     kind = "repeats"
     least = 2
     changing = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        seen: dict[str, int] = {}
+        for i, digest in enumerate(self.counts_digests):
+            first = seen.setdefault(digest, i)
+            if first != i and self._is_lit(self.counts[i]):
+                raise FrameValueError(
+                    f"{self.name}: frames {self.first + first} and {self.first + i} are the same, "
+                    "count for count; expected exposures of their own. Did the detector stand "
+                    "still? Give each frame once."
+                )
+
+    def two_by_two(self) -> MeasuredPairs:
+        """Return each second frame as the target of the one before: no frame is used twice."""
+        number = len(self) // 2
+        first, second = slice(0, 2 * number, 2), slice(1, 2 * number, 2)
+        return MeasuredPairs(
+            counts=self.counts[first],
+            targets=self.counts[second],
+            ratios=np.ones(number),
+            mask=self.mask,
+            name=self.name,
+            about=self.about,
+            counts_digests=self.counts_digests[first],
+            targets_digests=self.counts_digests[second],
+        )
 
     def pair(self, index: int, window: Window, rng: np.random.Generator) -> Pair:
         """Return one frame, and the sum of all others."""

@@ -81,6 +81,9 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
 
 def _check(device: str) -> None:
     try:
+        kind = torch.device(device).type
+        if kind not in ("cpu", "cuda"):
+            raise SettingsError(f"Device {device!r} cannot be used; expected cpu or cuda.")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

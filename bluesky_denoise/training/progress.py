@@ -1,5 +1,6 @@
 """Where a fit is, and what it has seen."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,16 @@ class Seen:
     """Least and largest mean of a training frame, counts per pixel; of lit frames."""
     largest_counts: float = 0.0
     """Brightest pixel."""
+
+    @classmethod
+    def after(cls, card: Mapping[str, Any] | None) -> "Seen":
+        """Start with the range of counts of the weights that are started from, if any."""
+        known = (card or {}).get("input")
+        if not known:
+            return cls()
+        low, high = known["mean_counts_per_pixel"]
+        lit = [low, high] if high > 0 else cls().mean_counts
+        return cls(mean_counts=lit, largest_counts=known["largest_counts_in_a_pixel"])
 
     @property
     def latest(self) -> float:

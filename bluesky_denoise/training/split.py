@@ -43,7 +43,7 @@ def split(
     Raises
     ------
     SettingsError
-        If share or gap are out of range, or one run is to be trained on and held out.
+        If share or gap are out of range, or a frame is to be trained on and held out.
     """
     if not 0 <= share <= 0.5 or gap_frames < 0:
         raise SettingsError(
@@ -53,8 +53,7 @@ def split(
     for source in held_out:
         both = [other for other in sources if _identity(other) & _identity(source)]
         if both:
-            told = f" ({_named(both[0])} has frames of it)" if both[0].name != source.name else ""
-            raise SettingsError(f"{_named(source)} cannot be trained on and held out{told}.")
+            raise SettingsError(_leak(both[0], source))
     training: list[PairSource] = []
     kept: list[PairSource] = []
     record: list[dict[str, Any]] = []
@@ -78,16 +77,40 @@ def split(
     for source in held_out:
         kept.append(source)
         record.append(_entry(source, "held_out"))
+    _check_apart(training, kept)
     return Split(training, kept, record)
 
 
 def _identity(source: PairSource) -> set[str]:
-    """Return what no other source has: names and paths are of no use, the frames tell."""
+    """Return the runs of a source: sums of frames have other hashes than the frames."""
     if not isinstance(source, RecordedPairs):
         return {source.name}
-    # One run read with another mask has other hashes.
-    runs = [source.about["run"]] if "run" in source.about else source.about.get("runs", [])
-    return {*source.digests, *runs}
+    return {source.about["run"]} if "run" in source.about else {*source.about.get("runs", [])}
+
+
+def _check_apart(training: Sequence[PairSource], held_out: Sequence[PairSource]) -> None:
+    """Refuse blocks that share a frame, whatever their files are called."""
+    blocks = [source for source in training if isinstance(source, RecordedPairs)]
+    for kept in held_out:
+        if not isinstance(kept, RecordedPairs):
+            continue
+        for block in blocks:
+            if shared := block.known_by & kept.known_by:
+                raise SettingsError(_leak(block, kept, len(shared)))
+
+
+def _leak(training: PairSource, held_out: PairSource, shared: int = 0) -> str:
+    told = f"{shared} of its frames" if shared else "frames of it"
+    if _named(training) == _named(held_out) and shared:
+        return (
+            f"{_named(held_out)} has {shared} frames among those trained on and among those held "
+            "out, the same count for count. Did the detector stand still, or is it read twice? "
+            "Give each frame once."
+        )
+    return (
+        f"{_named(held_out)} cannot be trained on and held out ({_named(training)} has {told}). "
+        "Give each frame once: of a master file and its data files, one or the other."
+    )
 
 
 def _named(source: PairSource) -> str:

@@ -1,5 +1,7 @@
 """The state of a fit on disk, from which it goes on after a kill."""
 
+import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,24 @@ def save_state(path: Path, made_with: dict[str, Any], state: dict[str, Any]) -> 
     path : file to write
     made_with : settings and data, which must be the same to go on
     state : tensors, numbers, and lists and dictionaries of them
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written.
     """
+    data = io.BytesIO()
+    torch.save({"made_with": made_with, "state": state}, data)
     part = path.with_name(path.name + ".part")
-    torch.save({"made_with": made_with, "state": state}, part)
-    part.replace(path)
+    try:
+        part.write_bytes(data.getbuffer())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"The state {path} cannot be written: {error}. What was there is as it was."
+        ) from error
 
 
 def load_state(path: Path, made_with: dict[str, Any], device: str) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from bluesky_denoise.exposure import Exposure, find_exposure
 from bluesky_denoise.frame_files import usable_mask
 from bluesky_denoise.frame_keys import is_frame_key
 from bluesky_denoise.sources import as_stack
-from bluesky_denoise.training.files import single_frames
+from bluesky_denoise.training.files import measured_pairs, single_frames
 from bluesky_denoise.training.pairs import MeasuredPairs, RecordedPairs
 
 __all__ = ["catalog", "read_run", "read_two_runs", "without_api_key"]
@@ -139,6 +139,11 @@ def read_two_runs(
         If stream or data key are missing, or points or exposures do not fit.
     """
     names = [_name(run) for run in (short, long)]
+    if short.metadata["start"]["uid"] == long.metadata["start"]["uid"]:
+        raise DenoiseError(
+            f"Run {names[0]} was given as short and as long exposures; expected two runs. A run "
+            "that has both, or single frames, is given alone."
+        )
     for run, name in zip((short, long), names, strict=True):
         if stream not in run:
             raise DenoiseError(f"Run {name} has the streams {', '.join(run)}; expected {stream}.")
@@ -163,16 +168,8 @@ def _pairs(
             "event or the configuration, as `paired_exposures` does."
         )
     invalid = usable_mask(counts, _bool(mask), name) | usable_mask(targets, None, name)
-    counts, targets = (np.where(invalid, x.dtype.type(0), x) for x in (counts, targets))
     about |= _told(short, "exposure_s") | _told(long, "long_exposure_s")
-    return MeasuredPairs(
-        counts=counts,
-        targets=targets,
-        ratios=exposures[1] / exposures[0],
-        mask=invalid,
-        name=name,
-        about=about,
-    )
+    return measured_pairs(counts, targets, exposures[1] / exposures[0], invalid, name, about)
 
 
 def _check_positions(name: str, short: _Taken, long: _Taken) -> None:
