@@ -12,7 +12,7 @@ from tiled.queries import Eq
 from .derived import raw_stream_of
 from .errors import DenoiseError
 from .frame_keys import is_frame_key
-from .tiled_streams import METADATA_KEY, stream_nodes
+from .tiled_streams import denoised_in
 
 __all__ = [
     "FROM_ARCHIVE",
@@ -90,11 +90,7 @@ def denoised_streams(run: Any, container: str = "denoised") -> list[DenoisedStre
     >>> newest.stream["pilatus_image"].read()
     """
     run = as_tiled_run(run)
-    found = []
-    for name, node in stream_nodes(run):
-        provenance = node.metadata.get(METADATA_KEY)
-        if provenance:
-            found.append(_describe(name, run[name], dict(provenance)))
+    found = [_describe(*item) for item in denoised_in(run)]
     for derived in _derived_runs(run, container):
         start, stop = derived.metadata["start"], derived.metadata.get("stop") or {}
         for name, stream in derived.items():

@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -34,6 +34,7 @@ from .evaluation.tables import all_tables, gate_table
 from .frame_files import find_files
 from .simulation import recorded_frames
 from .training.tiled_runs import without_api_key
+from .whole_files import check_place
 
 __all__ = ["evaluate"]
 
@@ -90,8 +91,7 @@ def evaluate(
     begin = time.monotonic()
     scenes_too = simulated if simulated is not None else data is None
     try:
-        for place in (json, report):
-            _check_place(place)
+        _check_places(place for place in (json, report) if place is not None)
         paper = _paper_files(train_paper)
         names = _names_of([Path(model), *(networks or ()), *paper])
         denoiser = Denoiser.load(model, device)
@@ -172,20 +172,15 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
-def _check_place(path: Path | None) -> None:
-    """Refuse a file that cannot be written while nothing is lost yet."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        path.open("a").close()
-        if is_new:
-            path.unlink()
-    except OSError as error:
-        raise SettingsError(
-            f"{path} cannot be written: {error}. Give a file in a folder that can be."
-        ) from error
+def _check_places(paths: Iterable[Path]) -> None:
+    """Refuse files that cannot be written while nothing is lost yet."""
+    for path in paths:
+        try:
+            check_place(path)
+        except OSError as error:
+            raise SettingsError(
+                f"{path} cannot be written: {error}. Give a file in a folder that can be."
+            ) from error
 
 
 @contextmanager
@@ -262,15 +257,16 @@ def _from_tiled(uid: str, key: str | None, uri: str) -> FrameSet:
         raise SettingsError(f"{uid!r} is no file or folder here, and no uid of a run.")
     from .settings import DenoiseSettings
     from .tiled_layouts import connect
+    from .tiled_streams import arrays_of
 
     try:
         client = connect(DenoiseSettings(tiled_uri=uri, tiled_layout="stream"))
         with client.context:
-            stream = client[uid]["primary"]
-            arrays = [k for k in stream if stream[k].ndim >= 3]
-            if key is None and len(arrays) != 1:
-                raise SettingsError(f"Run {uid} has the frames {arrays}; say which with --key.")
-            counts = np.asarray(stream[key or arrays[0]].read())
+            arrays = arrays_of(client[uid]["primary"].base)
+            frames = [k for k, array in arrays.items() if array.ndim >= 3]
+            if key is None and len(frames) != 1:
+                raise SettingsError(f"Run {uid} has the frames {frames}; say which with --key.")
+            counts = np.asarray(arrays[key or frames[0]].read())
     except SettingsError:
         raise
     except Exception as error:

@@ -25,7 +25,7 @@ from .errors import DenoiseError, SettingsError, TiledUnavailable
 from .router import DenoiserLike, DenoiseRouter
 from .settings import DenoiseSettings
 from .tiled_sink import TiledSink
-from .tiled_streams import METADATA_KEY, read_a_pixel, stream_nodes
+from .tiled_streams import METADATA_KEY, denoised_in, read_a_pixel
 
 __all__ = ["StoredResults", "has_result", "mark_interrupted", "reprocess"]
 
@@ -243,11 +243,10 @@ def mark_interrupted(run: Any) -> list[str]:
     if raw.metadata.get("stop") is None:
         return []
     marked = []
-    for name, node in stream_nodes(raw):
-        provenance = node.metadata.get(METADATA_KEY)
-        if provenance and provenance.get("exit_status") is None:
+    for name, stream, provenance in denoised_in(raw):
+        if provenance.get("exit_status") is None:
             ended = {**provenance, "exit_status": "fail", "reason": _INTERRUPTED}
-            node.update_metadata({METADATA_KEY: ended}, drop_revision=True)
+            stream.base.update_metadata({METADATA_KEY: ended}, drop_revision=True)
             marked.append(name)
     return marked
 

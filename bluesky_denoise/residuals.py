@@ -226,9 +226,7 @@ def untold_error(counts: np.ndarray, model: np.ndarray, stated: np.ndarray) -> t
         Squared error over the one stated, 1 or less if that is right; how many standard deviations
         the error is from 0. A misfit of 1 % is let pass, as elsewhere.
     """
-    damped = 1 / np.sqrt(model + FLOOR)
-    error, told = (counts - model) * damped, (np.sqrt(stated) + FLAT_TOLERANCE * model) * damped
-    variance = (model + stated) * damped**2
+    error, told, variance = _damped(counts, model, stated)
     found = known = squared = 0.0
     for one, other in BESIDE:
         product = error[one] * error[other]
@@ -263,11 +261,9 @@ def lost_wave(
         residuals that this is, without noise; the share that the denoiser states for its own error,
         with a misfit of 1 %; the period, pixels.
     """
-    damped = 1 / np.sqrt(model + FLOOR)
-    error = (counts - model) * damped
-    told = float((((np.sqrt(stated) + FLAT_TOLERANCE * model) * damped) ** 2).sum())
+    error, told, variance = _damped(counts, model, stated)
     # Two photons side by side in the dark, or one bright spot, scatter by more: no rule.
-    total = max(float(((model + stated) * damped**2).sum()), float((error**2).sum()))
+    total = max(float(variance.sum()), float((error**2).sum()))
     if not total > 0:
         return 0.0, 0.0, 0.0, float("nan")
     power = np.abs(np.fft.rfft2(error)) ** 2 / total
@@ -278,7 +274,20 @@ def lost_wave(
     height, width = counts.shape
     frequency = float(np.hypot(np.fft.fftfreq(height)[row], np.fft.rfftfreq(width)[col]))
     most = float(near[row, col])
-    return most, 2 * (most - 9) / counts.size, told / total, 1 / max(frequency, 1 / counts.size)
+    stated_share = float((told**2).sum()) / total
+    return most, 2 * (most - 9) / counts.size, stated_share, 1 / max(frequency, 1 / counts.size)
+
+
+def _damped(
+    counts: np.ndarray, model: np.ndarray, stated: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return residuals, the error of the model that is stated or let pass, and their variance.
+
+    All are in units of the noise of counts, and less in pixels that are nearly dark.
+    """
+    damped = 1 / np.sqrt(model + FLOOR)
+    told = (np.sqrt(stated) + FLAT_TOLERANCE * model) * damped
+    return (counts - model) * damped, told, (model + stated) * damped**2
 
 
 def tile_map(surprise: dict[int, np.ndarray], valid: np.ndarray, tile_px: int) -> np.ndarray:

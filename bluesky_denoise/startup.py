@@ -6,10 +6,11 @@ import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from .errors import SettingsError
 
-__all__ = ["closed_at_exit", "profile_directory"]
+__all__ = ["closed_at_exit", "newest_scan_id", "profile_directory"]
 
 
 def profile_directory(holding: str, startup_file: str | None = None) -> Path:
@@ -45,6 +46,23 @@ def profile_directory(holding: str, startup_file: str | None = None) -> Path:
         f"There is no {holding} in {' or '.join(map(str, places))}. Startup files are run from "
         "the `startup` directory of their profile, beside which it lies."
     )
+
+
+def newest_scan_id(catalog: Any) -> int:
+    """Return the number of the newest run that a catalog keeps, from which scans are numbered on.
+
+    Parameters
+    ----------
+    catalog :
+        Tiled client of a container of runs.
+
+    Returns
+    -------
+    int
+        0 if there is none.
+    """
+    runs = [run for run in catalog.values().tail(9) if "start" in run.metadata]
+    return runs[-1].metadata["start"].get("scan_id") or 0 if runs else 0
 
 
 def closed_at_exit() -> ExitStack:

@@ -41,18 +41,26 @@ class NodeMissing(TiledUnavailable):
     """The raw run has not been written to Tiled yet."""
 
 
-def stream_nodes(run: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what may be the streams of a run, with their keys; others may have put arrays there."""
+def denoised_in(run: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Yield the denoised streams beside the raw ones: key, stream, and what made it."""
     for key, stream in run.items():
-        if hasattr(stream, "base"):
-            yield key, stream.base
+        if not hasattr(stream, "base"):
+            continue  # an array that somebody has put there
+        provenance = stream.base.metadata.get(METADATA_KEY)
+        if provenance:
+            yield key, stream, dict(provenance)
 
 
 def streams_of(run: Any, derived_uid: str) -> Iterator[tuple[str, Any]]:
     """Yield the streams of a raw run that were written for one derived run, with their keys."""
-    for key, node in stream_nodes(run):
-        if node.metadata.get(METADATA_KEY, {}).get("run_uid") == derived_uid:
-            yield key, node
+    for key, stream, provenance in denoised_in(run):
+        if provenance.get("run_uid") == derived_uid:
+            yield key, stream.base
+
+
+def arrays_of(node: Any) -> dict[str, Any]:
+    """Return the arrays of a stream's node, ``stream.base``; columns would be a request each."""
+    return {key: node[key] for key in node if key != "internal"}
 
 
 def read_a_pixel(stream: Any) -> bool:
@@ -61,8 +69,8 @@ def read_a_pixel(stream: Any) -> bool:
     A server takes the address of any file, and finds out only when the frames are read that
     it may not read there: whatever Tiled raises then is raised.
     """
-    arrays = [stream[key] for key in stream if key != "internal"]
-    for array in arrays:
+    arrays = arrays_of(stream)
+    for array in arrays.values():
         array[(slice(0, 1),) * array.ndim]
     return bool(arrays)
 

@@ -1,8 +1,6 @@
-import re
-
 import numpy as np
 import pytest
-from skimage.filters import gaussian as blur
+from scattering import SHAPE, smooth_scene
 
 from bluesky_denoise.audit import audit_frame, audit_rate
 from bluesky_denoise.denoiser import Denoiser
@@ -18,12 +16,9 @@ from bluesky_denoise.poisson import (
     expected_deviance,
     tail_z,
 )
-from bluesky_denoise.residuals import lost_wave, untold_error
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
 from bluesky_denoise.testing import UnitDenoiser
-
-SHAPE = (128, 160)
 
 
 class Smoother:
@@ -34,23 +29,6 @@ class Smoother:
         if mask is not None:
             rate[:, np.asarray(mask) != 0] = np.nan
         return Denoised(rate.astype(np.float32))
-
-
-def fringes(level, period_px, shape=(256, 256)):
-    rows, cols = np.mgrid[: shape[0], : shape[1]]
-    phase = 2 * np.pi * (cols * np.cos(0.4) + rows * np.sin(0.4)) / period_px
-    return level * (1 + 0.95 * np.cos(phase))
-
-
-def speckle(level, size_px, rng, shape=(256, 256)):
-    field = [blur(rng.normal(size=shape), size_px / 2) for _ in range(2)]
-    intensity = field[0] ** 2 + field[1] ** 2
-    return level * intensity / intensity.mean()
-
-
-def smooth_scene(level, shape=SHAPE):
-    rows, cols = np.mgrid[: shape[0], : shape[1]] / 40.0
-    return level * (1 + 0.3 * np.sin(rows) + 0.4 * np.cos(cols))
 
 
 @pytest.fixture
@@ -330,14 +308,6 @@ def test_counts_of_an_integrating_detector_are_refused_with_the_reason(rng):
     assert np.isnan(verdict.deviance)
 
 
-def test_photons_of_a_fine_scene_pass_where_its_detail_is_kept():
-    rng, denoiser = np.random.default_rng(23), Denoiser.load(threads=1)
-    for scene in (fringes(20, 4), fringes(200, 5), speckle(10, 2, rng), speckle(10, 3, rng)):
-        verdict = audit_frame(rng.poisson(scene), 1.0, denoiser)
-        assert verdict.ok, verdict.reason
-        assert np.isfinite(verdict.deviance)
-
-
 def test_an_uneven_response_at_thousands_of_counts_is_told_pixel_by_pixel():
     rng, denoiser = np.random.default_rng(24), Denoiser.load(threads=1)
     counts = rng.poisson(smooth_scene(3000.0, (192, 192)) * rng.normal(1, 0.03, (192, 192)))
@@ -356,62 +326,6 @@ def test_what_scatters_unlike_photons_fails_and_is_judged_all_the_same(rng):
     assert "neighbouring pixels share their noise" in verdict.reason
     assert "1 hot pixels" in verdict.reason
     assert np.isfinite(verdict.map).all()
-
-
-def test_fine_detail_that_was_lost_in_few_counts_is_told_by_what_neighbours_share():
-    rng, denoiser = np.random.default_rng(25), Denoiser.load(threads=1)
-    for scene in (fringes(0.5, 4), fringes(0.5, 6), fringes(0.5, 8), fringes(0.2, 4)):
-        verdict = audit_frame(rng.poisson(scene), 1.0, denoiser)
-        # Nothing else tells: counting noise hides what a single pixel lacks.
-        reasons = verdict.reason.split("; ")
-        assert [reason[:12] for reason in reasons] == ["error bars t", "fringes were"]
-    scene = speckle(0.1, 2, rng)
-    reasons = [audit_frame(rng.poisson(scene), 1.0, denoiser).reason for _ in range(6)]
-    # 2 to 4 times too small, as the photons fall; from 2 on they are flagged.
-    assert sum("error bars too small" in reason for reason in reasons) >= 4
-    for scene in (fringes(3, 6), smooth_scene(0.1, (256, 256)), smooth_scene(0.5, (256, 256))):
-        assert audit_frame(rng.poisson(scene), 1.0, denoiser).ok
-
-
-def test_errors_that_neighbours_share_are_those_of_the_estimate(rng):
-    rate = np.full((256, 256), 2.0)
-    error = blur(rng.normal(size=rate.shape), 4.0)
-    error *= 0.3 / error.std()
-    counts = rng.poisson(rate)
-    for stated in (0.3, 0.1):
-        ratio, z = untold_error(counts, rate + error, np.full(rate.shape, stated**2))
-        # Neighbours are equally wrong, by 0.3^2 to 2 %; noise adds 2 / sqrt(131072), 6 % of it.
-        assert ratio == pytest.approx((0.3 / (stated + 0.02)) ** 2, rel=0.2)
-        assert z > 5
-    assert audit_rate(counts, rate, seen=counts, sigma=np.full(rate.shape, 0.01)).ok
-    ratio, z = untold_error(counts, rate, np.zeros(rate.shape))
-    assert abs(z) < 4
-    assert untold_error(np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4))) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize("period", [2.5, 4, 12])
-def test_fringes_that_no_pixel_tells_of_are_found_in_the_frequencies(rng, period):
-    scene = fringes(0.1, period)
-    scene[:, 128:] = 0.1  # in half of the frame
-    smooth, sigma = np.full(scene.shape, 0.1), np.full(scene.shape, 0.003)
-    counts, seen = rng.poisson(scene), rng.poisson(scene)
-    found = re.search(
-        r"fringes were lost, of a period of ([\d.]+) pixels",
-        audit_rate(counts, smooth, seen=seen, sigma=sigma).reason,
-    )
-    assert float(found[1]) == pytest.approx(period, rel=0.1)
-    # Told errors are no fault, nor is what the estimate has not lost.
-    assert audit_rate(counts, smooth, seen=seen, sigma=np.full(scene.shape, 0.05)).ok
-    assert audit_rate(counts, scene, seen=seen, sigma=sigma).ok
-
-
-@pytest.mark.parametrize("rate", [1e-4, 0.01, 1, 100])
-@pytest.mark.parametrize("shape", [(1, 1), (16, 17), (256, 300)])
-def test_noise_holds_no_wave(rng, rate, shape):
-    model = np.full(shape, rate)
-    powers = [lost_wave(rng.poisson(model), model, 0 * model)[0] for _ in range(20)]
-    assert max(powers) < 55
-    assert min(shape) < 200 or rate < 0.01 or min(powers) > 20  # the largest of 40,000 places
 
 
 def test_a_wrong_exposure_shows_only_against_an_expected_rate(rng):

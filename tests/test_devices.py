@@ -3,36 +3,24 @@ import threading
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
-import event_model
 import numpy as np
 import pytest
 from bluesky.callbacks import LiveTable
 from bluesky.callbacks.best_effort import BestEffortCallback
 from bluesky.utils import FailedStatus
-from event_model import pack_event_page
+from derived_by_hand import KEY, Derived, at, signals_of
 from live_path import UNIT, settings
 from ophyd.sim import SynAxis
 from ophyd.utils.errors import ReadOnlyError
-from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import DenoiseError, DenoiseTimeout, SettingsError
-from bluesky_denoise.last_event import LastEvent, RawEvent
-from bluesky_denoise.newest_results import Result
-from bluesky_denoise.plans import denoised_count
 from bluesky_denoise.process import DenoiseProcess
-from bluesky_denoise.raw_sums import RawSums
-from bluesky_denoise.results import audit_keys, event_keys, number_keys
-from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
-from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.simulation import ReplayFrames
-from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
-from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
 
 SHAPE = (16, 20)
-KEY = "det_image"
-SPOT = ROI(rows=(16, 32), cols=(14, 30), background_px=4)
 
 
 @pytest.fixture
@@ -57,67 +45,9 @@ def denoise(process, RE):
     return process
 
 
-class Derived:
-    """Derived documents made by hand, when the test says so."""
-
-    def __init__(self, *data_keys):
-        data_keys = data_keys or [KEY]
-        keys = number_keys({key: {} for key in data_keys}, "test") | audit_keys(data_keys, "test")
-        self.keys = [*keys, *event_keys("test")]
-        self.functions = []
-
-    def subscribe(self, func):
-        self.functions.append(func)
-        return 0
-
-    def emit(self, name, doc):
-        for func in self.functions:
-            func(name, doc)
-
-    def open(self, raw_uid, stream="denoised"):
-        self.bundle = event_model.compose_run(metadata={"original_run_uid": raw_uid})
-        self.emit("start", self.bundle.start_doc)
-        data_keys = {k: {"dtype": "number", "shape": [], "source": "test"} for k in self.keys}
-        self.stream = self.bundle.compose_descriptor(name=stream, data_keys=data_keys)
-        self.emit("descriptor", self.stream.descriptor_doc)
-
-    def event(self, seq_num, value, time=1.0):
-        data = dict.fromkeys(self.keys, value) | {"raw_seq_num": seq_num}
-        stamps = dict.fromkeys(data, time)
-        self.emit("event", self.stream.compose_event(data=data, timestamps=stamps, time=time))
-
-
-def signals_of(derived, **kwargs):
-    kwargs = {"data_keys": [KEY], "rois": [], "timeout_s": 5.0, **kwargs}
-    return DenoisedSignals(derived, name="denoised", **kwargs)
-
-
-def at(signals, seq_num, time=1.0, run="raw-run", stream="primary"):
-    """Tell the signals which raw event was the last."""
-    spec = {"dtype": "array", "shape": [16, 16], "source": "sim"}
-    descriptor = {"uid": f"{run} {stream}", "run_start": run, "name": stream}
-    signals.raw("descriptor", {**descriptor, "data_keys": {KEY: spec}})
-    signals.raw("event", {"descriptor": descriptor["uid"], "seq_num": seq_num, "time": time})
-
-
 @pytest.fixture
 def derived():
     return Derived()
-
-
-def test_the_last_event_is_that_of_the_newest_run_that_is_open():
-    signals = signals_of(Derived())
-    assert signals.last_event is None
-    at(signals, 1, run="outer")
-    at(signals, 7, run="inner")
-    assert signals.last_event.run_uid == "inner"
-    at(signals, 2, run="outer")
-    assert signals.last_event[:3] == ("outer", "primary", 2)
-    at(signals, 8, run="inner")
-    signals.raw("stop", {"run_start": "inner"})
-    assert signals.last_event[:3] == ("outer", "primary", 2)
-    signals.raw("stop", {"run_start": "outer"})
-    assert signals.last_event is None
 
 
 def test_a_plan_reads_the_numbers_of_the_frame_it_has_just_taken(RE, det, denoise, counts):
@@ -266,82 +196,6 @@ def test_results_of_runs_without_triggers_are_shown_as_they_come(derived):
         derived.emit("stop", derived.bundle.compose_stop())
 
 
-@pytest.mark.parametrize("kind", ["inline", "files", "async files"])
-def test_a_deadline_can_be_raw_sums_with_the_flag_down(RE, raw, tmp_path, kind):
-    counts = np.random.default_rng(0).poisson(3.0, (3, 48, 48)).astype(np.uint32)
-    frames = ReplayFrames(counts, 1.0)
-    key = "det" if kind == "async files" else KEY
-    if kind == "inline":
-        det = ReplayDetector(name="det", frames=frames)
-    elif kind == "files":
-        det = AreaDetectorReplay(name="det", frames=frames, directory=tmp_path)
-    else:
-        with init_devices():
-            provider = StaticPathProvider(UUIDFilenameProvider(), tmp_path)
-            det = AsyncReplayDetector(provider, frames, exposure_s=1.0, name="det")
-    mask = np.zeros((48, 48), bool)
-    mask[20, 20] = True
-    settings = DenoiseSettings(data_keys=[key], rois={"spot": SPOT}, mask=mask)
-    silent = Derived()
-    signals = DenoisedSignals(silent, settings=settings, timeout_s=0.05, on_timeout="raw",
-                              data_keys=[key], rois=["spot"])  # fmt: skip
-    RE.subscribe(signals.raw)
-    RE(denoised_count([det], 3, denoised=signals))
-    events = [e["data"] for e in raw.by_name["event"] if "denoised_spot_raw_sum" in e["data"]]
-    assert [e["denoised_raw_seq_num"] for e in events] == [1, 2, 3]
-    region, wider = (np.zeros((48, 48), bool) for _ in range(2))
-    region[16:32, 14:30] = True
-    wider[12:36, 10:34] = True  # 4 pixels of frame
-    places = np.stack([np.ones((48, 48)), *np.mgrid[:48, :48]], -1)  # a plane's
-    around, counted = wider & ~region, region & ~mask
-    for event, frame in zip(events, counts, strict=True):
-        inside = frame[counted].sum()
-        plane = np.linalg.lstsq(places[around], frame[around].astype(float))[0]
-        background = (places[counted] @ plane).sum()
-        # Nearly that of their mean: the one masked pixel is all that is uneven.
-        error = np.sqrt(inside + frame[around].sum() * (counted.sum() / around.sum()) ** 2)
-        assert event["denoised_spot_raw_sum"] == inside
-        assert event["denoised_spot_intensity"] == pytest.approx(inside - background)
-        assert event["denoised_spot_intensity_error"] == pytest.approx(error, rel=1e-3)
-        assert np.isnan(event["denoised_spot_denoised_sum"])
-        assert event["denoised_denoise_ok"] is False
-        assert "not denoised within" in event["denoised_denoise_reason"]
-
-
-@pytest.mark.parametrize("kwargs", ["point_number", "frame"])
-def test_raw_sums_are_of_the_last_frame_however_datums_are_counted(RE, raw, tmp_path, kwargs):
-    counts = np.random.default_rng(0).poisson(3.0, (4, 48, 48)).astype(np.uint32)
-    frames = ReplayFrames(counts, 1.0)
-    RE(bp.count([AreaDetectorReplay(name="det", frames=frames, directory=tmp_path)], 4))
-    sums, found = RawSums(DenoiseSettings(read_timeout_s=1)), []
-    for name, doc in raw.documents:
-        if name == "datum":  # as other kinds of files count
-            number = doc["datum_kwargs"]["point_number"]
-            doc = {**doc, "datum_kwargs": {kwargs: number}}
-        sums(name, doc)
-        if name == "event":
-            found.append((sums.measure()["raw_seq_num"], sums.measure()["det_image_raw_total"]))
-    assert found == [(i + 1, frame.sum()) for i, frame in enumerate(counts)]
-
-
-def test_raw_sums_of_a_page_are_of_its_last_event(RE, raw):
-    counts = np.random.default_rng(0).poisson(3.0, (3, 48, 48)).astype(np.uint32)
-    RE(bp.count([ReplayDetector(name="det", frames=ReplayFrames(counts, 1.0))], 3))
-    sums = RawSums(DenoiseSettings())
-    events = [doc for name, doc in raw.documents if name == "event"]
-    for name, doc in raw.documents:
-        if name in ("start", "descriptor"):
-            sums(name, doc)
-    sums("event_page", pack_event_page(*events))
-    assert sums.value.seq_num == 3
-    assert sums.measure()["det_image_raw_total"] == counts[2].sum()
-
-
-def test_raw_sums_need_the_settings_of_the_denoiser(derived):
-    with pytest.raises(SettingsError, match="give DenoisedSignals its `settings`"):
-        signals_of(derived, on_timeout="raw")
-
-
 def test_a_derived_run_that_ended_is_not_waited_for(derived, logged):
     signals = signals_of(derived)
     derived.open("raw-run")
@@ -472,36 +326,3 @@ def test_best_effort_plots_the_signals_against_the_motor_untold(RE, det, denoise
     RE(denoised_scan([det], motor, -1, 1, 5, denoised=signals))
     assert "denoised_det_image_denoised_total" in bec.peaks["com"]
     assert -1 <= bec.peaks["com"]["denoised_det_image_denoised_total"] <= 1
-
-
-def test_the_last_event_is_that_of_a_running_run_with_frames(RE, det):
-    last = LastEvent()
-    motor = SynAxis(name="motor")
-    seen = []
-
-    @bpp.run_decorator()
-    def plan():
-        yield from bps.trigger_and_read([motor], "motors")
-        seen.append(last.value)
-        yield from bps.trigger_and_read([det])
-        seen.append(last.value)
-        yield from bps.trigger_and_read([motor], "motors")
-        seen.append(last.value)
-
-    RE.subscribe(last)
-    (uid,) = RE(plan())
-    assert seen[0] is None
-    assert seen[1][:3] == (uid, "primary", 1)
-    assert seen[2] == seen[1]
-    assert last.value is None
-
-
-def test_only_what_was_denoised_since_answers_for_a_point_that_is_taken_again():
-    """After a pause: points 1 and 2 were taken, and are taken again."""
-    second = Result(2, 11.0, {})
-    assert second.answers(RawEvent("run", "primary", 1, 10.0))
-    assert not second.answers(RawEvent("run", "primary", 1, 20.0))
-    assert not second.answers(RawEvent("run", "primary", 2, 21.0))
-    assert Result(1, 20.0, {}).answers(RawEvent("run", "primary", 1, 20.0))
-    assert not Result(1, 20.0, {}).answers(RawEvent("run", "primary", 2, 21.0))
-    assert Result(3, 30.0, {}).answers(RawEvent("run", "primary", 3, 0.0))  # of a fly scan

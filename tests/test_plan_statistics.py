@@ -86,7 +86,7 @@ def test_an_absolute_error_costs_less_than_one_count_of_a_point(background, abso
 @pytest.mark.slow
 def test_adaptive_exposures_reach_the_error_that_was_asked_for(RE, raw, motor, denoiser):
     det, denoised = detector(seed=1), denoised_here(RE, denoiser)
-    num = 60
+    num = 100
     RE(
         adaptive_exposure_scan(
             *([det], denoised, "satellite", motor, 0, 1, num),
@@ -103,8 +103,8 @@ def test_adaptive_exposures_reach_the_error_that_was_asked_for(RE, raw, motor, d
     assert reached.all()
     assert (error / intensity).max() < 0.105  # of the corrected intensity, 1 % less
     pulls = (intensity - 100.0) / error
-    assert np.std(pulls, ddof=1) == pytest.approx(1.0, abs=0.27)  # 0.09 for 60 points: 3 sigma
-    # 0.13 for 60 points; 0.1 since a low intensity comes with a small error
+    assert np.std(pulls, ddof=1) == pytest.approx(1.0, abs=0.2)  # 0.07 for 100 points: 3 sigma
+    # 0.1 for 100 points, 3 sigma; 0.1 since a low intensity comes with a small error
     # (benchmarks/stopping.py); 0.1 for a bias of the ROI's intensity of 1 percent. It was
     # -0.42 when this was set: more than the second and third are known to explain.
     assert abs(pulls.mean()) < 0.5

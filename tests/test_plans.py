@@ -399,6 +399,13 @@ def test_references_need_a_denoiser_that_denoises_them(RE, det, motor):
         RE(plan)
 
 
+@pytest.mark.parametrize("every", [0, 0.5, "2"])
+def test_references_are_taken_at_whole_points(RE, det, motor, denoised, every):
+    asked = {"denoised": denoised, "reference_every": every, "reference_s": 1.0}
+    with pytest.raises(SettingsError, match=f"reference_every is {every!r}; expected"):
+        RE(denoised_scan([det], motor, -1, 1, 3, **asked))
+
+
 def test_pairs_are_of_the_same_points_and_carry_their_exposures(RE, raw, det, motor, denoised):
     RE(paired_exposures([det], motor, -1, 1, num=3, short_s=0.1, long_s=2.0, denoised=denoised))
     short, long = events_of(raw, "short"), events_of(raw, "long")

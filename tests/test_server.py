@@ -33,16 +33,18 @@ def test_a_directory_is_read_by_whatever_path_leads_to_it(RE, motor, tmp_path, m
     (tmp_path / "sub").mkdir()
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     monkeypatch.chdir(tmp_path / "sub")
-    with embedded_tiled("../link/data") as uri:
-        client = from_uri(uri)
-        with client.context:
-            RE.subscribe(TiledWriter(client))
-            (uid,) = RE(bp.scan([motor], motor, -1, 1, 3))
-    with embedded_tiled(tmp_path / "data") as uri:
-        client = from_uri(uri)
-        with client.context:
-            positions = client[uid]["primary"]["motor"].read()
-            np.testing.assert_array_equal(positions, [-1, 0, 1])
+    for written, read in (("../data", tmp_path / "data"), (tmp_path / "link" / "data", "../data")):
+        with embedded_tiled(written) as uri:
+            client = from_uri(uri)
+            with client.context:
+                token = RE.subscribe(TiledWriter(client))
+                (uid,) = RE(bp.scan([motor], motor, -1, 1, 3))
+                RE.unsubscribe(token)
+        with embedded_tiled(read) as uri:
+            client = from_uri(uri)
+            with client.context:
+                positions = client[uid]["primary"]["motor"].read()
+                np.testing.assert_array_equal(positions, [-1, 0, 1])
 
 
 def test_one_directory_to_read_is_no_list_of_letters(tmp_path):

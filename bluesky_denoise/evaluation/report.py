@@ -16,6 +16,7 @@ from bluesky_denoise.evaluation.results import Evaluation
 from bluesky_denoise.evaluation.run import Gallery
 from bluesky_denoise.evaluation.table import Table, without_repeats
 from bluesky_denoise.evaluation.tables import all_tables, gate_table
+from bluesky_denoise.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,8 +102,7 @@ def write_report(result: Evaluation, gates: Sequence[Gate], gallery: Gallery, pa
         f"bluesky_denoise {about.get('package')}, torch {about.get('torch')}, "
         f"{about.get('device')} · {about.get('minutes')} minutes"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
+    page = (
         "<!doctype html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -113,9 +113,9 @@ def write_report(result: Evaluation, gates: Sequence[Gate], gallery: Gallery, pa
         "</div></header>"
         f"<nav><div>{nav}</div></nav><main>{''.join(parts)}"
         "<footer>No frame is part of what it is compared with. Written by "
-        "<code>bluesky-denoise evaluate --report</code>.</footer></main></body></html>\n",
-        encoding="utf-8",
+        "<code>bluesky-denoise evaluate --report</code>.</footer></main></body></html>\n"
     )
+    write_whole({path: page.encode()})
 
 
 def _cards(result: Evaluation, gates: Sequence[Gate]) -> str:

@@ -18,6 +18,7 @@ from bluesky_denoise.evaluation.shift import ShiftScore
 from bluesky_denoise.evaluation.speed import SpeedScore
 from bluesky_denoise.evaluation.spots import SpotScore
 from bluesky_denoise.evaluation.thinned import ThinnedScore
+from bluesky_denoise.whole_files import write_whole
 
 __all__ = ["Evaluation", "read_evaluations", "write_json"]
 
@@ -67,8 +68,8 @@ _LISTS: dict[str, type] = {
 def write_json(result: Evaluation, path: Path, gates: list[Any]) -> None:
     """Write all scores and gates; what is not finite becomes null, infinite the text ``inf``."""
     content = asdict(result) | {"gates": [asdict(gate) for gate in gates]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+    text = json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
+    write_whole({path: text.encode()})
 
 
 def _plain(value: Any) -> Any:

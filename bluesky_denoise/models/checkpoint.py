@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from bluesky_denoise.errors import CheckpointError, ModelNotFound
 from bluesky_denoise.models import build_model
+from bluesky_denoise.whole_files import check_place, write_whole
 
 __all__ = [
     "WEIGHTS",
@@ -77,19 +77,9 @@ def save_checkpoint(model: nn.Module, path: str | Path, card: dict[str, Any]) ->
     written["sha256"] = hashlib.sha256(data).hexdigest()
     written["package_version"] = version("bluesky-denoise")
     text = json.dumps(written, indent=2) + "\n"
-    contents = {path: data, path.with_suffix(".json"): text.encode()}
-    parts = {target: _part(target) for target in contents}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Nothing is replaced before all is on the disk: weights and card belong together.
-        for target, content in contents.items():
-            parts[target].write_bytes(content)
-        for target, part in parts.items():
-            part.replace(target)
+        write_whole({path: data, path.with_suffix(".json"): text.encode()})
     except OSError as error:
-        for part in parts.values():
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path} cannot be written: {error}. What was there is as it was."
         ) from error
@@ -104,23 +94,12 @@ def check_writable(path: Path) -> None:
     CheckpointError
         If weights or card are a folder there, or no file can be made.
     """
-    for target in (path, path.with_suffix(".json")):
-        if target.is_dir():
-            raise CheckpointError(
-                f"{path} cannot be written: {target} is a folder; expected the name of a file."
-            )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _part(path).touch()
-        _part(path).unlink()
+        check_place(path, path.with_suffix(".json"))
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be written: {error}. Give a place where files can be made."
         ) from None
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
 
 
 def _state(model: nn.Module) -> list[tuple[str, Any]]:

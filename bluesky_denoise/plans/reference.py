@@ -61,6 +61,8 @@ class ReferencePoints:
                 f"{', '.join(denoised.streams)}. Set `streams` to ['primary', {_STREAM!r}]."
             )
         check_above_zero(reference_every=every, reference_s=exposure_s)
+        if every < 1:
+            raise SettingsError(f"reference_every is {every!r}; expected points, 1 or more.")
         self._denoised, self._every, self._exposure_s = denoised, every, float(exposure_s)
         self._points = 0
         names = [f"{roi}_{what}" for roi in denoised.rois for what in ("pull", "denoised_ratio")]

@@ -1,13 +1,13 @@
 """The state of a fit on disk, from which it goes on after a kill."""
 
 import io
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bluesky_denoise.errors import CheckpointError
+from bluesky_denoise.whole_files import write_whole
 
 __all__ = ["load_state", "save_state"]
 
@@ -28,13 +28,9 @@ def save_state(path: Path, made_with: dict[str, Any], state: dict[str, Any]) -> 
     """
     data = io.BytesIO()
     torch.save({"made_with": made_with, "state": state}, data)
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(data.getbuffer())
-        part.replace(path)
+        write_whole({path: data.getbuffer()})
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise CheckpointError(
             f"The state {path} cannot be written: {error}. What was there is as it was."
         ) from error

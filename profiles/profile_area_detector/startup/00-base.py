@@ -9,7 +9,7 @@ from tiled.client import from_uri
 
 from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.errors import SettingsError
-from bluesky_denoise.startup import closed_at_exit, profile_directory
+from bluesky_denoise.startup import closed_at_exit, newest_scan_id, profile_directory
 
 PROFILE = profile_directory("beamline.yaml", globals().get("__file__"))
 BEAMLINE_FILE = PROFILE / "beamline.yaml"
@@ -24,9 +24,7 @@ RE = RunEngine({})
 cat = None
 if BEAMLINE.get("tiled_uri"):
     cat = from_uri(BEAMLINE["tiled_uri"])
-    # Scans are numbered on from the newest run that is kept.
-    _runs = [run for run in cat.values().tail(9) if "start" in run.metadata]
-    RE.md["scan_id"] = _runs[-1].metadata["start"].get("scan_id") or 0 if _runs else 0
+    RE.md["scan_id"] = newest_scan_id(cat)
     # A server error must not end a scan: what Tiled does not take is kept here.
     RE.subscribe(
         TiledWriter(cat, batch_size=1, backup_dictionary=RawBackup(PROFILE / "raw_backup"))

@@ -13,7 +13,7 @@ from tiled.client import from_uri
 from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.server import embedded_tiled
-from bluesky_denoise.startup import closed_at_exit, profile_directory
+from bluesky_denoise.startup import closed_at_exit, newest_scan_id, profile_directory
 
 logging.getLogger("bluesky_denoise").setLevel(logging.WARNING)
 
@@ -42,7 +42,5 @@ TILED_URI = _session.enter_context(embedded_tiled(DATA, port=SETTINGS["tiled_por
 WEB_PAGE = TILED_URI.replace("/api/v1?", "/ui/browse/?")
 cat = from_uri(TILED_URI)
 
-# Scans are numbered on from the newest run that is kept.
-_runs = [run for run in cat.values().tail(9) if "start" in run.metadata]
-RE = RunEngine({"scan_id": _runs[-1].metadata["start"].get("scan_id") or 0 if _runs else 0})
+RE = RunEngine({"scan_id": newest_scan_id(cat)})
 RE.subscribe(TiledWriter(cat, batch_size=1, backup_dictionary=RawBackup(DATA / "raw_backup")))

@@ -1,0 +1,61 @@
+"""Which raw event the newest result has to be of."""
+
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
+import numpy as np
+from derived_by_hand import Derived, at, signals_of
+from ophyd.sim import SynAxis
+
+from bluesky_denoise.last_event import LastEvent, RawEvent
+from bluesky_denoise.newest_results import Result
+from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+
+
+def test_the_last_event_is_that_of_the_newest_run_that_is_open():
+    signals = signals_of(Derived())
+    assert signals.last_event is None
+    at(signals, 1, run="outer")
+    at(signals, 7, run="inner")
+    assert signals.last_event.run_uid == "inner"
+    at(signals, 2, run="outer")
+    assert signals.last_event[:3] == ("outer", "primary", 2)
+    at(signals, 8, run="inner")
+    signals.raw("stop", {"run_start": "inner"})
+    assert signals.last_event[:3] == ("outer", "primary", 2)
+    signals.raw("stop", {"run_start": "outer"})
+    assert signals.last_event is None
+
+
+def test_the_last_event_is_that_of_a_running_run_with_frames(RE):
+    det = ReplayDetector(name="det", frames=ReplayFrames(np.ones((1, 16, 20), int), 1.0))
+    last = LastEvent()
+    motor = SynAxis(name="motor")
+    seen = []
+
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.trigger_and_read([motor], "motors")
+        seen.append(last.value)
+        yield from bps.trigger_and_read([det])
+        seen.append(last.value)
+        yield from bps.trigger_and_read([motor], "motors")
+        seen.append(last.value)
+
+    RE.subscribe(last)
+    (uid,) = RE(plan())
+    assert seen[0] is None
+    assert seen[1][:3] == (uid, "primary", 1)
+    assert seen[2] == seen[1]
+    assert last.value is None
+
+
+def test_only_what_was_denoised_since_answers_for_a_point_that_is_taken_again():
+    """After a pause: points 1 and 2 were taken, and are taken again."""
+    second = Result(2, 11.0, {})
+    assert second.answers(RawEvent("run", "primary", 1, 10.0))
+    assert not second.answers(RawEvent("run", "primary", 1, 20.0))
+    assert not second.answers(RawEvent("run", "primary", 2, 21.0))
+    assert Result(1, 20.0, {}).answers(RawEvent("run", "primary", 1, 20.0))
+    assert not Result(1, 20.0, {}).answers(RawEvent("run", "primary", 2, 21.0))
+    assert Result(3, 30.0, {}).answers(RawEvent("run", "primary", 3, 0.0))  # of a fly scan

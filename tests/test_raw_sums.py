@@ -1,0 +1,96 @@
+"""Raw sums in place of results that do not come in time."""
+
+import bluesky.plans as bp
+import numpy as np
+import pytest
+from derived_by_hand import KEY, Derived, signals_of
+from event_model import pack_event_page
+from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
+
+from bluesky_denoise.devices import DenoisedSignals
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans import denoised_count
+from bluesky_denoise.raw_sums import RawSums
+from bluesky_denoise.roi import ROI
+from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+
+SPOT = ROI(rows=(16, 32), cols=(14, 30), background_px=4)
+
+
+@pytest.mark.parametrize("kind", ["inline", "files", "async files"])
+def test_a_deadline_can_be_raw_sums_with_the_flag_down(RE, raw, tmp_path, kind):
+    counts = np.random.default_rng(0).poisson(3.0, (3, 48, 48)).astype(np.uint32)
+    frames = ReplayFrames(counts, 1.0)
+    key = "det" if kind == "async files" else KEY
+    if kind == "inline":
+        det = ReplayDetector(name="det", frames=frames)
+    elif kind == "files":
+        det = AreaDetectorReplay(name="det", frames=frames, directory=tmp_path)
+    else:
+        with init_devices():
+            provider = StaticPathProvider(UUIDFilenameProvider(), tmp_path)
+            det = AsyncReplayDetector(provider, frames, exposure_s=1.0, name="det")
+    mask = np.zeros((48, 48), bool)
+    mask[20, 20] = True
+    settings = DenoiseSettings(data_keys=[key], rois={"spot": SPOT}, mask=mask)
+    silent = Derived()
+    signals = DenoisedSignals(silent, settings=settings, timeout_s=0.05, on_timeout="raw",
+                              data_keys=[key], rois=["spot"])  # fmt: skip
+    RE.subscribe(signals.raw)
+    RE(denoised_count([det], 3, denoised=signals))
+    events = [e["data"] for e in raw.by_name["event"] if "denoised_spot_raw_sum" in e["data"]]
+    assert [e["denoised_raw_seq_num"] for e in events] == [1, 2, 3]
+    region, wider = (np.zeros((48, 48), bool) for _ in range(2))
+    region[16:32, 14:30] = True
+    wider[12:36, 10:34] = True  # 4 pixels of frame
+    places = np.stack([np.ones((48, 48)), *np.mgrid[:48, :48]], -1)  # a plane's
+    around, counted = wider & ~region, region & ~mask
+    for event, frame in zip(events, counts, strict=True):
+        inside = frame[counted].sum()
+        plane = np.linalg.lstsq(places[around], frame[around].astype(float))[0]
+        background = (places[counted] @ plane).sum()
+        # Nearly that of their mean: the one masked pixel is all that is uneven.
+        error = np.sqrt(inside + frame[around].sum() * (counted.sum() / around.sum()) ** 2)
+        assert event["denoised_spot_raw_sum"] == inside
+        assert event["denoised_spot_intensity"] == pytest.approx(inside - background)
+        assert event["denoised_spot_intensity_error"] == pytest.approx(error, rel=1e-3)
+        assert np.isnan(event["denoised_spot_denoised_sum"])
+        assert event["denoised_denoise_ok"] is False
+        assert "not denoised within" in event["denoised_denoise_reason"]
+
+
+@pytest.mark.parametrize("kwargs", ["point_number", "frame"])
+def test_raw_sums_are_of_the_last_frame_however_datums_are_counted(RE, raw, tmp_path, kwargs):
+    counts = np.random.default_rng(0).poisson(3.0, (4, 48, 48)).astype(np.uint32)
+    frames = ReplayFrames(counts, 1.0)
+    RE(bp.count([AreaDetectorReplay(name="det", frames=frames, directory=tmp_path)], 4))
+    sums, found = RawSums(DenoiseSettings(read_timeout_s=1)), []
+    for name, doc in raw.documents:
+        if name == "datum":  # as other kinds of files count
+            number = doc["datum_kwargs"]["point_number"]
+            doc = {**doc, "datum_kwargs": {kwargs: number}}
+        sums(name, doc)
+        if name == "event":
+            found.append((sums.measure()["raw_seq_num"], sums.measure()["det_image_raw_total"]))
+    assert found == [(i + 1, frame.sum()) for i, frame in enumerate(counts)]
+
+
+def test_raw_sums_of_a_page_are_of_its_last_event(RE, raw):
+    counts = np.random.default_rng(0).poisson(3.0, (3, 48, 48)).astype(np.uint32)
+    RE(bp.count([ReplayDetector(name="det", frames=ReplayFrames(counts, 1.0))], 3))
+    sums = RawSums(DenoiseSettings())
+    events = [doc for name, doc in raw.documents if name == "event"]
+    for name, doc in raw.documents:
+        if name in ("start", "descriptor"):
+            sums(name, doc)
+    sums("event_page", pack_event_page(*events))
+    assert sums.value.seq_num == 3
+    assert sums.measure()["det_image_raw_total"] == counts[2].sum()
+
+
+def test_raw_sums_need_the_settings_of_the_denoiser():
+    with pytest.raises(SettingsError, match="give DenoisedSignals its `settings`"):
+        signals_of(Derived(), on_timeout="raw")
