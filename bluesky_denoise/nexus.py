@@ -15,6 +15,7 @@ from .archive import EventArray, raw_rows
 from .catalog import FROM_ARCHIVE, DenoisedStream
 from .errors import SettingsError
 from .frame_keys import raw_key
+from .tiled_streams import arrays_of
 
 __all__ = ["export_nexus"]
 
@@ -77,8 +78,7 @@ def export_nexus(
     rows = len(table)
     stamps = {"time", "seq_num", *(f"ts_{key}" for key in node.metadata["data_keys"])}
     columns = {key: table[key].to_numpy() for key in table.columns if key not in stamps}
-    frames = {key: node[key] for key in node if key != "internal"}
-    frames = {key: array for key, array in frames.items() if array.ndim >= 3}
+    frames = {key: array for key, array in arrays_of(node).items() if array.ndim >= 3}
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with h5py.File(part, "w") as file:

@@ -11,6 +11,7 @@ from .errors import DenoiseError
 from .frame_checks import valid_pixels
 from .frame_keys import raw_key
 from .screen import block_maxima, block_px, block_residuals, show_blocks
+from .tiled_streams import arrays_of
 
 __all__ = ["draw_event"]
 
@@ -44,17 +45,18 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     from matplotlib.colors import LogNorm
 
     raw = run[denoised.raw_stream].base if denoised.raw_stream in run else {}
-    specs = denoised.stream.base.metadata["data_keys"]
-    raw_keys = {key: raw_key(key, spec) for key, spec in specs.items()}
-    frames = [key for key in denoised.stream if denoised.stream[key].ndim >= 3]
+    node = denoised.stream.base
+    raw_keys = {key: raw_key(key, spec) for key, spec in node.metadata["data_keys"].items()}
+    frames = {key: array for key, array in arrays_of(node).items() if array.ndim >= 3}
     keys = [key for key in frames if raw_keys[key] in raw]
     if not keys:
         what = "raw" if frames else "denoised"
         raise DenoiseError(f"There are no {what} frames of {denoised.name} in Tiled to draw.")
-    seq_nums = np.asarray(denoised.stream["raw_seq_num"].read(), int)
-    columns = 4 if any(f"{key}_sigma" in denoised.stream for key in keys) else 3
+    table = node["internal"].read(["raw_seq_num", *(f"{key}_exposure_s" for key in keys)])
+    seq_nums = table["raw_seq_num"].to_numpy(int)
+    columns = 4 if any(f"{key}_sigma" in frames for key in keys) else 3
     # As high as the frames are at this width, with room for a title.
-    heights = [4.0 * np.divide(*denoised.stream[key].shape[-2:]) + 0.6 for key in keys]
+    heights = [4.0 * np.divide(*frames[key].shape[-2:]) + 0.6 for key in keys]
     figure, axes = plt.subplots(
         *(len(keys), columns),
         figsize=(4.7 * columns, sum(heights) + 0.4),
@@ -63,8 +65,8 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         squeeze=False,
     )
     for row, key in zip(axes, keys, strict=True):
-        exposure_s = float(denoised.stream[f"{key}_exposure_s"].read()[event - 1])
-        rate = np.asarray(denoised.stream[key][event - 1], float)
+        exposure_s = float(table[f"{key}_exposure_s"][event - 1])
+        rate = np.asarray(frames[key][event - 1], float)
         rate = rate.reshape(-1, *rate.shape[-2:])[0]
         events = EventArray(raw, raw_keys[key])
         order = raw_rows(
@@ -97,8 +99,8 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
             (f"denoised, {denoised.model}", np.maximum(rates, floor), "counts / s", rated),
             ("raw - denoised", residual, "standard deviations", around_0),
         ]
-        if f"{key}_sigma" in denoised.stream:
-            error = np.asarray(denoised.stream[f"{key}_sigma"][event - 1], float)
+        if f"{key}_sigma" in frames:
+            error = np.asarray(frames[f"{key}_sigma"][event - 1], float)
             error = block_maxima(error.reshape(-1, *error.shape[-2:])[0], block)
             images.append(("standard error", np.maximum(error, floor), "counts / s", rated))
         for axis, (title, image, unit, options) in zip(row, images, strict=False):

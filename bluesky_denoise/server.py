@@ -1,11 +1,14 @@
 """A Tiled server inside this process, for demos, tests, and one-person beamlines."""
 
+import asyncio
 import logging
 import os
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,8 +56,8 @@ def embedded_tiled(
     Raises
     ------
     SettingsError
-        If the key has other characters than letters and digits, the port is none, or the
-        directory cannot be made.
+        If the key has other characters than letters and digits, the port is none, the directory
+        cannot be made, or what is in it is no catalog of the Tiled that is installed.
     TiledUnavailable
         If the port is taken, or the server does not answer.
 
@@ -90,6 +93,7 @@ def embedded_tiled(
             "can be written."
         ) from None
     api_key = api_key or secrets.token_hex(16)
+    _make_catalog(directory / "catalog.db")
     catalog = catalog_from_uri(
         str(directory / "catalog.db"),
         writable_storage=[str(directory / "data"), f"sqlite:///{directory / 'tables.db'}"],
@@ -98,7 +102,6 @@ def embedded_tiled(
             # Earlier versions registered tables under the link.
             *(f"sqlite:///{path / 'tables.db'}" for path in links),
         ],
-        init_if_not_exists=True,
         # One connection to the tables: a second writer would find SQLite locked.
         storage_pool_size=1,
         storage_max_overflow=0,
@@ -124,6 +127,54 @@ def embedded_tiled(
     with ThreadedServer(config).run_in_thread() as url:
         _wait_until_ready(url)
         yield f"{url}/api/v1?api_key={api_key}"
+
+
+def _make_catalog(path: Path) -> None:
+    """Make the tables of a catalog, if there are none yet, as ``tiled catalog init`` does.
+
+    Tiled itself would start another Python for it, which takes seconds each time.
+    """
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from sqlalchemy.exc import DatabaseError
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from tiled.alembic_utils import (
+        DatabaseUpgradeNeeded,
+        UninitializedDatabase,
+        UnrecognizedDatabase,
+        check_database,
+    )
+    from tiled.catalog.alembic_constants import ALEMBIC_DIR
+    from tiled.catalog.core import ALL_REVISIONS, REQUIRED_REVISION, initialize_database
+
+    def stamp(connection: Any) -> None:
+        scripts = ScriptDirectory(ALEMBIC_DIR)
+        MigrationContext.configure(connection).stamp(scripts, REQUIRED_REVISION)
+
+    async def make() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+        try:
+            await check_database(engine, REQUIRED_REVISION, ALL_REVISIONS)
+        except UninitializedDatabase:
+            await initialize_database(engine)
+            async with engine.begin() as connection:
+                await connection.run_sync(stamp)
+        finally:
+            await engine.dispose()
+
+    try:
+        with ThreadPoolExecutor(1) as pool:  # a notebook has a loop in the main thread
+            pool.submit(asyncio.run, make()).result()
+    except DatabaseUpgradeNeeded:
+        raise SettingsError(
+            f"The catalog {path} is of an older Tiled. Keep a copy, and run "
+            f"`tiled catalog upgrade-database {shlex.quote(f'sqlite:///{path}')}`."
+        ) from None
+    except (UnrecognizedDatabase, DatabaseError) as error:
+        raise SettingsError(
+            f"{path} cannot be read as a catalog of this Tiled: {str(error).splitlines()[0]}. "
+            "Give a directory that is new, or one in which this server has kept its files."
+        ) from None
 
 
 def _paths(directory: str | Path) -> list[Path]:

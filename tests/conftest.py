@@ -1,6 +1,7 @@
 import logging
 import os
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 # Read when tiled is imported: a server that a test has stopped is to be missed soon.
@@ -62,10 +63,13 @@ def motor():
 @pytest.fixture(scope="session")
 def tiled(tmp_path_factory):
     """Serve Tiled, which may read all that the tests write."""
+    import fastapi.dependencies.utils as fastapi
     from tiled.client import from_uri
 
     from bluesky_denoise.server import embedded_tiled
 
+    # It reads the signatures of all that Tiled depends on anew in each request.
+    fastapi.get_typed_signature = cache(fastapi.get_typed_signature)
     directory = tmp_path_factory.mktemp("tiled")
     with embedded_tiled(directory, readable=[tmp_path_factory.getbasetemp()]) as uri:
         client = from_uri(uri)

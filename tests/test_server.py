@@ -1,10 +1,16 @@
 """The Tiled server inside a process."""
 
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
 import bluesky.plans as bp
 import httpx
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
+from tiled.catalog.core import ALL_REVISIONS
 from tiled.client import from_uri
 from tiled.structures.array import ArrayStructure
 from tiled.structures.data_source import Asset, DataSource, Management
@@ -26,6 +32,36 @@ def test_a_file_is_no_directory_of_a_server(tmp_path):
     (tmp_path / "taken").write_text("")
     told = "keep its files in .*taken: Not a directory"
     with pytest.raises(SettingsError, match=told), embedded_tiled(tmp_path / "taken"):
+        pass
+
+
+def catalog_of(path):
+    with closing(sqlite3.connect(path)) as tables:
+        schema = set(tables.execute("SELECT name, sql FROM sqlite_master"))
+        return schema, tables.execute("SELECT * FROM alembic_version").fetchall()
+
+
+def test_the_catalog_is_one_that_tiled_would_make(tmp_path):
+    with embedded_tiled(tmp_path):
+        pass
+    expected = tmp_path / "expected.db"
+    command = [sys.executable, "-m", "tiled", "catalog", "init", f"sqlite:///{expected}"]
+    subprocess.run(command, capture_output=True, check=True)
+    assert catalog_of(tmp_path / "catalog.db") == catalog_of(expected)
+
+
+def test_a_catalog_of_another_tiled_is_refused_with_what_to_do(tmp_path):
+    with embedded_tiled(tmp_path):
+        pass
+    catalog = tmp_path / "catalog.db"
+    with closing(sqlite3.connect(catalog)) as tables, tables:
+        tables.execute("UPDATE alembic_version SET version_num = ?", (ALL_REVISIONS[1],))
+    told = rf"is of an older Tiled.*upgrade-database sqlite:///{catalog}`"
+    with pytest.raises(SettingsError, match=told), embedded_tiled(tmp_path):
+        pass
+    catalog.write_text("SQLite" * 100)
+    told = "cannot be read as a catalog .*file is not a database"
+    with pytest.raises(SettingsError, match=told), embedded_tiled(tmp_path):
         pass
 
 
