@@ -17,12 +17,13 @@ bench: .venv/installed
 evaluate: .venv/installed
 	$(BIN)/bluesky-denoise evaluate $(DATA) --report evaluation_report.html --json evaluation.json
 
-# Evaluates on both, and writes the figures into docs/.
+# Evaluates on both, and writes the figures into docs/ and the card of the weights.
 trust: .venv/installed
 	mkdir -p results
 	$(BIN)/bluesky-denoise evaluate --report evaluation_report.html --json results/shipped.json
 	$(if $(DATA),$(BIN)/bluesky-denoise evaluate $(DATA) --json results/measured.json)
-	$(BIN)/python -m bluesky_denoise.evaluation.trust docs results/shipped.json $(if $(DATA),results/measured.json)
+	$(BIN)/python -m bluesky_denoise.evaluation.trust docs results/shipped.json $(if $(DATA),results/measured.json) \
+		--card bluesky_denoise/models/weights/default.json
 
 docs: .venv/installed
 	$(BIN)/python -m pytest tests/test_docs.py tests/test_plans_docs.py

@@ -3,6 +3,7 @@ import json
 import locale
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -36,7 +37,7 @@ from bluesky_denoise.evaluation.speed import SpeedScore
 from bluesky_denoise.evaluation.spots import GAUSSIAN
 from bluesky_denoise.evaluation.table import Table, markdown, without_repeats
 from bluesky_denoise.evaluation.tables import all_tables
-from bluesky_denoise.evaluation.trust import fill
+from bluesky_denoise.evaluation.trust import fill, write_figures
 from bluesky_denoise.models.checkpoint import resolve_checkpoint
 from bluesky_denoise.testing import UnitDenoiser
 
@@ -398,6 +399,24 @@ def test_figures_go_between_the_markers_of_a_document_and_missed_gates_are_named
     assert "Not measured" in fill("<!-- begin spots -->\n<!-- end spots -->", [result])
     with pytest.raises(SettingsError, match="no table 'spot'; there are gates, thinned"):
         fill("<!-- begin spot -->\n<!-- end spot -->", [result])
+
+
+def test_the_card_of_weights_gets_the_gates_of_its_own_evaluations_alone(tmp_path):
+    told = {"sha256": "abc", "command": "bluesky-denoise evaluate", "data": "d", "date": "today"}
+    result = Evaluation("ours", told, speed=[SpeedScore("Anscombe + BM3D", 42.0, "195 x 487")])
+    (tmp_path / "scores.json").write_text(json.dumps(asdict(result)))
+    card = tmp_path / "ours.json"
+    card.write_text('{"sha256": "abc", "metrics": {"old": {}}, "notes": "kept"}')
+    write_figures(tmp_path, [tmp_path / "scores.json"], card)
+    written = json.loads(card.read_text())
+    assert written["notes"] == "kept"
+    (figures,) = written["metrics"].values()
+    assert figures["command"] == "bluesky-denoise evaluate"
+    (gate,) = figures["gates"]
+    assert (gate["check"], gate["figure"], gate["met"]) == ("speed", "42 times", False)
+    card.write_text('{"sha256": "of others"}')
+    with pytest.raises(SettingsError, match=r"of d are of weights abc; the card is of of ot"):
+        write_figures(tmp_path, [tmp_path / "scores.json"], card)
 
 
 @pytest.mark.parametrize("masked", [np.s_[:, :150], np.s_[55:, :], np.s_[30:50, :]])

@@ -1,14 +1,17 @@
-"""``python -m bluesky_denoise.evaluation.trust DOCS SCORES.json...``: figures into documents.
+"""``python -m bluesky_denoise.evaluation.trust DOCS SCORES.json...``: figures where they are told.
 
 Every Markdown file of a folder is searched for pairs of lines ``<!-- begin NAME -->`` and
 ``<!-- end NAME -->``; what is between them is replaced by the table of that name, of each
-evaluation. ``gates`` is the table of gates, other names are keys of `Table`.
+evaluation. ``gates`` is the table of gates, other names are keys of `Table`. With ``--card``,
+the gates become the ``metrics`` of a card of weights, too.
 """
 
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,8 +20,9 @@ from bluesky_denoise.evaluation.gates import judge
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations
 from bluesky_denoise.evaluation.table import markdown
 from bluesky_denoise.evaluation.tables import KEYS, all_tables, gate_table
+from bluesky_denoise.whole_files import write_whole
 
-__all__ = ["fill", "write_figures"]
+__all__ = ["fill", "metrics", "write_figures"]
 
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
@@ -65,9 +69,38 @@ def _part(name: str, evaluation: Evaluation) -> str:
     return f"{head}\n{markdown(tables[0])}\n" if tables else ""
 
 
+def metrics(card: dict[str, Any], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return what a card tells of its weights: the gates of each evaluation, and its command.
+
+    Parameters
+    ----------
+    card : of the weights that were judged
+    evaluations : of different data
+
+    Raises
+    ------
+    SettingsError
+        If an evaluation is of other weights.
+    """
+    found = {}
+    for evaluation in evaluations:
+        about = evaluation.about
+        if about.get("sha256") != card["sha256"]:
+            raise SettingsError(
+                f"The scores of {about.get('data')} are of weights "
+                f"{str(about.get('sha256'))[:12]}; the card is of {card['sha256'][:12]}."
+            )
+        gates = [asdict(gate) for gate in judge(evaluation)]
+        found[about["data"]] = {"command": about["command"], "date": about["date"], "gates": gates}
+    return found
+
+
 def write_figures(
     docs: Annotated[Path, typer.Argument(help="Folder of the Markdown files.")],
     scores: Annotated[list[Path], typer.Argument(help="Written by evaluate --json.")],
+    card: Annotated[
+        Path | None, typer.Option(help="Card of the weights, whose metrics are written anew.")
+    ] = None,
 ) -> None:
     """Write the figures of evaluations into documents, between their markers."""
     evaluations = [read_evaluations([path]) for path in scores]
@@ -78,6 +111,11 @@ def write_figures(
         if after != before:
             path.write_text(after)
             typer.echo(f"{path} has new figures.")
+    if card is not None:
+        content = json.loads(card.read_text())
+        content["metrics"] = metrics(content, evaluations)
+        write_whole({card: (json.dumps(content, indent=2) + "\n").encode()})
+        typer.echo(f"{card} has new metrics.")
 
 
 if __name__ == "__main__":
