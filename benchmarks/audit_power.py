@@ -21,6 +21,7 @@ from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_
 SHAPE = (128, 128)
 STRENGTHS = (4, 6, 8, 10, 12, 16, 24)
 SIGMA = 2.0
+LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 def power(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
@@ -49,6 +50,7 @@ def alarms(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
     """Count flags on simulated scenes; one that fresh photons do not repeat is false."""
     for name in ("diffraction", "random"):
         flagged = false = no_photons = dead = 0
+        by_check = dict.fromkeys(("error bars too small", "fringes were lost"), 0)
         for i in range(draws):
             if name == "diffraction":
                 scene = diffraction_scene((195, 244), seed=i, hot_pixels=0)
@@ -62,11 +64,16 @@ def alarms(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
             dead += len(dead_areas(whole, mask)) > 0
             denoised = denoiser.denoise(seen, 1.0, mask)
             estimate, stated = denoised.rate, {"seen": seen, "sigma": denoised.sigma}
-            if not audit_rate(first, estimate, mask, **stated).ok:
+            verdict = audit_rate(first, estimate, mask, **stated)
+            for check in by_check:
+                by_check[check] += check in verdict.reason
+            if not verdict.ok:
                 flagged += 1
                 again = [audit_rate(n, estimate, mask, **stated).ok for n in (second, third)]
                 false += all(again)
         print(f"{name:11s} scenes: {flagged} of {draws} flagged, {false} not by fresh photons")
+        told = ", ".join(f"{check}: {number}" for check, number in by_check.items())
+        print(f"            of the flags, {told}")
         print(f"            raw frames: {no_photons} called no photons, {dead} with a dead area")
 
 
@@ -88,6 +95,31 @@ def defects(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
         print(f"{name:12s} flagged in {number} of {draws} frames")
 
 
+def fringes(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
+    """Print how many counts fringes need for the audit to tell that they were lost."""
+    print("fringes, visibility 0.95, 192 x 192 pixels: found of 100, by counts / px")
+    print(" " * 21 + "".join(f"{level:6.2f}" for level in LEVELS))
+    rows, cols = np.mgrid[:192, :192]
+    for kind in ("straight", "straight, a quarter", "round"):
+        cells = ""
+        for level in LEVELS:
+            found = 0
+            for _ in range(draws):
+                period, angle = rng.uniform(3, 10), rng.uniform(0, np.pi)
+                if kind == "round":
+                    row, col = rng.uniform(48, 144, 2)
+                    way = np.hypot(rows - row, cols - col)
+                else:
+                    way = rows * np.sin(angle) + cols * np.cos(angle)
+                wave = np.cos(2 * np.pi * way / period)
+                if kind == "straight, a quarter":
+                    wave[96:] = wave[:, 96:] = 0
+                counts = rng.poisson(level * (1 + 0.95 * wave))
+                found += "fringes were lost" in audit_frame(counts, 1.0, denoiser, rng=rng).reason
+            cells += f"{100 * found / draws:6.0f}"
+        print(f"{kind:21s}{cells}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=40)
@@ -98,6 +130,7 @@ def main() -> None:
     power(denoiser, given.draws, rng)
     alarms(denoiser, 5 * given.draws, rng)
     defects(denoiser, given.draws // 2, rng)
+    fringes(denoiser, given.draws, rng)
 
 
 if __name__ == "__main__":
