@@ -4,6 +4,7 @@ import locale
 import re
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -33,7 +34,7 @@ from bluesky_denoise.evaluation.regions import Satellites, region_scores, score_
 from bluesky_denoise.evaluation.report import write_report
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
 from bluesky_denoise.evaluation.run import Gallery
-from bluesky_denoise.evaluation.speed import SpeedScore
+from bluesky_denoise.evaluation.speed import SpeedScore, speed_scores
 from bluesky_denoise.evaluation.spots import GAUSSIAN
 from bluesky_denoise.evaluation.table import Table, markdown, without_repeats
 from bluesky_denoise.evaluation.tables import all_tables
@@ -220,6 +221,9 @@ def scans(tmp_path):
 @pytest.fixture
 def evaluate(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "bluesky_denoise.evaluation.run.speed_scores", partial(speed_scores, rounds=1)
+    )
 
     def run(*arguments, code=0):
         result = CliRunner().invoke(app, ["evaluate", "--device", "cpu", "--no-bm3d", *arguments])
