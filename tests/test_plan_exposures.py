@@ -221,6 +221,8 @@ def test_a_detector_that_is_not_in_a_list_is_refused(name, RE, raw, det, motor):
     denoised = denoised_here(RE, UnitDenoiser(), streams=["primary", "reference"])
     with pytest.raises(SettingsError, match=r"detectors. is ReplayDetector.*; expected a list, s"):
         RE(exposing_plans(det, motor, denoised)[name])
+    with pytest.raises(SettingsError, match=r"`detectors` has the text 'det'; expected detectors"):
+        RE(exposing_plans(["det"], motor, denoised)[name])
     assert "start" not in raw.by_name
 
 

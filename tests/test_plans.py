@@ -339,6 +339,10 @@ def test_a_detector_that_is_not_denoised_is_refused_before_the_run(name, RE, raw
     assert "start" not in raw.by_name
     with pytest.raises(SettingsError, match="No detectors read nothing"):
         RE(asking_for([], motor, denoised)[name])
+    with pytest.raises(SettingsError, match=r"`detectors` has the text 'det'; expected detectors"):
+        RE(asking_for(["det"], motor, denoised)[name])
+    with pytest.raises(SettingsError, match="`denoised` is a str; expected DenoisedSignals"):
+        RE(asking_for([other], motor, "denoised")[name])
 
 
 @pytest.mark.parametrize("name", sorted(asking_for([], SynAxis(name="m"), None)))

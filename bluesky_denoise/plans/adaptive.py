@@ -1,6 +1,7 @@
 """Scans that decide from denoised numbers how long to expose, and where to go."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,17 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .checks import check_above_zero, check_detectors, check_number_of, check_roi, number
-from .exposures import exposure_signal, set_exposure_wrapper, set_values, with_exposures
+from .checks import (
+    check_above_zero,
+    check_detectors,
+    check_number_of,
+    check_roi,
+    detector_of,
+    number,
+)
+from .descriptions import images_per_event
+from .exposure_values import read_values, set_values, tried_wrapper
+from .exposures import exposure_signal, set_exposure_wrapper, with_exposures
 from .reference import reference_points
 from .scans import plan_metadata, read_denoised, shown_in_wrapper, shown_with_references
 from .stopping import ExposureTally
@@ -88,9 +98,10 @@ def adaptive_exposure_scan(
     relative_error :
         Enough once the error is this share of the intensity, between 0 and 1: 0.1 is 10 %.
     max_frames :
-        Most frames at a point.
+        Most frames at a point. A detector that takes several images for an event may go beyond
+        by some of these; each of them is a frame.
     exposure_s :
-        Of each frame, seconds, > 0.
+        Of each frame, seconds, > 0. What the detector makes of it is used and recorded.
     absolute_error :
         Also enough once the error is this small, counts / s: it spares points beside the
         peak, which never reach a relative error. Their intensities are not corrected, and too
@@ -103,8 +114,8 @@ def adaptive_exposure_scan(
     Raises
     ------
     SettingsError
-        If there is no such ROI, no detector is the one that is denoised, or a number is not
-        above 0.
+        If there is no such ROI, no detector is the one that is denoised, a number is not
+        above 0, or the exposure is none that the detector can make.
 
     Examples
     --------
@@ -138,40 +149,53 @@ def adaptive_exposure_scan(
     _md = plan_metadata("adaptive_exposure_scan", detectors, motor, args, md)
     _md.setdefault("num_points", num)
 
-    def one_point(position: float) -> MsgGenerator[ExposureTally]:
+    main = exposed.index(detector_of(denoised, f"{roi}_intensity", exposed))
+    data_key = denoised.frames_of.get(f"{roi}_intensity")
+    images = 0  # of an event; known once there is one
+
+    def one_point(position: float) -> MsgGenerator[float]:
+        """Take a point (a stub); return its exposure, seconds."""
+        nonlocal images
         tally = ExposureTally(relative_error, max_frames, absolute_error)
+        exposures: list[float] = []  # of the events, seconds
         while not tally.enough:
             yield from bps.checkpoint()
             # At each frame: both may have been changed during a pause.
-            yield from set_values(signals, [float(exposure_s)] * len(signals))
+            asked = [float(exposure_s)] * len(signals)
+            yield from set_values(signals, asked)
+            taken = yield from read_values(signals, asked)
             yield from bps.mv(motor, position)
             yield from bps.trigger_and_read([*detectors, motor])
             readings = yield from read_denoised(denoised, [motor])
+            if not images:
+                yield from bps.checkpoint()
+                images = yield from images_per_event(exposed[main], data_key)
             intensity = number(readings, denoised, f"{roi}_intensity")
             error = number(readings, denoised, f"{roi}_intensity_error")
-            tally.add(intensity, error, exposure_s)
+            exposures.append(images * taken[main])
+            tally.add(intensity, error, exposures[-1], images)
         if reference is not None:
             yield from reference.after_point(detectors, {motor: position}, readings)
         # Plain values of this plan, put at once: `bps.mv` would wait for NaN to equal NaN.
         point.intensity.put(tally.intensity)
         point.intensity_error.put(tally.error)
         point.frames.put(tally.frames)
-        point.exposure_s.put(tally.frames * exposure_s)
-        point.saved_s.put((max_frames - tally.frames) * exposure_s)
+        point_s = math.fsum(exposures)
+        point.exposure_s.put(point_s)
+        point.saved_s.put(math.ceil(max_frames / images) * exposures[-1] - point_s)
         point.reached.put(tally.reached)
         yield from bps.checkpoint()
         yield from bps.mv(motor, position)
         yield from bps.trigger_and_read([point, motor], "points")
-        return tally
+        return point_s
 
     @bpp.stage_decorator([*detectors, motor])
     @bpp.run_decorator(md=_md)
     def scan() -> MsgGenerator[None]:
-        frames = []
+        spent = []
         for position in positions:
-            tally = yield from one_point(position)
-            frames.append(tally.frames)
-        used, fixed = sum(frames) * exposure_s, num * max(frames) * exposure_s
+            spent.append((yield from one_point(position)))
+        used, fixed = math.fsum(spent), num * max(spent)
         total.exposure_s.put(used)
         total.fixed_exposure_s.put(fixed)
         total.saved_s.put(fixed - used)
@@ -179,7 +203,7 @@ def adaptive_exposure_scan(
         yield from bps.trigger_and_read([total], "total")
         logger.info("%d points took %.4g s of exposure instead of %.4g s", num, used, fixed)
 
-    plan = shown_in_wrapper(scan(), "points")
+    plan = tried_wrapper(shown_in_wrapper(scan(), "points"), signals, reference_s)
     return (yield from set_exposure_wrapper(plan, exposed, exposure_s))
 
 
@@ -229,13 +253,13 @@ def adaptive_denoised_scan(
         raise SettingsError(f"Steps from {min_step} to {max_step}; expected 0 < min < max.")
     if start == stop:
         raise SettingsError(f"The scan begins and ends at {start!r}; expected a way between.")
+    check_detectors(denoised, detectors)
     specs = denoised.describe().items()
     keys = [key for key, spec in specs if spec["dtype"] in ("number", "integer")]
     if target_field not in keys:
         raise SettingsError(
             f"{denoised.name} has no number {target_field!r}; it has {', '.join(keys)}."
         )
-    check_detectors(denoised, detectors)
     check_number_of(denoised, target_field.removeprefix(f"{denoised.name}_"), detectors)
     reference = reference_points(denoised, reference_every, reference_s)
     args = {

@@ -19,6 +19,7 @@ __all__ = [
     "check_number_of",
     "check_roi",
     "described",
+    "detector_of",
     "number",
 ]
 
@@ -39,9 +40,16 @@ def check_roi(denoised: DenoisedSignals, roi: str) -> None:
 
 
 def check_list(detectors: Any) -> None:
-    """Raise `SettingsError` if a detector is given where a list of them is expected."""
+    """Raise `SettingsError` if it is no list, or has names of detectors rather than these."""
     if not isinstance(detectors, Sequence) or isinstance(detectors, str):
         raise SettingsError(f"`detectors` is {detectors!r}; expected a list, such as [det].")
+    names = [detector for detector in detectors if isinstance(detector, str)]
+    if names:
+        raise SettingsError(
+            f"`detectors` has the text {', '.join(map(repr, names))}; expected detectors, such as "
+            "[det]. The queue server makes devices of names that its user group may use, and "
+            "leaves others as text: see user_group_permissions.yaml."
+        )
 
 
 def check_detectors(
@@ -83,6 +91,13 @@ def check_number_of(
             f"{denoised.name}_{attribute} is a number of {data_key}; {_what_is_read(detectors)}. "
             "Scan the detector that it is of, or choose a number of one that is scanned."
         )
+
+
+def detector_of(denoised: DenoisedSignals, attribute: str, detectors: Sequence[Any]) -> Any:
+    """Return the detector whose frames a number is of; the first where that cannot be told."""
+    data_key = denoised.frames_of.get(attribute)
+    may = [d for d in detectors if data_key is not None and _may_read([d], [data_key])]
+    return [*may, *detectors][0]
 
 
 def _may_read(detectors: Sequence[Readable], data_keys: Iterable[str]) -> bool:

@@ -1,11 +1,10 @@
 """Shorter exposures for any plan, put back when it ends."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 from bluesky.protocols import Readable
 from bluesky.utils import Msg, MsgGenerator, make_decorator
@@ -14,16 +13,17 @@ from ..errors import SettingsError
 from ..exposure import seconds_per_unit
 from ..frame_keys import is_frame_key
 from .checks import check_above_zero, check_list, described
+from .descriptions import described_there
+from .exposure_values import read_values, set_exposures, set_values
 from .own_runs import own_runs_wrapper
+from .prepared import prepared_wrapper
 
 __all__ = [
     "ExposureReading",
     "exposure_readings",
     "exposure_signal",
     "keep_exposures_wrapper",
-    "read_values",
     "set_exposure_wrapper",
-    "set_values",
     "short_exposure_decorator",
     "short_exposure_wrapper",
     "with_exposures",
@@ -188,8 +188,7 @@ def keep_exposures_wrapper(plan: MsgGenerator, detectors: Sequence[Readable]) ->
 
     def kept() -> MsgGenerator:
         for signal in signals:
-            if inspect.iscoroutinefunction(getattr(signal, "describe", None)):
-                _check_seconds(signal, (yield from _described_there(signal)))
+            _check_seconds(signal, (yield from described_there(signal)))
         before = yield from read_values(signals)
         # One in the other: if an exposure cannot be put back, the others still are.
         kept_each = plan
@@ -222,9 +221,18 @@ def short_exposure_wrapper(
     Raises
     ------
     SettingsError
-        If the factor is not above 0, or a detector has no exposure in seconds; at the first
-        frame, if it goes into a run that the plan has not opened itself, and its event does not
-        have the exposure.
+        If the factor is not above 0, a detector has no exposure in seconds, or one of more than
+        twice or less than half what it is set to; at the first frame, if it goes into a run that
+        the plan has not opened itself, and its event does not have the exposure; where one is
+        prepared, see Notes.
+
+    Notes
+    -----
+    What a detector reads once it is set is recorded; a difference of more than 1 % is logged.
+
+    The ``livetime`` that a detector of ophyd-async is prepared with is divided, too. In a run that
+    is open, whose start document is written, it must be the full exposure that is recorded there;
+    and a detector that is exposed as long as its trigger is high is refused.
 
     Examples
     --------
@@ -276,15 +284,22 @@ def _exposed(
         # What a detector is staged with is what it would expose without this plan.
         now = yield from read_values(signals)
         full = [n if s is None else s for n, s in zip(now, staged, strict=True)]
-        short, factors = zip(*map(shorten, full), strict=True) if full else ((), ())
-        exposures = {
-            detector.name: {"full_s": full_s, "short_s": short_s, "factor": factor}
-            for detector, full_s, short_s, factor in zip(
-                detectors, full, short, factors, strict=True
-            )
-        }
+        short = [shorten(full_s)[0] for full_s in full]
+        exposures: dict[str, dict[str, float]] = {}
 
-        def set_again(msg: Msg) -> tuple[None, MsgGenerator | None]:
+        def note() -> MsgGenerator:
+            """Read what is really exposed: detectors round, and the plan may have set others."""
+            asked = [shorten(full_s) for full_s in full]
+            taken = yield from read_values(signals, [short_s for short_s, _ in asked])
+            told = zip(detectors, full, asked, taken, strict=True)
+            for detector, full_s, (short_s, factor), taken_s in told:
+                if taken_s > 0 and not math.isclose(taken_s, short_s, rel_tol=1e-6):
+                    factor = full_s / taken_s
+                exposures[detector.name] = {"full_s": full_s, "short_s": taken_s, "factor": factor}
+
+        def set_again(msg: Msg) -> tuple[MsgGenerator | None, MsgGenerator | None]:
+            if msg.command == "open_run":
+                return bpp.pchain(note(), bpp.single_gen(msg)), None
             if msg.command != "stage":
                 return None, None
             # Whatever is staged: it may stage a detector in its turn.
@@ -293,10 +308,11 @@ def _exposed(
                 [signals[i] for i in overridden], [short[i] for i in overridden]
             )
 
-        yield from set_values(signals, short)
+        yield from set_exposures(signals, short)
         exposed = own_runs_wrapper(plan, detectors, owners, signals)
-        exposed = bpp.msg_mutator(exposed, lambda msg: _recorded(msg, exposures))
-        return (yield from bpp.plan_mutator(exposed, set_again))
+        exposed = prepared_wrapper(exposed, detectors, lambda full_s: shorten(full_s)[0], full)
+        exposed = bpp.plan_mutator(exposed, set_again)
+        return (yield from bpp.msg_mutator(exposed, lambda msg: _recorded(msg, exposures)))
 
     return (yield from keep_exposures_wrapper(shortened(), detectors))
 
@@ -335,24 +351,3 @@ def _when_staged(owners: Sequence[Any], signal: Any) -> float | None:
             if (getattr(device, key, None) if isinstance(key, str) else key) is signal:
                 return float(value)
     return None
-
-
-def _described_there(signal: Any) -> MsgGenerator[Mapping[str, Any]]:
-    """Describe a signal of ophyd-async (a stub); nothing where the plan is only looked at."""
-    tasks = yield from bps.wait_for([signal.describe])
-    return {} if not tasks or tasks[0].exception() else tasks[0].result()
-
-
-def read_values(signals: Sequence[Any]) -> MsgGenerator[list[float]]:
-    """Read signals (a stub); 1 for each where the plan is only looked at."""
-    values = []
-    for signal in signals:
-        values.append(float((yield from bps.rd(signal, default_value=1.0))))
-    return values
-
-
-def set_values(devices: Iterable[Any], values: Iterable[Any]) -> MsgGenerator:
-    """Set signals or motors, all at once, and wait for them (a stub)."""
-    pairs = [item for pair in zip(devices, values, strict=True) for item in pair]
-    if pairs:
-        yield from bps.mv(*pairs)

@@ -11,11 +11,11 @@ from bluesky.utils import MsgGenerator
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_above_zero, check_detectors
+from .exposure_values import set_values, try_exposures
 from .exposures import (
     exposure_readings,
     exposure_signal,
     keep_exposures_wrapper,
-    set_values,
     with_exposures,
 )
 from .scans import read_denoised, shown_in_wrapper
@@ -46,7 +46,7 @@ def paired_exposures(
     num :
         Number of points; None: one pair, or the last of `args`.
     short_s, long_s :
-        The exposures, seconds, > 0.
+        The exposures, seconds, > 0. What the detectors make of them is recorded.
     denoised :
         Read after each short frame, into the stream ``signals``; its denoiser must be set
         to denoise the stream ``short``.
@@ -56,8 +56,8 @@ def paired_exposures(
     Raises
     ------
     SettingsError
-        If an exposure or the number is not above 0, no detector is the one that is denoised,
-        or the stream ``short`` is not.
+        If an exposure or the number is not above 0, or is none that a detector can make, no
+        detector is the one that is denoised, or the stream ``short`` is not.
 
     Examples
     --------
@@ -96,11 +96,18 @@ def paired_exposures(
     def per_shot(detectors: Sequence[Any]) -> MsgGenerator:
         yield from pair(detectors, {})
 
-    exposures = {d.name: {"short_s": short_s, "long_s": long_s} for d in exposed}
-    md = {"plan_name": "paired_exposures", "exposures": exposures, **(md or {})}
-    if args:
-        plan = bp.scan(detectors, *args, num=num, per_step=per_step, md=md)
-    else:
-        plan = bp.count(detectors, num or 1, per_shot=per_shot, md=md)
-    plan = shown_in_wrapper(plan, "short" if denoised is None else "signals")
-    return (yield from keep_exposures_wrapper(plan, exposed))
+    def taken() -> MsgGenerator[str]:
+        # Before there is a run: a detector that cannot expose so is refused, or rounds.
+        tried = yield from try_exposures(signals, short_s, long_s)
+        exposures = {
+            detector.name: {"short_s": short, "long_s": long}
+            for detector, short, long in zip(exposed, *tried, strict=True)
+        }
+        _md = {"plan_name": "paired_exposures", "exposures": exposures, **(md or {})}
+        if args:
+            plan = bp.scan(detectors, *args, num=num, per_step=per_step, md=_md)
+        else:
+            plan = bp.count(detectors, num or 1, per_shot=per_shot, md=_md)
+        return (yield from shown_in_wrapper(plan, "short" if denoised is None else "signals"))
+
+    return (yield from keep_exposures_wrapper(taken(), exposed))

@@ -13,11 +13,10 @@ from ophyd import Component, Device, Kind, Signal
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_above_zero
+from .exposure_values import read_values, set_values
 from .exposures import (
     exposure_readings,
     exposure_signal,
-    read_values,
-    set_values,
     with_exposures,
 )
 from .positions import read_positions
@@ -63,7 +62,7 @@ class ReferencePoints:
         check_above_zero(reference_every=every, reference_s=exposure_s)
         if every < 1:
             raise SettingsError(f"reference_every is {every!r}; expected points, 1 or more.")
-        self._denoised, self._every, self._exposure_s = denoised, every, float(exposure_s)
+        self._denoised, self._every, self.exposure_s = denoised, every, float(exposure_s)
         self._points = 0
         names = [f"{roi}_{what}" for roi in denoised.rois for what in ("pull", "denoised_ratio")]
         components = {name: Component(Signal, value=_NAN, kind=Kind.hinted) for name in names}
@@ -93,7 +92,7 @@ class ReferencePoints:
         yield from bps.checkpoint()
         # A motor may have been moved during a pause.
         yield from set_values(step, step.values())
-        yield from set_values(signals, [self._exposure_s] * len(signals))
+        yield from set_values(signals, [self.exposure_s] * len(signals))
         # The exposure is read in the event: a descriptor tells that of the first frame only.
         yield from bps.trigger_and_read([*detectors, *readings, *step], _STREAM)
         positions = yield from read_positions(step)

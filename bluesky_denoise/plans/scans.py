@@ -11,7 +11,8 @@ from bluesky.utils import Msg, MsgGenerator, get_hinted_fields
 
 from ..devices import DenoisedSignals
 from .checks import check_detectors
-from .exposures import keep_exposures_wrapper, with_exposures
+from .exposure_values import tried_wrapper
+from .exposures import exposure_signal, keep_exposures_wrapper, with_exposures
 from .positions import read_positions
 from .reference import ReferencePoints, reference_points
 
@@ -257,5 +258,8 @@ def shown_with_references(
     """Hint that the stream ``signals`` is to be shown; keep the exposures that references set."""
     plan = shown_in_wrapper(plan)
     if reference is not None:
-        plan = keep_exposures_wrapper(plan, with_exposures(detectors))
+        exposed = with_exposures(detectors)
+        signals = [exposure_signal(detector) for detector in exposed]
+        plan = tried_wrapper(plan, signals, reference.exposure_s)
+        plan = keep_exposures_wrapper(plan, exposed)
     return (yield from plan)

@@ -44,17 +44,19 @@ class ExposureTally:
     _variance: float = field(default=0.0, repr=False)
     _used: int = field(default=0, repr=False)
 
-    def add(self, intensity: float, error: float, exposure_s: float) -> None:
-        """Add a frame.
+    def add(self, intensity: float, error: float, exposure_s: float, images: int = 1) -> None:
+        """Add a frame, or the several images of an event.
 
         Parameters
         ----------
         intensity, error :
             Of the ROI, counts / s; a frame where they are not finite is not used.
         exposure_s :
-            Seconds, > 0.
+            That of all images together, seconds, > 0.
+        images :
+            How many frames these are.
         """
-        self.frames += 1
+        self.frames += images
         if not all(map(math.isfinite, (intensity, error, exposure_s))):
             return
         self._used += 1
