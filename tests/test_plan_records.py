@@ -1,6 +1,7 @@
 """What plans write into their runs, and what they refuse before there is one."""
 
 import bluesky.plans as bp
+import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from beamline import denoised_here, detector, events_of
@@ -263,6 +264,22 @@ def test_the_fine_scan_stays_near_the_peak_and_has_its_own_exposure(RE, raw, mot
     assert max(fine) == 2.0  # never further than the coarse scan
     exposures = [e["det_cam_acquire_time"] for e in events_of(raw, "primary")]
     assert exposures == [2.0] * 17 + [4.0] * 9
+
+
+def test_a_peak_of_a_relative_scan_is_told_at_what_the_motor_reads(RE, raw, motor, denoised):
+    motor.set(5.0)
+    det = detector(motor, width=0.3, centre=5.8)
+    asked = {"start": -2, "stop": 2, "num": 13, "exposure_s": 2.0, "fine_num": 9}
+    found = []
+
+    def plan():
+        peak = find_weak_peak([det], denoised, "satellite", motor, **asked)
+        found.append((yield from bpp.relative_set_wrapper(peak, [motor])))
+
+    RE(plan())
+    (told,) = events_of(raw, "weak_peak")
+    assert found[0].position == told["satellite_peak_center"] == pytest.approx(5.8, abs=0.2)
+    assert 4.0 < min(e["motor"] for e in events_of(raw, "fine_signals")) < 5.6
 
 
 def test_a_peak_that_only_the_coarse_scan_shows_is_not_found(RE, raw, motor, denoised):

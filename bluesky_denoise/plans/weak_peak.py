@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import numpy as np
-from bluesky.protocols import NamedMovable, Readable
-from bluesky.utils import MsgGenerator
+from bluesky.protocols import NamedMovable, Readable, Reading
+from bluesky.utils import MsgGenerator, get_hinted_fields
 from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from .checks import check_above_zero, check_detectors, check_number_of, check_roi, number
+from .exposure_values import tried_wrapper
 from .exposures import (
     exposure_readings,
     exposure_signal,
@@ -95,7 +98,8 @@ def find_weak_peak(
     Returns
     -------
     PeakCandidate or None
-        From the fine scan; None where there is no peak. It is the value of ``yield from``,
+        From the fine scan, at what the motor reads there, also in a relative scan; None where
+        there is no peak. It is the value of ``yield from``,
         and the ``plan_result`` of what ``RE(...)`` returns if the RunEngine was made with
         ``call_returns_result=True``.
 
@@ -103,7 +107,7 @@ def find_weak_peak(
     ------
     SettingsError
         If there is no such ROI, no detector is the one that is denoised, or a number is not
-        as it must be.
+        as it must be, or an exposure none that the detector can make.
     """
     check_roi(denoised, roi)
     check_detectors(denoised, detectors)
@@ -145,9 +149,15 @@ def find_weak_peak(
             readings = yield from read_denoised(denoised, [motor], stream=stream)
             if reference is not None:
                 yield from reference.after_point(detectors, {motor: position}, readings)
+            if (read := _position(motor, readings)) is not None:
+                offsets.append(read - position)
             intensities.append(number(readings, denoised, f"{roi}_intensity"))
             errors.append(number(readings, denoised, f"{roi}_intensity_error"))
         return search_peak(positions, intensities, errors)
+
+    def as_read(found: PeakCandidate) -> PeakCandidate:
+        """Return a peak at what the motor reads there, which is elsewhere in relative scans."""
+        return replace(found, position=found.position + float(np.median(offsets or [0.0])))
 
     @bpp.stage_decorator([*detectors, motor])
     @bpp.run_decorator(md=_md)
@@ -163,6 +173,7 @@ def find_weak_peak(
                 yield from bps.mv(signal, float(fine_s))
             fine = yield from search(first, last, fine_num, "fine_signals")
         found = fine is not None and fine.p_value <= fine_chance
+        fine = fine and as_read(fine)
         for name, candidate in (("coarse", coarse), ("fine", fine)):
             significance = candidate.significance if candidate else _NAN
             getattr(result, f"{name}_significance").put(significance)
@@ -175,9 +186,19 @@ def find_weak_peak(
         logger.info("ROI %s: %s", roi, fine if found else "no peak")
         finds.append(fine if found else None)
 
+    offsets: list[float] = []  # of what the motor reads to where it was sent
+
     # Bluesky's decorators of runs return the uid, whatever the plan in them returns.
     finds: list[PeakCandidate | None] = []
 
     plan = shown_in_wrapper(scan(), "coarse_signals")
+    plan = tried_wrapper(plan, exposures, fine_exposure_s, reference_s)
     yield from set_exposure_wrapper(plan, exposed, exposure_s)
     return finds[0]
+
+
+def _position(motor: NamedMovable, readings: Mapping[str, Reading]) -> float | None:
+    """Return what a motor reads; None if that is no number."""
+    key = next((key for key in [*get_hinted_fields(motor), motor.name] if key in readings), None)
+    value = None if key is None else readings[key]["value"]
+    return float(value) if isinstance(value, Real) and np.isfinite(value) else None
