@@ -11,7 +11,7 @@ __all__ = ["DenoisedBestEffortCallback", "NarrowLines"]
 
 _CONTINUED = {"coarse_signals": "fine_signals"}
 _TOLD = ("agreement", "total", "weak_peak")
-_WIDTH = 12
+_WIDTH, _LEAST_WIDTH, _LINE = 12, 10, 80
 
 
 class NarrowLines:
@@ -34,9 +34,10 @@ class NarrowLines:
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             rows = [cells]
             if cells[0] == "seq_num":
-                rows = _broken(cells)
+                width = _width(len(cells) - 1)
+                rows = _broken(cells, width)
                 self._widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-                self._widths[1:] = [max(width, _WIDTH) for width in self._widths[1:]]
+                self._widths[1:] = [max(w, width) for w in self._widths[1:]]
                 self.rule()
             for row in rows:
                 print("|", " | ".join(map(str.rjust, row, self._widths)), "|")
@@ -55,13 +56,19 @@ class NarrowLines:
             print("+", "+".join("-" * (width + 2) for width in self._widths), "+", sep="")
 
 
-def _broken(names: list[str]) -> list[list[str]]:
+def _width(columns: int) -> int:
+    """Return how wide columns may be for a line of them, behind that of `seq_num`, to fit."""
+    left = _LINE - len("| seq_num |")
+    return min(_WIDTH, max(_LEAST_WIDTH, left // max(columns, 1) - len("  |")))
+
+
+def _broken(names: list[str], width: int) -> list[list[str]]:
     """Break names behind underscores, into rows that end at the same height."""
     columns = []
     for name in names:
         lines = [""]
         for part in name.replace("_", "_ ").split():
-            if lines[-1] and len(lines[-1] + part) > _WIDTH:
+            if lines[-1] and len(lines[-1] + part) > width:
                 lines.append("")
             lines[-1] += part
         columns.append(lines)

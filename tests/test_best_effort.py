@@ -71,6 +71,8 @@ def test_what_an_adaptive_scan_saved_is_told(RE, det, motor, denoised, capsys):
     shown = capsys.readouterr().out
     assert rows(shown) == [1, 2]  # points, not frames
     assert "total: satellite_1_total_exposure_s 2, satellite_1_total_fixed_exposure_s 2" in shown
+    table = [line for line in shown.splitlines() if line[:1] in "|+" and line]
+    assert {len(line) for line in table} == {76}
 
 
 def test_the_agreement_with_references_is_told_as_it_comes(RE, det, motor, denoised, capsys):

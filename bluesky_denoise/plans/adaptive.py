@@ -42,7 +42,8 @@ class _Point(Device):
     intensity = Component(Signal, value=_NAN, kind=Kind.hinted)
     intensity_error = Component(Signal, value=_NAN, kind=Kind.hinted)
     frames = Component(Signal, value=0, kind=Kind.hinted)
-    exposure_s = Component(Signal, value=0.0, kind=Kind.hinted)
+    # Not hinted, as it follows from the frames: a table of all would not fit into 80 columns.
+    exposure_s = Component(Signal, value=0.0, kind=Kind.normal)
     saved_s = Component(Signal, value=0.0, kind=Kind.normal)
     reached = Component(Signal, value=False, kind=Kind.normal)
 
