@@ -112,3 +112,26 @@ def test_the_exposure_is_read_when_a_run_begins(RE, raw, det):
 
     RE(short_exposure_wrapper(plan(), [det], 5))
     assert raw.by_name["start"][0]["exposures"]["det"]["short_s"] == 0.25
+
+
+def test_a_readback_that_comes_a_moment_later_is_waited_for(RE, raw, det, logged):
+    class Late(Signal):
+        """Reads once what it was before it was set."""
+
+        before = None
+
+        def set(self, value, **kwargs):
+            self.before = self.get()
+            self.put(value)
+            return NullStatus()
+
+        def read(self):
+            reading = super().read()
+            if self.before is not None:
+                reading[self.name]["value"], self.before = self.before, None
+            return reading
+
+    det.exposure_signal = Late(name="dwell", value=0.5)
+    RE(short_exposure_wrapper(bp.count([det]), [det], 20))
+    assert raw.by_name["start"][0]["exposures"]["det"]["short_s"] == 0.025
+    assert "dwell" not in logged()
