@@ -1,9 +1,15 @@
 """Documents in JSON Lines files, for as long as Tiled cannot be reached."""
 
 import base64
+import contextlib
+import fcntl
+import io
 import json
 import logging
+import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,9 @@ _SUFFIX = ".jsonl"
 class BackupFile:
     """The documents of one derived run, one a line.
 
+    From the first on it is locked until `release` or `done`, or until this process ends,
+    however that may be: nobody else is to take it while more may come.
+
     Parameters
     ----------
     directory :
@@ -32,6 +41,9 @@ class BackupFile:
     def __init__(self, directory: Path, run_uid: str, redact: Callable[[str], str] = str) -> None:
         self.path = directory / f"{run_uid}{_SUFFIX}"
         self._redact = redact
+        self.release: Callable[[], Any] = lambda: None
+        """Let others take the file; no more is written to it."""
+        self._file: io.FileIO | None = None
 
     def append(self, documents: list[tuple[str, Mapping[str, Any]]]) -> None:
         """Write documents: all, or none where the disk fails.
@@ -41,21 +53,33 @@ class BackupFile:
         OSError
             If they cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [_dumps({"name": name, "doc": doc}) for name, doc in documents]
         text = "".join(self._redact(line) + "\n" for line in lines).encode()
-        with self.path.open("ab", buffering=0) as file:
-            before, written = file.tell(), 0
-            try:
-                while written < len(text):  # a full disk takes a part
-                    written += file.write(text[written:])
-            except OSError:
-                file.truncate(before)
-                raise
+        file = self._hold()
+        before, written = os.fstat(file.fileno()).st_size, 0
+        try:
+            while written < len(text):  # a full disk takes a part
+                written += file.write(text[written:])
+        except OSError:
+            file.truncate(before)
+            raise
 
     def done(self) -> None:
         """Remove the file: what it held is in Tiled."""
         self.path.unlink(missing_ok=True)
+        self.release()
+
+    def _hold(self) -> io.FileIO:
+        """Return the file, locked."""
+        if self._file is None or self._file.closed:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("ab", buffering=0)
+            self.release = weakref.finalize(self, file.close)
+            if not _lock(file.fileno()) or not os.fstat(file.fileno()).st_nlink:
+                self.release()
+                raise BlockingIOError(f"another process has just taken {self.path}")
+            self._file = file
+        return self._file
 
 
 class RawBackup(dict[str, "_RawRun"]):
@@ -102,11 +126,43 @@ class _RawRun:
                 *(uid, self._file.path),
             )
         self._file.append([(name, doc)])
+        if name == "stop":
+            self._file.release()
 
 
 def backup_files(directory: Path) -> list[Path]:
     """Return the backup files of a directory, oldest first."""
-    return sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    ages = {}
+    for path in directory.glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # its writer has just removed it
+            ages[path] = path.stat().st_mtime
+    return sorted(ages, key=ages.__getitem__)
+
+
+@contextmanager
+def take_backup(path: Path) -> Iterator[bool]:
+    """Keep the writer of a backup file out; yield whether the file may be taken.
+
+    It may not while a session that lives holds it, or has just removed it.
+    """
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
+        yield False
+        return
+    with file:
+        yield _lock(file.fileno()) and path.exists()
+
+
+def _lock(number: int) -> bool:
+    """Lock an open file; tell whether nobody else has it."""
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        logger.debug("The file system of the backups knows no locks", exc_info=True)
+    return True
 
 
 def read_backup(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

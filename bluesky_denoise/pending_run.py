@@ -121,6 +121,11 @@ class PendingRun:
             )
         self._keep()
 
+    def release(self) -> None:
+        """Leave its backup to whoever replays it."""
+        if self._backup:
+            self._backup.release()
+
     def _keep(self) -> None:
         """Move what waits into the backup; without a disk it stays in memory."""
         if not (self._backup and self._waiting):

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from .backup import backup_files, read_backup
+from .backup import backup_files, read_backup, take_backup
 from .errors import TiledUnavailable
 from .pending_run import PendingRun
 from .settings import DenoiseSettings
@@ -85,6 +85,8 @@ class TiledSink:
         self._thread.join(timeout)
         if self._thread.is_alive():  # Tiled takes a request, and does not answer
             self._back_up_all()
+        for run in list(self._runs.values()):
+            run.release()
         return self._left + [run.backup_path for run in self._runs.values() if run.backup_path]
 
     def _back_up_all(self) -> None:
@@ -208,6 +210,7 @@ class TiledSink:
             self._on_written(run.raw_uid)
             return
         run.back_up(run.refusal, _NOT_AGAIN, logging.ERROR)
+        run.release()
         if run.backup_path:
             self._left.append(run.backup_path)
         self._on_refused(run.raw_uid, run.refusal)
@@ -234,6 +237,9 @@ class TiledSink:
 def replay_backup(settings: DenoiseSettings) -> list[str]:
     """Write the runs of the backup directory to Tiled, and remove their files.
 
+    Those that a session which lives still writes, or tries again itself, are left to it; the log
+    names them.
+
     Parameters
     ----------
     settings :
@@ -255,20 +261,28 @@ def replay_backup(settings: DenoiseSettings) -> list[str]:
     written, failed = [], []
     with client.context:
         for path in backup_files(settings.backup_path):
-            documents = list(read_backup(path))
-            if not documents:
-                logger.warning("Backup %s held no whole document and is removed", path)
+            with take_backup(path) as ours:
+                if not ours:
+                    logger.warning(
+                        "Backup %s is left alone: the session that writes it still runs, and "
+                        "brings it in itself; replay it after that session if it is there then",
+                        path,
+                    )
+                    continue
+                documents = list(read_backup(path))
+                if not documents:
+                    logger.warning("Backup %s held no whole document and is removed", path)
+                    path.unlink()
+                    continue
+                try:
+                    open_writer(client, settings).write(documents)
+                except Exception as error:
+                    if not (isinstance(error, NodeMissing) or is_refusal(error)):
+                        raise
+                    failed.append(f"{path.name}: {settings.redact(explain(error, settings))}")
+                    continue
+                written.append(documents[0][1]["original_run_uid"])
                 path.unlink()
-                continue
-            try:
-                open_writer(client, settings).write(documents)
-            except Exception as error:
-                if not (isinstance(error, NodeMissing) or is_refusal(error)):
-                    raise
-                failed.append(f"{path.name}: {settings.redact(explain(error, settings))}")
-                continue
-            written.append(documents[0][1]["original_run_uid"])
-            path.unlink()
     if failed:
         raise TiledUnavailable(
             f"{len(written)} runs were written, {len(failed)} are still in "

@@ -1,17 +1,19 @@
 import json
 import resource
+import subprocess
+import sys
 
 import bluesky.plans as bp
 import httpx
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import SHAPE, Camera, poisson, settings
+from live_path import SHAPE, Camera, poisson, settings, wait_for
 from ophyd import Signal
 from process_fixtures import replay
 from tiled.client import from_uri
 
-from bluesky_denoise.backup import BackupFile, RawBackup, backup_files, read_backup
+from bluesky_denoise.backup import BackupFile, RawBackup, backup_files, read_backup, take_backup
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
 
@@ -142,6 +144,43 @@ def test_each_line_is_json_that_other_programs_can_read(tmp_path):
     item = json.loads(file.path.read_text())
     assert item["name"] == "event"
     assert item["doc"]["data"]["det"]["shape"] == [*SHAPE]
+
+
+def taken(path):
+    with take_backup(path) as ours:
+        return ours
+
+
+def test_a_file_is_its_writers_until_that_lets_it_go_or_is_killed(tmp_path):
+    file = BackupFile(tmp_path, "run")
+    file.append([("start", {"uid": "a"})])
+    assert not taken(file.path)
+    file.release()
+    assert taken(file.path)
+    file.append([("stop", {"uid": "b"})])
+    assert not taken(file.path)
+    assert len(list(read_backup(file.path))) == 2
+    file.done()
+    assert not taken(file.path)
+
+    write = "file = BackupFile(Path(sys.argv[1]), 'run'); file.append([('start', {})]); input()"
+    code = f"import sys; from pathlib import Path; from {BackupFile.__module__} import *; {write}"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE) as other:
+        wait_for(lambda: file.path.exists() and list(read_backup(file.path)))
+        assert not taken(file.path)
+        other.kill()
+    assert taken(file.path)
+
+
+def test_a_file_that_another_has_taken_is_written_later(tmp_path):
+    file = BackupFile(tmp_path, "run")
+    file.path.touch()
+    with take_backup(file.path) as ours:
+        assert ours
+        with pytest.raises(BlockingIOError, match="another process has just taken"):
+            file.append([("start", {"uid": "a"})])
+    file.append([("start", {"uid": "a"})])
+    assert [doc for _, doc in read_backup(file.path)] == [{"uid": "a"}]
 
 
 def test_files_are_listed_oldest_first_and_removed_when_done(tmp_path):

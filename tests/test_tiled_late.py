@@ -45,6 +45,9 @@ def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
     (path,) = wait_for(lambda: backup_files(tmp_path / "backup"), what="the backup")
     wait_for(lambda: [n for n, _ in read_backup(path)][-1] == "stop", what="all documents")
     assert [run._waiting for run in one.sink._runs.values()] == [[]]  # in the file, not in memory
+    assert replay_backup(one.settings) == []
+    assert f"Backup {path} is left alone: the session that writes it still runs" in logged()
+    assert [n for n, _ in read_backup(path)][-1] == "stop"
     assert one.sink.close(30) == [path]
     assert one.written == []
     assert re.search(rf"Run {uid} is not in Tiled at .*; is a TiledWriter subscribed to", logged())
@@ -140,6 +143,7 @@ def test_a_replay_goes_on_past_a_run_that_is_not_in_tiled(RE, tiled, det, tmp_pa
     (nowhere,) = RE(bp.count([det], 2))
     lacks = BackupFile(tmp_path / "backup", "lacks")
     lacks.append(derived.documents)
+    lacks.release()
     number = len(derived.documents)
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
     (uid,) = RE(bp.count([det], 2))
