@@ -1,10 +1,16 @@
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from tiled.client.utils import ClientError
 
 from bluesky_denoise.errors import DenoiseError, SettingsError
+from bluesky_denoise.results import audit_keys, number_keys
 from bluesky_denoise.settings import DenoiseSettings
+
+SERVER = "http://localhost:8000"
+REGION = {"rows": [0, 4], "cols": [0, 4]}
 
 
 def test_the_defaults_denoise_the_primary_stream_and_write_nothing():
@@ -32,6 +38,16 @@ def test_an_unknown_setting_is_refused_with_the_names_there_are():
         ({"tiled_uri": "localhost:8000"}, r"'tiled_uri'.*expected an address such as http://"),
         ({"rate_range": (5, 1)}, r"'rate_range'.*expected 0 <= least < most, not 5 and 1"),
         ({"rate_range": {"det": (-1, 1)}}, r"'rate_range'.*expected 0 <= least < most, not -1"),
+        ({"rois": {"a" * 44: REGION}}, r"'rois'.*'a{44}' has 44 bytes; expected at most 43"),
+        ({"rois": {"ü_1": REGION}}, r"'rois'.*'ü_1' has 'ü', which Tiled refuses"),
+        ({"rois": {"Peak": REGION, "peak": REGION}}, r"'rois'.*'Peak' and 'peak' are the same"),
+        ({"data_keys": ["a" * 46]}, r"'data_keys'.*'a{46}' has 46 bytes; expected at most 45"),
+        ({"data_keys": ["13SIM1"]}, r"'data_keys'.*'13SIM1' has '1', which Tiled refuses"),
+        ({"data_keys": ["det", "Det"]}, r"'data_keys'.*'det' and 'Det' are the same"),
+        (
+            {"rois": {f"r{i}": REGION for i in range(51)}, "tiled_uri": SERVER},
+            r"'tiled_layout'.*`rois` has 51 regions, .* columns for 50; leave some out",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key_and_what_came(values, message):
@@ -39,6 +55,22 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_came(values, message):
         DenoiseSettings(**values)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, DenoiseError)
+
+
+def test_names_are_as_long_and_regions_as_many_as_tiled_takes(tiled):
+    regions = {"a" * 43: REGION} | {f"r{i}": REGION for i in range(49)}
+    settings = DenoiseSettings(data_keys=["b" * 45], rois=regions, tiled_uri=SERVER)
+    rois = settings.rois_of(settings.data_keys)
+
+    def columns(rois):
+        keys = [*number_keys(rois, ""), *audit_keys(rois, "")]
+        return pa.schema([(name, pa.float64()) for k in keys for name in (k, f"ts_{k}")])
+
+    assert len(columns(rois)) < 1598 - 60
+    tiled.client.create_appendable_table(schema=columns(rois), key="as long as may be")
+    for longer in ({"b" * 46: {}}, {"b": {"a" * 44: REGION}}):
+        with pytest.raises(ClientError, match="max bytes is 63"):
+            tiled.client.create_appendable_table(schema=columns(longer))
 
 
 def test_all_wrong_keys_are_named_at_once():
