@@ -142,6 +142,12 @@ def explain(error: Exception, settings: DenoiseSettings) -> str:
     if not is_refusal(error):
         return f"{type(error).__name__}: {error}"
     status = error.response.status_code
+    if status == 413:
+        return (
+            f"Tiled, or a proxy before it, takes no request as long as one event: {error}. Raise "
+            "its limit (`client_max_body_size` of nginx), or set `frames_directory`, so that "
+            "frames do not go through HTTP"
+        )
     if status not in (401, 403):
         return f"Tiled refuses, status {status}: {error}"
     if settings.tiled_layout == "stream":

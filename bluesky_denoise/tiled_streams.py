@@ -24,6 +24,9 @@ __all__ = ["METADATA_KEY", "NodeMissing", "StreamWriter", "read_a_pixel", "strea
 
 logger = logging.getLogger(__name__)
 
+_PIECE_BYTES = 8 * 2**20
+"""Most that one request carries of events, where one event is not more: proxies take no request
+of any length, and what waits after a night without Tiled is long."""
 METADATA_KEY = "denoise"
 """Under this key the metadata of a denoised stream hold its provenance."""
 
@@ -238,6 +241,7 @@ class _Stream:
         self._files: dict[str, tuple[Any, Any]] = {}  # stream resource -> node, consolidator
         self._datums: set[str] = set()  # that have been added: documents may come twice
         self._written, self._resumed = 0, resumed
+        self._piece_bytes = _PIECE_BYTES
         if resumed and "internal" in node:
             self._table = node["internal"]
             self._written = len(self._table.read(["seq_num"]))
@@ -278,10 +282,22 @@ class _Stream:
             self._files[uid] = node, consolidator
 
     def add_events(self, docs: list[Mapping[str, Any]]) -> None:
-        """Append rows to the table, and inline frames to their arrays."""
+        """Append rows to the table, and inline frames to their arrays, in pieces."""
         docs = [doc for doc in docs if doc["seq_num"] > self._written]
-        if not docs:
-            return
+        while docs:
+            sizes = itertools.accumulate(map(_size, docs))
+            fit = itertools.takewhile(lambda size: size <= self._piece_bytes, sizes)
+            number = max(1, len(list(fit)))
+            try:
+                self._append(docs[:number])
+            except ClientError as error:
+                if error.response.status_code != 413 or number == 1:
+                    raise
+                self._piece_bytes = sum(map(_size, docs[:number])) // 2
+            else:
+                docs = docs[number:]
+
+    def _append(self, docs: list[Mapping[str, Any]]) -> None:
         for key in self._arrays:
             self._append_array(key, np.stack([doc["data"][key] for doc in docs]))
         if self._table is None:
@@ -324,6 +340,14 @@ class _Stream:
         for node in [*nodes, self._table, self._node]:
             if node is not None:
                 node.close_stream()
+
+
+def _size(event: Mapping[str, Any]) -> int:
+    """Return about how many bytes an event has; with each value comes a time stamp."""
+    return sum(
+        16 + (len(v) if isinstance(v, str) else np.asarray(v).nbytes)
+        for v in event["data"].values()
+    )
 
 
 def _grow(node: Any, consolidator: Any, patch: Patch) -> None:

@@ -5,11 +5,14 @@ import warnings
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
+import httpx
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import subscribe_to_streams
 from live_path import SHAPE, Camera, poisson, settings, wait_for
 from ophyd.sim import SynAxis
+from tiled.client import from_uri
+from tiled.client.utils import ClientError
 from tiled_fixtures import FRAMES, IN_FILES, INLINE, check_documents, in_tiled
 
 from bluesky_denoise import __version__
@@ -19,6 +22,7 @@ from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
+from bluesky_denoise.tiled_layouts import explain
 from bluesky_denoise.tiled_streams import StreamWriter
 
 # Into the raw run
@@ -67,20 +71,45 @@ def test_documents_that_come_twice_are_written_once(RE, tiled, written, tmp_path
     np.testing.assert_array_equal(denoised["raw_seq_num"].read(), [1, 2, 3])
 
 
-def test_inline_frames_whose_pixels_never_arrived_are_sent_again(RE, tiled, written, det):
+def test_inline_frames_whose_pixels_never_arrived_are_sent_again_in_pieces_that_a_proxy_takes(
+    RE, tiled, written, det, monkeypatch
+):
     router = DenoiseRouter(settings(frames_directory=None), UnitDenoiser())
     derived = DocumentCollector()
     router.subscribe(derived)
     RE.subscribe(router)
-    (uid,) = RE(bp.count([det], 3))
+    (uid,) = RE(bp.count([det], 6))
     first = next(i for i, (name, _) in enumerate(derived.documents) if name == "event")
     StreamWriter(tiled.client).write(derived.documents[:first])
     # The array was made, of two rows, and the request with its pixels was lost.
     run = in_tiled(tiled, uid)
     run["denoised"].base.write_array(np.zeros((2, *SHAPE), np.float32), key="det_image")
-    StreamWriter(tiled.client).write(derived.documents)
-    found = in_tiled(tiled, uid)["denoised"]["det_image"].read()
-    np.testing.assert_array_equal(found, FRAMES[:3] / np.float32(0.5))
+
+    frame_bytes = 4 * FRAMES[0].size
+    monkeypatch.setattr("bluesky_denoise.tiled_streams._PIECE_BYTES", 5 * frame_bytes)
+    client, sent, most = from_uri(tiled.uri), [], 0
+    send = client.context.http_client.send
+
+    def through_a_proxy(request, **kwargs):
+        if request.method == "PATCH" and "/array/" in request.url.path:
+            sent.append(len(request.content) // frame_bytes)
+            if sent[-1] > most:
+                return httpx.Response(413, request=request, text="Request Entity Too Large")
+        return send(request, **kwargs)
+
+    client.context.http_client.send = through_a_proxy
+    with client.context:
+        with pytest.raises(ClientError) as told:
+            StreamWriter(client).write(derived.documents)
+        assert sent == [4, 2, 1]
+        assert "takes no request as long as one event: 413" in explain(told.value, settings())
+        most = 2
+        StreamWriter(client).write(derived.documents)
+    assert sent == [4, 2, 1, 4, 2, 2, 2]
+    denoised = in_tiled(tiled, uid)["denoised"]
+    found = denoised["det_image"].read()
+    np.testing.assert_array_equal(found, FRAMES[:6] / np.float32(0.5))
+    np.testing.assert_array_equal(denoised["raw_seq_num"].read(), [1, 2, 3, 4, 5, 6])
 
 
 def test_what_others_put_into_a_run_is_no_stream(RE, tiled, written, into_tiled, det):
