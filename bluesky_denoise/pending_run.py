@@ -133,7 +133,7 @@ class PendingRun:
         try:
             self._backup.append(self._waiting)
             self._waiting = []
-        except OSError as error:
+        except (OSError, TypeError, ValueError, RecursionError) as error:  # or no JSON can be made
             logger.error(
                 "Derived run %.8s cannot be kept in %s: %s", self.uid, self._backup.path, error
             )

@@ -105,20 +105,33 @@ class TiledSink:
         while True:
             self._take()
             for run in list(self._runs.values()):
-                if run.to_write and time.monotonic() >= run.next_try:
-                    self._try(run)
-                if run.stopped and not run.to_write:
-                    self._end(run)
+                try:
+                    self._advance(run)
+                except Exception:
+                    logger.exception(
+                        "Derived run %.8s of run %.8s is held up; all others are written",
+                        *(run.uid, run.raw_uid),
+                    )
+                    run.next_try = time.monotonic() + _LONGEST_PAUSE_S
             if self._closing and not self._worth_waiting():
                 for run in self._runs.values():
                     run.back_up("the denoiser was closed", _REPLAY)
                 self._disconnect()
                 return
 
+    def _advance(self, run: PendingRun) -> None:
+        """Write what waits of a run, if it is time, and forget the run if that was all."""
+        if run.to_write and time.monotonic() >= run.next_try:
+            self._try(run)
+        if run.stopped and not run.to_write:
+            self._end(run)
+
     def _disconnect(self) -> None:
         if self._client is not None:
             self._client.context.close()
             self._client = None
+        for run in self._runs.values():
+            run.writer = None  # it would go on with the client that is closed
 
     def _worth_waiting(self) -> bool:
         """Tell whether something may still be written soon: only a node that is to come."""
@@ -180,7 +193,7 @@ class TiledSink:
                 self._failed(run, error)
         except Exception as error:
             run.writer = None  # its state is unknown: begin anew, which skips what is there
-            if not is_refusal(error):
+            if isinstance(error, httpx.TransportError):
                 self._disconnect()
             self._failed(run, error)
         else:

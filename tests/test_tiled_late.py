@@ -16,7 +16,7 @@ from bluesky_denoise.backup import BackupFile, backup_files, read_backup
 from bluesky_denoise.errors import TiledUnavailable
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
-from bluesky_denoise.tiled_sink import replay_backup
+from bluesky_denoise.tiled_sink import TiledSink, replay_backup
 
 
 def test_a_raw_run_that_is_not_there_yet_is_waited_for(RE, raw, tiled, into_tiled, det):
@@ -156,6 +156,42 @@ def test_a_replay_goes_on_past_a_run_that_is_not_in_tiled(RE, tiled, det, tmp_pa
     )
     assert backup_files(tmp_path / "backup") == [lacks.path]
     assert in_tiled(tiled, uid)["denoised"]["det_image"].shape == (2, *SHAPE)
+
+
+def test_a_run_that_can_neither_be_written_nor_kept_is_no_concern_of_another(
+    RE, tiled, written, det, tmp_path, logged
+):
+    options = settings(
+        tiled_uri=tiled.uri, backup_directory=tmp_path / "backup", node_timeout_s=0.1
+    )
+    router, derived = DenoiseRouter(options, UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    RE.subscribe(router)
+    RE(bp.count([det], 1))
+    bad = list(derived.documents)
+    (uid,) = RE(bp.count([det], 2))
+    good = derived.documents[len(bad) :]
+    for name, doc in bad:
+        if name == "event":
+            doc["data"]["latency_s"] = endless = []
+            endless.append(endless)
+
+    done = []
+    sink = TiledSink(options, done.append)
+    first = next(i for i, (name, _) in enumerate(good) if name == "event")
+    for name, doc in good[: first + 1]:
+        sink(name, doc)
+    wait_for(lambda: [r for r in sink._runs.values() if not r.to_write], what="the first event")
+    for name, doc in bad:
+        sink(name, doc)
+    kept_not = f"Derived run {bad[0][1]['uid']:.8} cannot be kept in"
+    wait_for(lambda: kept_not in logged(), what="the failure")
+    for name, doc in good[first + 1 :]:
+        sink(name, doc)
+    wait_for(lambda: done == [uid], what="the other run")
+    np.testing.assert_array_equal(in_tiled(tiled, uid)["denoised"]["raw_seq_num"].read(), [1, 2])
+    assert f"Derived run {good[0][1]['uid']:.8}" not in logged()
+    assert sink.close(30) == []
 
 
 def test_a_backup_that_cannot_be_written_does_not_stop_what_follows(
