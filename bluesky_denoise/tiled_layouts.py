@@ -8,6 +8,7 @@ from tiled.client import from_context, from_uri
 from tiled.client.utils import ClientError
 from tiled.structures.core import Spec
 
+from .errors import TiledUnavailable
 from .settings import DenoiseSettings
 from .tiled_streams import StreamWriter, read_a_pixel, streams_of
 
@@ -37,6 +38,9 @@ class Writer(Protocol):
 class DerivedRunWriter:
     """Write one derived run as a run of its own, with bluesky's own `TiledWriter`.
 
+    Where the answer to a row was lost, `TiledWriter` sends the row again: `write` raises
+    `TiledUnavailable` at the stop then, for the run to be written anew.
+
     Parameters
     ----------
     container :
@@ -59,6 +63,21 @@ class DerivedRunWriter:
                 # What an earlier, failed attempt has left of this derived run.
                 self._container.delete_contents(doc["uid"], recursive=True, external_only=False)
             self._writer(name, doc)
+            if name == "stop":
+                self._check_rows(doc["run_start"])
+
+    def _check_rows(self, uid: str) -> None:
+        """Raise where `TiledWriter` has sent a row again whose answer was lost."""
+        for name, stream in self._container[uid].items():
+            if "internal" not in stream.base:
+                continue
+            numbers = stream.base["internal"].read(["seq_num"])["seq_num"]
+            if not numbers.is_unique:
+                raise TiledUnavailable(
+                    f"{numbers.duplicated().sum()} of {len(numbers)} rows of {name!r} in derived "
+                    f"run {uid} are in Tiled twice, for an answer of it was lost; expected each "
+                    "once. Write the run anew"
+                )
 
 
 def connect(settings: DenoiseSettings) -> Any:

@@ -266,7 +266,8 @@ def replay_backup(settings: DenoiseSettings) -> list[str]:
     Raises
     ------
     TiledUnavailable
-        If Tiled lacks the raw run of some, or refuses them; all others are written.
+        If Tiled lacks the raw run of some, refuses them, or has rows twice for an answer that
+        was lost; all others are written.
     Exception
         Whatever a Tiled that is away raises. The files of all that is not written are kept.
     """
@@ -290,7 +291,7 @@ def replay_backup(settings: DenoiseSettings) -> list[str]:
                 try:
                     open_writer(client, settings).write(documents)
                 except Exception as error:
-                    if not (isinstance(error, NodeMissing) or is_refusal(error)):
+                    if not (isinstance(error, TiledUnavailable) or is_refusal(error)):
                         raise
                     failed.append(f"{path.name}: {settings.redact(explain(error, settings))}")
                     continue

@@ -95,7 +95,7 @@ def test_a_signal_that_said_it_was_an_integer_keeps_its_fractions(RE, tiled, int
 
 
 @pytest.mark.parametrize("layout", ["stream", "run"])
-def test_what_was_written_in_part_is_completed_by_a_replay(
+def test_what_was_written_in_part_or_doubled_is_completed_by_a_replay(
     RE, raw, tiled, written, det, tmp_path, layout
 ):
     from bluesky_denoise.tiled_layouts import connect, open_writer
@@ -106,18 +106,32 @@ def test_what_was_written_in_part_is_completed_by_a_replay(
     router, derived = DenoiseRouter(options, UnitDenoiser()), DocumentCollector()
     router.subscribe(derived)
     RE.subscribe(router)
-    (uid,) = RE(bp.count([det], 4))
+    (uid,) = RE(bp.count([det], 3))
     client = connect(options)
+    send = client.context.http_client.send
+    answers = iter(["", "lost"])
+
+    def lose_an_answer(request, **kwargs):
+        response = send(request, **kwargs)
+        if request.method == "PATCH" and "/table/" in request.url.path and next(answers, ""):
+            raise httpx.ReadError("the answer was lost", request=request)
+        return response
+
     with client.context:
-        open_writer(client, options).write(derived.documents[:4])
+        if layout == "stream":
+            open_writer(client, options).write(derived.documents[:4])
+        else:
+            client.context.http_client.send = lose_an_answer
+            with pytest.raises(TiledUnavailable, match=r"1 of 4 rows of 'denoised' .* twice"):
+                open_writer(client, options).write(derived.documents)
     BackupFile(tmp_path / "backup", "run").append(derived.documents)
     assert replay_backup(options) == [uid]
     run = in_tiled(tiled, uid)
     if layout == "run":
         run = in_tiled(tiled, derived.by_name["start"][0]["uid"], "denoised")
-    np.testing.assert_array_equal(run["denoised"]["det_image"].read(), FRAMES[:4] * 2)
-    np.testing.assert_array_equal(run["denoised"]["raw_seq_num"].read(), [1, 2, 3, 4])
-    check_documents(run, {"denoised": 4} | ({"primary": 4} if layout == "stream" else {}))
+    np.testing.assert_array_equal(run["denoised"]["det_image"].read(), FRAMES[:3] * 2)
+    np.testing.assert_array_equal(run["denoised"]["raw_seq_num"].read(), [1, 2, 3])
+    check_documents(run, {"denoised": 3} | ({"primary": 3} if layout == "stream" else {}))
 
 
 def test_an_empty_backup_does_not_keep_the_others_from_being_replayed(
