@@ -92,19 +92,31 @@ class DerivedStream:
             key: _row_shape(key, descriptor["data_keys"][key], events) for key in regions
         }
         self._row_shapes |= {name: self._row_shapes[key] for name, key in self._sigma_keys.items()}
+        start = bundle.start_doc
+        source = f"denoise:{start['denoise'].get('model', '')}"
+        self._numbers = number_keys(regions, source) | audit_keys(regions, source)
+        ours = self._numbers | event_keys(source)
+        taken = {key.lower() for key in ours}  # tables of Tiled do not tell upper from lower case
+        hidden = [key for key in descriptor["data_keys"] if key.lower() in taken]
+        if hidden:
+            logger.warning(
+                "Run %.8s: the readings %s are in the raw stream alone, for numbers of %r have "
+                "these names; rename them to have them there too",
+                *(start["original_run_uid"], ", ".join(map(repr, hidden)), name),
+            )
         self._scalars = [
             key
             for key, spec in descriptor["data_keys"].items()
-            if key not in self._row_shapes and "external" not in spec and spec["dtype"] in _SCALARS
+            if key not in self._row_shapes
+            and key not in hidden
+            and "external" not in spec
+            and spec["dtype"] in _SCALARS
         ]
-        start = bundle.start_doc
         self._store, self._unsaved = self._open_store(start) if directory else (None, "")
         if self._unsaved:  # the numbers go on
             self._row_shapes = {}
-        source = f"denoise:{start['denoise'].get('model', '')}"
         data_keys = {key: dict(descriptor["data_keys"][key]) for key in self._scalars}
-        self._numbers = number_keys(regions, source) | audit_keys(regions, source)
-        data_keys |= self._numbers | event_keys(source)
+        data_keys |= ours
         for key, shape in self._row_shapes.items():
             data_keys[key] = {
                 "dtype": "array",
@@ -118,7 +130,7 @@ class DerivedStream:
         self._descriptor = bundle.compose_descriptor(
             name=name,
             data_keys=data_keys,
-            object_keys=_object_keys(descriptor, data_keys),
+            object_keys=_object_keys(descriptor, data_keys, set(ours)),
             hints=_hints(descriptor, self._scalars, regions),
             configuration={"denoiser": _configuration(start["denoise"], source)},
             # Not after its events, which have the times of the raw ones: Tiled exports by time.
@@ -241,10 +253,12 @@ def _row_shape(key: str, spec: Mapping[str, Any], events: list[DerivedEvent]) ->
     return shown[1:] if shown[0] == 1 and len(declared) != 3 else shown
 
 
-def _object_keys(descriptor: EventDescriptor, data_keys: Mapping[str, Any]) -> dict[str, list[str]]:
+def _object_keys(
+    descriptor: EventDescriptor, data_keys: Mapping[str, Any], ours: set[str]
+) -> dict[str, list[str]]:
     """Return the raw devices with the keys that are kept, and ``denoiser`` with the new ones."""
     raw = {
-        name: [key for key in keys if key in data_keys]
+        name: [key for key in keys if key in data_keys.keys() - ours]
         for name, keys in descriptor.get("object_keys", {}).items()
     }
     owned = {key for keys in raw.values() for key in keys}

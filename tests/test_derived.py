@@ -5,6 +5,7 @@ import h5py
 import numpy as np
 import pytest
 from live_path import SHAPE, Camera, by_stream, poisson, rates, settings, values
+from ophyd import Signal
 from ophyd.sim import SynAxis, SynSignal
 
 from bluesky_denoise import __version__
@@ -131,6 +132,18 @@ def test_strings_integers_and_booleans_of_the_raw_event_are_kept(derive):
     assert values(derived, "name") == ["lead", "lead"]
     assert values(derived, "number") == [7, 7]
     assert values(derived, "shut") == [True, True]
+
+
+def test_a_reading_that_is_called_as_a_number_of_ours_stays_in_the_raw_stream(derive, det, logged):
+    clock, other = Signal(name="raw_seq_num", value=7), Signal(name="Denoise_OK", value=8)
+    derived = derive(bp.count([det, clock, other], 2))
+    assert values(derived, "raw_seq_num") == [1, 2]
+    descriptor = derived.by_name["descriptor"][0]
+    assert "raw_seq_num" in descriptor["object_keys"]["denoiser"]
+    assert not {"raw_seq_num", "Denoise_OK"} & descriptor["object_keys"].keys()
+    assert "Denoise_OK" not in descriptor["data_keys"]
+    assert "the readings 'raw_seq_num', 'Denoise_OK' are in the raw stream alone" in logged()
+    assert logged().count("raw stream alone") == 1
 
 
 def test_small_arrays_of_the_raw_event_are_left_out(derive):
