@@ -51,6 +51,21 @@ def test_shorter_frames_in_a_run_that_is_open_are_refused(wrapper, RE, raw, det)
     assert det.cam.acquire_time.get() == 0.5
 
 
+@pytest.mark.parametrize(
+    ("exposed", "read"),
+    [
+        (lambda det: det, lambda det: det.stats1.total),
+        (lambda det: DenoisedDetector(det, UnitDenoiser()), lambda det: det),
+    ],
+    ids=["a part", "what it is a part of"],
+)
+def test_shorter_frames_are_refused_whatever_of_the_detector_is_read(exposed, read, RE, raw, det):
+    plan = short(bps.trigger_and_read([read(det)]), exposed(det))
+    with pytest.raises(SettingsError, match="Frames of det at another exposure"):
+        RE(in_a_run(plan, det))
+    assert len(events_of(raw, "primary")) == 2
+
+
 def test_a_plan_may_go_on_in_the_run_when_shorter_frames_were_refused(RE, raw, det):
     def going_on():
         with pytest.raises(SettingsError, match="Wrap the whole run"):
@@ -111,6 +126,9 @@ def test_what_is_not_exposed_may_be_read_in_a_run_that_is_open(RE, raw, det, mot
         yield from bps.trigger_and_read([motor], "motors")
         yield from bps.trigger(det, wait=True)  # frames that are only looked at
         yield from bps.rd(det.stats1.total)
+        yield from bps.create("primary")
+        yield from bps.read(det)
+        yield from bps.drop()
 
     RE(in_a_run(short(plan(), det), det))
     assert len(events_of(raw, "motors")) == 1

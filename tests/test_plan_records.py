@@ -346,6 +346,7 @@ def test_a_chance_above_a_tenth_lets_weaker_peaks_of_the_coarse_scan_pass(RE, ra
     [
         ({"num": 4}, "expected at least 5 points"),
         ({"fine_num": 4}, "expected at least 5 points"),
+        ({"fine_num": "7"}, "fine_num is '7'; expected a number above 0"),
         ({"exposure_s": 0.0}, "exposure_s is 0.0; expected a number above 0"),
         ({"exposure_s": "1"}, "exposure_s is '1'; expected a number above 0"),
         ({"fine_exposure_s": 0.0}, "fine_exposure_s is 0.0; expected a number above 0"),
@@ -365,19 +366,21 @@ def test_a_search_that_cannot_work_is_refused(RE, raw, det, motor, denoised, wro
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"relative_error": 10}, "relative_error is 10; expected .* 0.1 .* 10 %"),
+        ({"relative_error": 1}, "relative_error is 1; expected .* 0.1 .* 10 %"),
         ({"relative_error": 0}, "relative_error is 0; expected a number above 0"),
         ({"relative_error": "0.1"}, "relative_error is '0.1'; expected a number above 0"),
         ({"absolute_error": -1.0}, "absolute_error is -1.0; expected a number above 0"),
         ({"max_frames": 2.5}, "max_frames is 2.5; expected a whole number"),
+        ({"max_frames": 0}, "max_frames is 0; expected a number above 0"),
+        ({"num": 0}, "num is 0; expected a number above 0"),
     ],
 )
 def test_an_adaptive_scan_that_cannot_work_is_refused(
     RE, raw, det, motor, denoised, wrong, message
 ):
-    asked = {"relative_error": 0.1, "max_frames": 2, "exposure_s": 1.0, **wrong}
+    asked = {"num": 3, "relative_error": 0.1, "max_frames": 2, "exposure_s": 1.0, **wrong}
     with pytest.raises(SettingsError, match=message):
-        RE(adaptive_exposure_scan([det], denoised, "satellite", motor, -1, 1, 3, **asked))
+        RE(adaptive_exposure_scan([det], denoised, "satellite", motor, -1, 1, **asked))
     assert "start" not in raw.by_name
 
 
