@@ -171,3 +171,11 @@ def test_a_key_whose_unit_is_none_of_time_is_not_used_but_named():
         assert told in str(refusal.value)
     found = find_exposure(descriptor(in_event, configured), "det_image", default_s=2.0)
     assert found == Exposure("settings", 2.0)
+
+
+def test_an_exposure_in_the_configuration_stands_whatever_else_is_scanned():
+    key = "det_cam_acquire_time"
+    doc = descriptor(configuration={"det": {key: (0.5, None)}})
+    assert find_exposure(doc, "det_image", motors=["motor"]) == Exposure(key, 0.5)
+    with pytest.raises(ExposureNotFound, match=f"'det_image' .* is scanned .'{key}'"):
+        find_exposure(doc, "det_image", motors=["motor", key])

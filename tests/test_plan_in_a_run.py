@@ -178,6 +178,19 @@ def test_streams_without_saves_are_refused_too(by, RE, det):
     assert det.cam.acquire_time.get() == 0.5
 
 
+def test_a_stream_whose_events_will_have_the_exposure_may_be_declared(RE, raw, det):
+    read, _ = own_reading(det)
+    RE(in_a_run(short(bps.declare_stream(read, name="short"), read), read))
+    assert [d["name"] for d in raw.by_name["descriptor"]] == ["primary", "short"]
+
+
+def test_a_plan_that_is_only_looked_at_is_refused_too(det):
+    with pytest.raises(SettingsError, match="Wrap the whole run"):
+        list(in_a_run(short(bps.trigger_and_read([det]), det), det))
+    read, _ = own_reading(det)
+    assert list(in_a_run(short(bps.trigger_and_read([read]), read), read))
+
+
 def test_other_flyers_may_fly_in_the_meantime(RE, raw, det):
     RE(in_a_run(short(bps.kickoff(flyer1, wait=True), det), det))
     assert raw.by_name["stop"][0]["exit_status"] == "success"
