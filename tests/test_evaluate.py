@@ -3,7 +3,7 @@ import json
 import locale
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +12,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from live_path import Camera, poisson
+from rich.console import Console
 from typer.testing import CliRunner
 
 from bluesky_denoise.cli import app
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.evaluate import _told
 from bluesky_denoise.evaluation.awkward import CASES, awkward_scores
 from bluesky_denoise.evaluation.coverage import (
     HALF_WIDTHS,
@@ -25,19 +27,22 @@ from bluesky_denoise.evaluation.coverage import (
 from bluesky_denoise.evaluation.frame_sets import FrameSet
 from bluesky_denoise.evaluation.gates import GATES, judge
 from bluesky_denoise.evaluation.known_sets import KnownSet
+from bluesky_denoise.evaluation.measured_tables import thinned_table
 from bluesky_denoise.evaluation.methods import baselines
 from bluesky_denoise.evaluation.names import TAKEN_METHODS, told_apart
+from bluesky_denoise.evaluation.peak_tables import region_table
 from bluesky_denoise.evaluation.peaks import FITTED, MEASURED, OPTIMAL, SUMMED, PeakScore
 from bluesky_denoise.evaluation.pictures import frame_picture
 from bluesky_denoise.evaluation.plots import result_plots
 from bluesky_denoise.evaluation.regions import Satellites, region_scores, score_regions
-from bluesky_denoise.evaluation.report import write_report
+from bluesky_denoise.evaluation.report import _measured_cards, write_report
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
 from bluesky_denoise.evaluation.run import Gallery
 from bluesky_denoise.evaluation.speed import SpeedScore, speed_scores
 from bluesky_denoise.evaluation.spots import GAUSSIAN
 from bluesky_denoise.evaluation.table import Table, markdown, without_repeats
 from bluesky_denoise.evaluation.tables import all_tables
+from bluesky_denoise.evaluation.thinned import ThinnedScore
 from bluesky_denoise.evaluation.trust import fill, write_figures
 from bluesky_denoise.models.checkpoint import resolve_checkpoint
 from bluesky_denoise.testing import UnitDenoiser
@@ -185,6 +190,30 @@ def test_slopes_are_of_found_counts_and_without_their_noise():
     assert ours["slope"].startswith(f"{scores['measure_roi'].found_slope:.3f} ± ")
     assert ours["slope, without noise"] == "1.000 ± 0.000"
     assert raw["slope, without noise"] == ""
+
+
+def test_scores_that_there_are_not_are_blank_in_tables_and_in_no_card():
+    dark = ThinnedScore("dark", "yes", 0.1, 0.0, "ours", *[np.nan] * 4)
+    lit = ThinnedScore("lit", "yes", 0.1, 3.0, "ours", 1.0, 0.0, 0.25, 1.0)
+    assert thinned_table(Evaluation("ours", thinned=[dark])).rows[0][4:] == ("",) * 4
+    ((left, told),) = _measured_cards(Evaluation("ours", thinned=[dark, lit]))
+    assert left == "25.0%"
+    assert told.endswith("median of 1 series")
+    assert _measured_cards(Evaluation("ours", thinned=[dark])) == []
+    # Scores that were written before there was a slope of found counts.
+    found = scores_of_errors(found=1, plain=1, denoised=1)["measure_roi"]
+    old = replace(found, found_slope=np.nan, found_slope_error=np.nan)
+    assert region_table(Evaluation("ours", regions=[old])).rows[0][2] == ""
+
+
+def test_a_file_that_cannot_be_written_at_the_end_keeps_no_other_from_it(tmp_path):
+    failed, shown = [], Console(file=io.StringIO())
+    for name in (".", "scores.json"):
+        with _told(f"Scores: {name}", failed, shown):
+            write_json(Evaluation("ours"), tmp_path / name, [])
+    assert shown.file.getvalue() == "Scores: scores.json\n"
+    (told,) = failed
+    assert told.startswith("Scores: . cannot be written: ")
 
 
 def test_error_ratios_are_of_root_mean_squares_in_errors_of_the_raw_sum():

@@ -6,7 +6,13 @@ import pytest
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError
 from bluesky_denoise.evaluation.baselines import gaussian
-from bluesky_denoise.evaluation.frame_sets import FrameSet, frame_set, middle, read_frame_set
+from bluesky_denoise.evaluation.frame_sets import (
+    FrameSet,
+    frame_set,
+    lit_frames,
+    middle,
+    read_frame_set,
+)
 from bluesky_denoise.evaluation.known_sets import KnownSet
 from bluesky_denoise.evaluation.methods import Method, baselines
 from bluesky_denoise.evaluation.neighbours import neighbour_scores, pairs
@@ -221,6 +227,9 @@ def test_dark_frames_are_not_among_those_that_are_thinned():
     corner = np.zeros((2, 80, 120), int)
     corner[:, 0] = 1
     assert thinned_scores(frame_set("corner", corner), METHODS, quiet, **window) == []
+    # Nor are those with counts in masked pixels alone, or that a series does not have any more.
+    hidden = FrameSet("hidden", corner, corner[0] > 0, KnownSet("yes", frames=(0, 1, 2)))
+    assert lit_frames(hidden, np.s_[:, :]) == []
 
 
 def test_the_flux_is_that_of_the_parts_with_photons():
@@ -233,6 +242,17 @@ def test_the_flux_is_that_of_the_parts_with_photons():
     for fraction, flux in fluxes.items():
         assert np.isnan(flux) if levels[fraction] == 0 else flux == pytest.approx(1.0096)
     assert 0 in levels.values()
+    both = frame_set("one", np.concatenate([one, series(1).counts]))  # the dark part comes first
+    scores = thinned_scores(both, [*METHODS, glow], quiet, fractions=(0.01,))
+    assert scores[-1].flux == pytest.approx(1, abs=1e-4)
+
+
+def test_the_flux_against_neighbours_is_that_of_the_parts_with_photons():
+    glow = Method("glow", lambda n, mask, judge: n + 1e-6)
+    frames = series(known=KnownSet("yes", targets=range(1, 5), around=4))
+    # Of 200,000 counts of each, none is left of the first, two of another.
+    scores = neighbour_scores(frames, [glow], quiet, fractions=(5e-6, 1e-12))
+    assert [s.flux for s in scores] == pytest.approx([1.0048, np.nan], nan_ok=True)
 
 
 def test_a_series_that_is_refused_on_the_way_is_left_out_and_the_others_are_scored():

@@ -94,6 +94,10 @@ def test_a_region_that_the_mask_hides_is_refused_when_the_settings_are_made(mask
         DenoiseSettings(mask=mask, rois=rois)
 
 
+def test_a_region_beside_a_mask_is_not_hidden_by_it():
+    DenoiseSettings(mask=HIDES, rois={"spot": ROI((100, 110), COLS)})
+
+
 def test_a_region_that_a_mask_hides_by_another_name_is_told_before_the_first_frame(RE, caplog):
     seen = ROI(ROWS, (COLS[0], COLS[1] + 1))
     settings = DenoiseSettings(

@@ -65,6 +65,12 @@ def test_a_run_of_paired_exposures_gives_pairs(archived, detector):
     assert short > 100
 
 
+def test_the_exposure_of_a_run_that_scans_it_is_not_told(archived, detector):
+    source = read_run(archived(bp.list_scan([detector], detector.cam.acquire_time, [0.5, 1.0])))
+    assert "exposure_s" not in source.about
+    assert len(source) == 2
+
+
 def test_frames_in_files_are_read_as_well(archived, tmp_path):
     counts = np.random.default_rng(0).poisson(4.0, (4, 16, 20))
     frames = ReplayFrames(counts, 1.0)
