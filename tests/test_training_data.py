@@ -12,7 +12,8 @@ from bluesky_denoise.errors import (
 )
 from bluesky_denoise.frame_files import find_files
 from bluesky_denoise.training.data import SimulatedScenes
-from bluesky_denoise.training.files import read_file
+from bluesky_denoise.training.digests import frame_digests
+from bluesky_denoise.training.files import measured_pairs, read_file
 from bluesky_denoise.training.pairs import (
     MeasuredPairs,
     RecordedPairs,
@@ -347,6 +348,30 @@ def test_a_master_file_beside_its_data_is_noticed():
     part = ThinnedFrames(counts=whole.counts[70:], mask=whole.mask, name="data")
     with pytest.raises(SettingsError, match=r"scan cannot be .*data has 20 of its frames"):
         split([whole, part])
+
+
+def test_hashes_tell_frames_apart_by_their_shape_and_their_flags():
+    dark = np.zeros((1, 4, 6), np.int32)
+    flagged = dark.copy()
+    flagged[0, 0, 0] = -1
+    assert len({frame_digests(f) for f in (dark, flagged, dark.reshape(1, 6, 4))}) == 3
+
+
+def test_dark_frames_may_be_alike_in_repeats_and_in_pairs(rng):
+    counts, mask = rng.poisson(3.0, (4, 40, 48)), np.zeros((40, 48), bool)
+    counts[1:3] = 0
+    assert len(Repeats(counts=counts, mask=mask, name="a")) == 4
+    long = np.where(counts > 0, counts + 1, 0)
+    pairs = MeasuredPairs(counts=counts, targets=long, ratios=np.ones(4), mask=mask, name="a")
+    assert len(pairs) == 4
+
+
+@pytest.mark.parametrize("dark", ["short", "long"])
+def test_pairs_need_light_in_both_exposures(rng, dark):
+    frames = {"short": rng.poisson(3.0, (4, 40, 48)), "long": rng.poisson(9.0, (4, 40, 48))}
+    frames[dark] = 0 * frames[dark]
+    with pytest.raises(FrameValueError, match=f"a, {dark} exposures, has no counts in the 1920"):
+        measured_pairs(*frames.values(), np.full(4, 3.0), np.zeros((40, 48), bool), "a", {})
 
 
 def test_dark_frames_and_single_photons_may_be_alike():
