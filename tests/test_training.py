@@ -415,6 +415,7 @@ def test_weights_are_written_as_safetensors_only(tmp_path):
         {"seed": 2**64},
         {"learning_rate": np.nan},
         {"learning_rate": np.inf},
+        {"learning_rate": 0.0},
         {"spread_weight": np.nan},
     ],
     ids=str,

@@ -14,6 +14,7 @@ from bluesky_denoise.frame_files import find_files
 from bluesky_denoise.training.data import SimulatedScenes
 from bluesky_denoise.training.digests import frame_digests
 from bluesky_denoise.training.files import measured_pairs, read_file
+from bluesky_denoise.training.pair_checks import check_independent, check_lit
 from bluesky_denoise.training.pairs import (
     MeasuredPairs,
     RecordedPairs,
@@ -415,9 +416,19 @@ def test_long_exposures_have_noise_of_their_own(tmp_path, rng, long, message):
         read_file(path)
 
 
+def test_a_few_pixels_may_be_alike_by_chance():
+    short, long = np.array([[[7, 10], [9, 8]]]), np.array([[[8, 10], [9, 9]]])
+    check_independent(short, long, np.zeros((2, 2), bool), "a")
+    many = [np.tile(f, (1, 20, 20)) for f in (short, long)]
+    with pytest.raises(FrameValueError, match=r"a: exposures of one scene differ by 0\.0\d of the"):
+        check_independent(*many, np.zeros((40, 40), bool), "a")
+
+
 def test_frames_without_counts_are_refused(tmp_path):
     counts, mask = np.zeros((3, 40, 48), int), np.zeros((40, 48), bool)
     counts[:, 0], mask[0] = 7, True
+    with pytest.raises(FrameValueError, match="a has no counts"):
+        check_lit(counts, mask, "a")
     path = write(tmp_path / "dark.h5", frames=counts, mask=mask)
     with pytest.raises(FrameValueError, match=r"dark has no counts in the 1872 valid pixels of 3"):
         read_file(path)
