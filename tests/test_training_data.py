@@ -447,6 +447,18 @@ def test_pairs_of_one_exposure_ratio_are_not_the_same_frames(rng):
         for name in "ab"
     )
     assert split([first], [second]).held_out == [second]
+    long = ThinnedFrames(counts=second.targets[1:], mask=mask, name="long")
+    with pytest.raises(SettingsError, match=r"long cannot be .*b has 2 of its frames"):
+        split([second], [long])
+
+
+def test_a_block_is_known_by_what_its_frames_were_before_they_were_masked(rng):
+    short, long = rng.poisson(2.0, (4, 40, 48)), rng.poisson(6.0, (4, 40, 48))
+    mask = np.zeros((40, 48), bool)
+    mask[:5] = True
+    whole = measured_pairs(short, long, np.full(4, 3.0), mask, "a", {})
+    assert whole.digests == frame_digests(short) + frame_digests(long)
+    assert whole.block(1, 3).digests == frame_digests(short[1:3]) + frame_digests(long[1:3])
 
 
 def test_of_several_masks_in_a_file_the_first_by_name_is_taken(tmp_path, rng):
