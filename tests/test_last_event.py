@@ -21,6 +21,9 @@ def test_the_last_event_is_that_of_the_newest_run_that_is_open():
     at(signals, 2, run="outer")
     assert signals.last_event[:3] == ("outer", "primary", 2)
     at(signals, 8, run="inner")
+    # What has been told of one run comes once more, of a file, when another is the newest.
+    signals.raw("stream_datum", {"descriptor": "outer primary", "seq_nums": {"stop": 2}})
+    assert signals.last_event[:3] == ("inner", "primary", 8)
     signals.raw("stop", {"run_start": "inner"})
     assert signals.last_event[:3] == ("outer", "primary", 2)
     signals.raw("stop", {"run_start": "outer"})

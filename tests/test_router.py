@@ -307,6 +307,14 @@ def test_without_an_exposure_the_run_goes_on_and_the_derived_run_says_why(RE, ra
     assert "goes on undenoised: No exposure time for 'det'" in logged()
 
 
+def test_a_derived_descriptor_is_no_later_than_its_events(RE, build, counts):
+    det = ReplayDetector(name="det", frames=ReplayFrames(counts, 0.5), exposure_s=0.5)
+    _, derived = build()
+    RE(bp.count([det], 2))
+    (descriptor,) = derived.by_name["descriptor"]
+    assert descriptor["time"] <= min(event["time"] for event in derived.by_name["event"])
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 def test_an_exposure_that_is_scanned_is_taken_from_the_events_or_refused(
     RE, raw, build, counts, recorded
