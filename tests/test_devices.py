@@ -16,6 +16,7 @@ from ophyd.utils.errors import ReadOnlyError
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import DenoiseError, DenoiseTimeout, SettingsError
 from bluesky_denoise.process import DenoiseProcess
+from bluesky_denoise.result_signals import frames_of
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
@@ -228,6 +229,13 @@ def test_numbers_that_the_denoiser_does_not_have_are_named(derived):
     assert isinstance(error, SettingsError)
     assert "satellite_intensity" in str(error)
     assert "it has det_image_raw_total" in str(error)
+
+
+@pytest.mark.parametrize(
+    "keys", [("det_image", "det_image_small"), ("det_image_small", "det_image")]
+)
+def test_a_region_of_a_detector_is_of_the_frames_whose_name_is_nearest(keys):
+    assert frames_of(keys, {"det": ["spot"]})["spot_intensity"] == "det_image"
 
 
 @pytest.mark.parametrize(
