@@ -79,9 +79,10 @@ def archived_documents(
     start = dict(run.metadata["start"])
     yield "start", start
     for name in streams:
-        if name not in run:
+        try:
+            node = run[name].base
+        except KeyError:
             continue
-        node = run[name].base
         if METADATA_KEY in node.metadata:
             continue
         descriptors = descriptors_of(run, name)
@@ -139,7 +140,8 @@ def archived_events(
     """
     node = run[stream].base
     descriptors = descriptors_of(run, stream)
-    table = node["internal"].read() if "internal" in node else None
+    internal = node.get("internal")
+    table = None if internal is None else internal.read()
     arrays = {key: EventArray(node, key) for key in node if key != "internal"}
     lengths = [len(array) for array in arrays.values()]
     if table is not None:

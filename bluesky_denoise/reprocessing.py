@@ -299,7 +299,7 @@ def reprocess(
     router.subscribe(lambda name, doc: derived.update(stop=doc), "stop")
     sink = None
     if settings.tiled_uri:
-        sink = TiledSink(settings)
+        sink = TiledSink(settings, look=False)  # `_check_readable` does
         router.subscribe(_with_events_only(sink))
     done, reason = 0, _INTERRUPTED
     try:

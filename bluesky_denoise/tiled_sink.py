@@ -45,6 +45,8 @@ class TiledSink:
     on_refused :
         Called with the uid of the raw run, and the reason, when all of its derived run is
         in the backup and Tiled will not have it.
+    look :
+        Whether to find out, and log, if Tiled can read the frames of the first run.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class TiledSink:
         settings: DenoiseSettings,
         on_written: Callable[[str], None] = lambda uid: None,
         on_refused: Callable[[str, str], None] = lambda uid, reason: None,
+        *,
+        look: bool = True,
     ) -> None:
         self._settings = settings
         self._on_written, self._on_refused = on_written, on_refused
@@ -60,7 +64,7 @@ class TiledSink:
         self._run_of: dict[str, str] = {}
         self._left: list[Path] = []  # backups of runs that were refused
         self._client: Any = None
-        self._looked = self._closing = False
+        self._looked, self._closing = not look, False
         self._thread = threading.Thread(target=self._loop, name="denoise-tiled", daemon=True)
         self._thread.start()
 

@@ -46,7 +46,7 @@ class NodeMissing(TiledUnavailable):
 
 def denoised_in(run: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Yield the denoised streams beside the raw ones: key, stream, and what made it."""
-    for key, stream in run.items():
+    for key, stream in run.base.items():  # all at once; `run.items()` asks for each
         if not hasattr(stream, "base"):
             continue  # an array that somebody has put there
         provenance = stream.base.metadata.get(METADATA_KEY)
@@ -63,7 +63,7 @@ def streams_of(run: Any, derived_uid: str) -> Iterator[tuple[str, Any]]:
 
 def arrays_of(node: Any) -> dict[str, Any]:
     """Return the arrays of a stream's node, ``stream.base``; columns would be a request each."""
-    return {key: node[key] for key in node if key != "internal"}
+    return {key: child for key, child in node.items() if key != "internal"}
 
 
 def read_a_pixel(stream: Any) -> bool:

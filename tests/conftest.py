@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 # Read when tiled is imported: a server that a test has stopped is to be missed soon.
 os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
+# Workers and what they start share few cores, which threads that wait for each other keep busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from bluesky import RunEngine
