@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import fcntl
 import io
 import json
 import logging
@@ -16,6 +15,11 @@ from typing import Any
 import numpy as np
 
 __all__ = ["BackupFile", "RawBackup", "read_backup"]
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +160,8 @@ def take_backup(path: Path) -> Iterator[bool]:
 
 def _lock(number: int) -> bool:
     """Lock an open file; tell whether nobody else has it."""
+    if fcntl is None:
+        return True
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
