@@ -51,8 +51,13 @@ def environment():
 
 def started(tmp_path, profile, code, timeout_s=100):
     """Run the startup files of a profile, one after another, and then code; return its output."""
+    return run(tmp_path, RUN.format(startup=profile / "startup") + code, timeout_s)
+
+
+def run(tmp_path, code, timeout_s=100):
+    """Run code in a new process; return its output."""
     script = tmp_path / "run.py"
-    script.write_text(RUN.format(startup=profile / "startup") + code)
+    script.write_text(code)
     done = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,
@@ -292,22 +297,23 @@ def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path)
     assert printed.splitlines()[-1] == "None"
 
 
-@pytest.mark.parametrize(
-    ("edited", "told"),
-    [
-        ("motors:\ndetectors:\ndenoise:\ntiled_uri:\n", ""),
-        ("", ""),
-        ("detectors:\n  pilatus:\n", r"pilatus: TypeError: .*\n  beamline.yaml lacks a line"),
-    ],
-    ids=["empty keys", "empty file", "a detector without a line"],
-)
-def test_what_is_left_empty_in_the_area_detector_profile_is_not_there(tmp_path, edited, told):
-    profile = profile_copy(tmp_path, "profile_area_detector")
-    (profile / "beamline.yaml").write_text(edited)
-    code = "print(namespace['cat'], namespace['denoise'], namespace['RE'].state)\n"
-    printed = started(tmp_path, profile, code)
-    assert re.search(told, printed)
-    assert printed.splitlines()[-1] == "None None idle"
+def test_what_is_left_empty_in_the_area_detector_profile_is_not_there(tmp_path):
+    cases = {
+        "empty keys": "motors:\ndetectors:\ndenoise:\ntiled_uri:\n",
+        "empty file": "",
+        "a detector without a line": "detectors:\n  pilatus:\n",
+    }
+    code = ""
+    for name, edited in cases.items():
+        (tmp_path / name).mkdir()
+        profile = profile_copy(tmp_path / name, "profile_area_detector")
+        (profile / "beamline.yaml").write_text(edited)
+        code += RUN.format(startup=profile / "startup")
+        code += f"print({name!r}, *map(namespace.get, ('cat', 'denoise')), namespace['RE'].state)\n"
+    printed = run(tmp_path, code)
+    for name in cases:
+        assert f"{name} None None idle\n" in printed
+    assert re.search(r"pilatus: TypeError: .*\n  beamline.yaml lacks a line", printed)
 
 
 def test_the_area_detector_profile_creates_nothing_until_it_is_edited(tmp_path):

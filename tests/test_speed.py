@@ -1,9 +1,8 @@
 import numpy as np
-import pytest
 
 from bluesky_denoise.evaluation.results import Evaluation
 from bluesky_denoise.evaluation.run import time_on
-from bluesky_denoise.evaluation.speed import TimingError, speed_scores
+from bluesky_denoise.evaluation.speed import speed_scores
 
 
 def quiet(items, what):
@@ -25,8 +24,6 @@ def test_bm3d_and_the_networks_of_the_paper_take_several_times_longer():
 
 
 def test_a_process_that_cannot_time_says_why_and_the_evaluation_goes_on():
-    with pytest.raises(TimingError, match="There are no weights 'nothing'"):
-        speed_scores("nothing", np.ones((32, 32)), quiet)
     result = Evaluation("nothing", {})
     time_on(result, "nothing", np.ones((32, 32)), quiet)
     assert not result.speed
