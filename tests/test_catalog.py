@@ -35,7 +35,7 @@ def camera():
 
 def archived(RE, tiled, detector, number=4):
     """Scan with the raw writer only, and return the run."""
-    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    token = RE.subscribe(TiledWriter(tiled.client))
     (uid,) = RE(bp.scan([detector], motor, -1, 1, number))
     RE.unsubscribe(token)
     return tiled.client[uid]
@@ -87,7 +87,7 @@ def test_a_stream_without_events_does_not_make_a_run_complete(RE, tiled, camera)
         yield from bps.declare_stream(camera, name="dark")
         yield from bps.trigger_and_read([camera])
 
-    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    RE.subscribe(TiledWriter(tiled.client))
     (uid,) = RE(plan())
     assert not is_complete(tiled.client[uid], ("dark", "primary"))
     assert is_complete(tiled.client[uid], ("dark",))
@@ -96,7 +96,7 @@ def test_a_stream_without_events_does_not_make_a_run_complete(RE, tiled, camera)
 def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, settings):
     func = poisson()
     camera = Camera(name="det", func=func, exposure_s=0.5)
-    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    token = RE.subscribe(TiledWriter(tiled.client))
     (uid,) = paused_scan(RE, [camera])
     RE.unsubscribe(token)
     run = tiled.client[uid]
@@ -122,7 +122,7 @@ def test_an_exposure_that_was_configured_during_the_run_is_that_of_the_later_fra
             for _ in range(2):
                 yield from bps.trigger_and_read([camera])
 
-    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    token = RE.subscribe(TiledWriter(tiled.client))
     (uid,) = RE(plan())
     RE.unsubscribe(token)
     run = tiled.client[uid]
@@ -142,7 +142,7 @@ def test_a_raw_stream_with_a_number_is_not_taken_for_another(RE, tiled, settings
             for _ in range(2):
                 yield from bps.trigger_and_read([camera], stream)
 
-    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    token = RE.subscribe(TiledWriter(tiled.client))
     (uid,) = RE(plan())
     RE.unsubscribe(token)
     run = tiled.client[uid]
@@ -195,7 +195,7 @@ def test_a_frame_that_cannot_be_denoised_is_tried_again_once(RE, tiled, settings
 def test_a_run_whose_scan_failed_is_complete_once_it_is_denoised(
     RE, tiled, settings, camera, reason
 ):
-    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    token = RE.subscribe(TiledWriter(tiled.client))
 
     @bpp.run_decorator()
     def plan():
@@ -238,7 +238,7 @@ def test_frames_that_were_lost_to_the_machine_are_tried_again(
 
 
 def test_a_run_without_events_is_refused(RE, tiled, settings, camera):
-    token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    token = RE.subscribe(TiledWriter(tiled.client))
 
     @bpp.stage_decorator([camera])
     @bpp.run_decorator()

@@ -60,7 +60,7 @@ def command(tiled, tmp_path, monkeypatch):
 
 @pytest.fixture
 def uid(RE, tiled):
-    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    RE.subscribe(TiledWriter(tiled.client))
     camera = Camera(name="det", func=poisson(shape=(32, 40)), exposure_s=0.5)
     (uid,) = RE(bp.scan([camera], motor, -1, 1, 3, md={"sample": "lead"}))
     return uid
@@ -408,7 +408,7 @@ def test_what_could_not_be_denoised_is_drawn_raw_and_exported_without_a_mask(
 
 
 def test_a_motor_that_is_called_an_error_is_shown(RE, command, tmp_path, tiled):
-    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    RE.subscribe(TiledWriter(tiled.client))
     camera = Camera(name="det", func=poisson(shape=(32, 40)), exposure_s=0.5)
     (uid,) = RE(bp.scan([camera], SynAxis(name="following_error"), 2, 4, 3))
     command("reprocess", "settings.yaml", uid)
@@ -474,7 +474,7 @@ def test_a_directory_that_was_moved_is_told_in_a_line(RE, command, in_files, tmp
 def test_frames_under_the_name_of_their_detector_are_told_where_they_are_served(
     RE, in_files, tiled, tmp_path
 ):
-    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    RE.subscribe(TiledWriter(tiled.client))
     (uid,) = RE(bp.count([in_files], 3))
     assert _denoised_keys(tiled.client[uid]) == []
     options = {"tiled_uri": tiled.uri, "frames_directory": tmp_path / "denoised", "model": UNIT}

@@ -155,7 +155,7 @@ def test_names_that_are_taken_get_another(tiled, tmp_path, name):
     detector = ReplayDetector(name="det", frames=ReplayFrames(COUNTS, 1.0))
     others = [SynAxis(name="x-y"), SynAxis(name="x_y")]
     with run_engine() as RE:
-        RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+        RE.subscribe(TiledWriter(tiled.client))
         (uid,) = RE(bp.scan([detector, *others], SynAxis(name=name), -1, 1, 3))
     run = tiled.client[uid]
     reprocess(run, DenoiseSettings(model=UNIT, tiled_uri=tiled.uri))
@@ -169,7 +169,7 @@ def test_names_that_are_taken_get_another(tiled, tmp_path, name):
 def test_the_raw_frames_are_those_of_the_denoised_ones_after_a_pause(tiled, tmp_path):
     detector = ReplayDetector(name="det", frames=ReplayFrames(COUNTS, 1.0))
     with run_engine() as RE:
-        RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+        RE.subscribe(TiledWriter(tiled.client))
         (uid,) = paused_scan(RE, [detector])
     run = tiled.client[uid]
     reprocess(run, DenoiseSettings(model=UNIT, tiled_uri=tiled.uri))

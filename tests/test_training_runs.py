@@ -36,7 +36,7 @@ SHAPE = (48, 64)
 @pytest.fixture
 def archived(RE, tiled):
     """Return a function that runs a plan, and returns the run from Tiled."""
-    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    RE.subscribe(TiledWriter(tiled.client))
 
     def take(plan):
         (uid,) = RE(plan)
