@@ -30,9 +30,12 @@ def detector(motor=None, *, exposure_s=0.1, seed=0, centre=0.0, width=1.0, **kwa
     return ReplayDetector(name="det", frames=frames, exposure_s=exposure_s)
 
 
-def denoised_here(RE, denoiser, *, streams=("primary",), rois=ROIS, data_keys=(KEY,), **kwargs):
+def denoised_here(
+    RE, denoiser, *, streams=("primary",), rois=ROIS, data_keys=(KEY,), audit=True, **kwargs
+):
     """Return signals fed by a denoiser in this process: each result is there at once."""
     settings = {"data_keys": data_keys, "rois": rois, "streams": streams, "exposure_s": 1.0}
+    settings["audit"] = audit
     router = DenoiseRouter(DenoiseSettings(**settings), denoiser)
     signals = DenoisedSignals(router, **kwargs)
     RE.subscribe(signals.raw)
