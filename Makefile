@@ -33,17 +33,14 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-# Most of what is installed is never imported; Python compiles the rest when it first is.
-QUICKLY := --quiet --disable-pip-version-check --no-compile
-
 # The pinned set, torch first: left to itself, pip would take a build for GPUs with
 # several gigabytes of libraries.
 .venv/installed: requirements.lock setup.cfg pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	@echo "Installing the pinned packages into .venv; this takes some minutes, once."
-	$(BIN)/python -m pip install $(QUICKLY) -c requirements.lock torch
-	$(BIN)/python -m pip install $(QUICKLY) -r requirements.lock
-	$(BIN)/python -m pip install $(QUICKLY) --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 clean:
