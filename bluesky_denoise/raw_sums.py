@@ -35,7 +35,8 @@ class RawSums(LastEvent):
         super().__init__(settings.streams, settings.data_keys)
         unused = {"tiled_uri": None, "frames_directory": None, "audit": False, "save_sigma": False}
         self._settings = settings.model_copy(update=unused)
-        self._run: list[Document] = []
+        self._open: set[str] = set()
+        self._once: list[Document] = []  # of all open runs
         self._before: list[Document] = []  # datums and bare events: later datums may count them
         self._data: list[Document] = []
         self._last: list[Document] = []
@@ -49,9 +50,13 @@ class RawSums(LastEvent):
             return
         super().__call__(name, doc)
         if name == "start":
-            self._run, self._before, self._data, self._last = [], [], [], []
+            if not self._open:
+                self._once, self._before, self._data, self._last = [], [], [], []
+            self._open.add(doc["uid"])
+        elif name == "stop":
+            self._open.discard(doc["run_start"])
         if name in _ONCE_A_RUN:
-            self._run.append((name, doc))
+            self._once.append((name, doc))
         elif name in _DATA:
             self._data.append((name, doc))
         elif name == "event" and doc["descriptor"] in self._followed:
@@ -66,6 +71,8 @@ class RawSums(LastEvent):
         An intensity is the plain sum over its region less the background around it;
         whatever belongs to a denoised frame is NaN.
         """
+        if not self._last or self._last[-1][1]["descriptor"] not in self._followed:
+            return {}  # its run has ended, while another is open
         found: list[Mapping[str, Any]] = []
 
         def keep(name: str, doc: Mapping[str, Any]) -> None:
@@ -73,7 +80,7 @@ class RawSums(LastEvent):
 
         router = DenoiseRouter(self._settings, _NotDenoised())
         router.subscribe(keep, "event")
-        for name, doc in [*self._run, *self._before]:
+        for name, doc in [*self._once, *self._before]:
             known = DerivedEvent(doc["seq_num"], 0.0, {}, {}) if name == "event" else None
             router.accept(name, doc, known=known)  # so that its frame is not read
         router.feed(self._last)

@@ -1,6 +1,8 @@
 """Raw sums in place of results that do not come in time."""
 
+import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from derived_by_hand import KEY, Derived, signals_of
@@ -76,6 +78,31 @@ def test_raw_sums_are_of_the_last_frame_however_datums_are_counted(RE, raw, tmp_
         if name == "event":
             found.append((sums.measure()["raw_seq_num"], sums.measure()["det_image_raw_total"]))
     assert found == [(i + 1, frame.sum()) for i, frame in enumerate(counts)]
+
+
+def test_raw_sums_are_of_the_run_whose_event_came_last(RE):
+    counts = np.random.default_rng(0).poisson(3.0, (4, 48, 48)).astype(np.uint32)
+    det = ReplayDetector(name="det", frames=ReplayFrames(counts, 1.0))
+    sums, found = RawSums(DenoiseSettings(read_timeout_s=1)), []
+
+    def expose(run):
+        yield from bpp.set_run_key_wrapper(bps.trigger_and_read([det]), run)
+        found.append(sums.measure()["det_image_raw_total"])
+
+    @bpp.stage_decorator([det])
+    def plan():
+        for run in ("outer", "inner"):
+            yield from bpp.set_run_key_wrapper(bps.open_run(), run)
+            yield from expose(run)
+        yield from expose("outer")
+        yield from bpp.set_run_key_wrapper(bps.close_run(), "inner")
+        yield from expose("outer")
+        yield from bpp.set_run_key_wrapper(bps.close_run(), "outer")
+
+    RE.subscribe(sums)
+    RE(plan())
+    assert found == [frame.sum() for frame in counts]
+    assert sums.measure() == {}
 
 
 def test_raw_sums_of_a_page_are_of_its_last_event(RE, raw):
