@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BackupFile", "RawBackup", "read_backup"]
+__all__ = ["BackupFile", "RawBackup", "backup_files", "read_backup", "take_backup"]
 
 try:
     import fcntl

@@ -20,7 +20,15 @@ from tiled.utils import safe_json_dump
 from .derived import raw_stream_of
 from .errors import TiledUnavailable
 
-__all__ = ["METADATA_KEY", "NodeMissing", "StreamWriter", "read_a_pixel", "streams_of"]
+__all__ = [
+    "METADATA_KEY",
+    "NodeMissing",
+    "StreamWriter",
+    "arrays_of",
+    "denoised_in",
+    "read_a_pixel",
+    "streams_of",
+]
 
 logger = logging.getLogger(__name__)
 

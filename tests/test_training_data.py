@@ -3,27 +3,24 @@ import json
 import h5py
 import numpy as np
 import pytest
+from training_sources import repeats, thinned, write
 
 from bluesky_denoise.errors import (
     FrameShapeError,
     FrameValueError,
     MaskError,
-    SettingsError,
 )
 from bluesky_denoise.frame_files import find_files
 from bluesky_denoise.training.data import SimulatedScenes
-from bluesky_denoise.training.digests import frame_digests
 from bluesky_denoise.training.files import measured_pairs, read_file
 from bluesky_denoise.training.pair_checks import check_independent, check_lit
 from bluesky_denoise.training.pairs import (
     MeasuredPairs,
     RecordedPairs,
     Repeats,
-    ThinnedFrames,
     Window,
     random_window,
 )
-from bluesky_denoise.training.split import split
 
 WHOLE = Window(0, 0, 40, 48)
 
@@ -31,23 +28,6 @@ WHOLE = Window(0, 0, 40, 48)
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-def write(path, **datasets):
-    with h5py.File(path, "w") as file:
-        for name, values in datasets.items():
-            file[name.replace("__", "/")] = values
-    return path
-
-
-def thinned(number, name="scan", seed=1):
-    counts = np.random.default_rng(seed).poisson(5.0, (number, 40, 48))
-    return ThinnedFrames(counts=counts, mask=np.zeros((40, 48), bool), name=name)
-
-
-def repeats(number, seed=1):
-    counts = np.random.default_rng(seed).poisson(5.0, (number, 40, 48))
-    return Repeats(counts=counts, mask=np.zeros((40, 48), bool), name="repeats")
 
 
 def test_a_window_sums_pixels_and_masks_what_is_outside():
@@ -280,84 +260,6 @@ def test_folders_are_searched_and_what_is_not_there_is_named(tmp_path):
         find_files([tmp_path / "gone"])
 
 
-def test_the_last_block_is_held_out_after_a_gap():
-    data = split([thinned(100)], share=0.2, gap_frames=10)
-    assert len(data.training[0]) == 70
-    assert len(data.held_out[0]) == 20
-    assert data.held_out[0].first == 80
-    (entry,) = data.record
-    assert entry["training"] == "frames 0 to 69"
-    assert entry["held_out"] == "frames 80 to 99"
-    assert entry["gap_frames"] == 10
-
-
-def test_a_short_run_is_trained_on_whole_and_repeats_need_no_gap():
-    data = split([thinned(33, "short"), thinned(34, "long", seed=2), repeats(10, seed=3)])
-    assert [len(source) for source in data.training] == [33, 17, 8]
-    assert [len(source) for source in data.held_out] == [7, 2]
-    assert data.record[0]["training"] == "all frames"
-
-
-def test_whole_runs_are_held_out_and_never_trained_on():
-    data = split([thinned(5, "a"), SimulatedScenes()], [thinned(5, "b", seed=2)])
-    assert [source.name for source in data.training] == ["a", "simulated scenes"]
-    assert [source.name for source in data.held_out] == ["b"]
-    assert data.record[-1]["held_out"] == "all frames"
-    with pytest.raises(SettingsError, match="a has 5 frames among those trained on and among"):
-        split([thinned(5, "a")], [thinned(5, "a")])
-
-
-def test_runs_of_one_name_are_told_apart_by_their_folder(tmp_path, rng):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "run1").mkdir()
-        write(tmp_path / folder / "run1" / "scan.h5", frames=rng.poisson(3.0, (3, 40, 48)))
-    first, second = (read_file(tmp_path / folder / "run1" / "scan.h5") for folder in ("a", "b"))
-    assert split([first], [second]).held_out == [second]
-    with pytest.raises(SettingsError, match=r"run1/scan\.h5 has 3 frames among those"):
-        split([first, second], [first])
-
-
-def test_a_copy_of_what_is_trained_on_is_not_held_out(tmp_path, rng):
-    counts = rng.poisson(3.0, (3, 40, 48))
-    paths = [write(tmp_path / name, frames=counts) for name in ("scan.h5", "copy.h5")]
-    first, second = (read_file(path) for path in paths)
-    with pytest.raises(SettingsError, match=r"copy\.h5 cannot be .*scan\.h5 has 3 of its"):
-        split([first], [second])
-
-
-@pytest.mark.parametrize("change", ["uint16", ">i8", "float32", "mask", "part"])
-def test_the_same_frames_are_known_whatever_file_they_are_in(tmp_path, rng, change):
-    counts = rng.poisson(3.0, (20, 40, 48)).astype(np.int32)
-    counts[:, 0, 0] = -1
-    first = read_file(write(tmp_path / "scan.h5", frames=counts))
-    copy, more = counts[5:6] if change == "part" else counts, {}
-    if change == "mask":
-        more["mask"] = rng.random((40, 48)) < 0.1
-    elif change == "uint16":
-        copy = np.where(counts < 0, 65535, counts).astype(change)
-    elif change != "part":
-        copy = copy.astype(change)
-    path = write(tmp_path / "copy.h5", frames=copy, **more)
-    second = read_file(path, repeats=change == "float32")
-    with pytest.raises(SettingsError, match=r"copy\.h5 cannot be .*scan\.h5 has \d+ of its fram"):
-        split([first], [second])
-
-
-def test_a_master_file_beside_its_data_is_noticed():
-    whole = thinned(100)
-    part = ThinnedFrames(counts=whole.counts[70:], mask=whole.mask, name="data")
-    with pytest.raises(SettingsError, match=r"scan cannot be .*data has 20 of its frames"):
-        split([whole, part])
-
-
-def test_hashes_tell_frames_apart_by_their_shape_and_their_flags():
-    dark = np.zeros((1, 4, 6), np.int32)
-    flagged = dark.copy()
-    flagged[0, 0, 0] = -1
-    assert len({frame_digests(f) for f in (dark, flagged, dark.reshape(1, 6, 4))}) == 3
-
-
 def test_dark_frames_may_be_alike_in_repeats_and_in_pairs(rng):
     counts, mask = rng.poisson(3.0, (4, 40, 48)), np.zeros((40, 48), bool)
     counts[1:3] = 0
@@ -373,13 +275,6 @@ def test_pairs_need_light_in_both_exposures(rng, dark):
     frames[dark] = 0 * frames[dark]
     with pytest.raises(FrameValueError, match=f"a, {dark} exposures, has no counts in the 1920"):
         measured_pairs(*frames.values(), np.full(4, 3.0), np.zeros((40, 48), bool), "a", {})
-
-
-def test_dark_frames_and_single_photons_may_be_alike():
-    counts = np.zeros((100, 40, 48), int)
-    counts[::2, 3, 3] = 1
-    source = ThinnedFrames(counts=counts, mask=np.zeros((40, 48), bool), name="dim")
-    assert len(split([source]).held_out) == 1
 
 
 def test_frames_that_stand_still_are_no_repeats(tmp_path, rng):
@@ -434,33 +329,6 @@ def test_frames_without_counts_are_refused(tmp_path):
         read_file(path)
 
 
-def test_pairs_of_one_exposure_ratio_are_not_the_same_frames(rng):
-    mask, ratios = np.zeros((40, 48), bool), np.full(3, 20.0)
-    first, second = (
-        MeasuredPairs(
-            counts=rng.poisson(1.0, (3, 40, 48)),
-            targets=rng.poisson(20.0, (3, 40, 48)),
-            ratios=ratios,
-            mask=mask,
-            name=name,
-        )
-        for name in "ab"
-    )
-    assert split([first], [second]).held_out == [second]
-    long = ThinnedFrames(counts=second.targets[1:], mask=mask, name="long")
-    with pytest.raises(SettingsError, match=r"long cannot be .*b has 2 of its frames"):
-        split([second], [long])
-
-
-def test_a_block_is_known_by_what_its_frames_were_before_they_were_masked(rng):
-    short, long = rng.poisson(2.0, (4, 40, 48)), rng.poisson(6.0, (4, 40, 48))
-    mask = np.zeros((40, 48), bool)
-    mask[:5] = True
-    whole = measured_pairs(short, long, np.full(4, 3.0), mask, "a", {})
-    assert whole.digests == frame_digests(short) + frame_digests(long)
-    assert whole.block(1, 3).digests == frame_digests(short[1:3]) + frame_digests(long[1:3])
-
-
 def test_of_several_masks_in_a_file_the_first_by_name_is_taken(tmp_path, rng):
     frames, first, second = rng.poisson(3.0, (4, 40, 48)), *np.zeros((2, 40, 48), np.uint32)
     first[0], second[:, 0] = 1, 1
@@ -471,27 +339,6 @@ def test_of_several_masks_in_a_file_the_first_by_name_is_taken(tmp_path, rng):
         entry__b__pixel_mask=second,
     )
     np.testing.assert_array_equal(read_file(tmp_path / "a.nxs").mask, first != 0)
-
-
-def test_the_frames_of_a_point_are_in_one_block():
-    counts = np.random.default_rng(1).poisson(5.0, (110, 40, 48))
-    mask = np.zeros((40, 48), bool)
-    source = ThinnedFrames(counts=counts, mask=mask, name="scan", per_point=10)
-    (entry,) = split([source], share=0.25, gap_frames=3).record
-    assert entry["training"] == "frames 0 to 69"
-    assert entry["held_out"] == "frames 80 to 109"
-
-
-@pytest.mark.parametrize("change", [{"share": 0.6}, {"share": -0.1}, {"gap_frames": -1}])
-def test_splits_out_of_range_are_refused(change):
-    with pytest.raises(SettingsError, match="cannot be held out"):
-        split([thinned(5)], **change)
-
-
-def test_no_share_holds_nothing_out():
-    data = split([thinned(100)], share=0)
-    assert data.held_out == []
-    assert len(data.training[0]) == 100
 
 
 def test_frames_without_a_valid_pixel_are_refused(tmp_path, rng):
