@@ -174,6 +174,11 @@ def explain(error: Exception, settings: DenoiseSettings) -> str:
         other = ", or use `tiled_layout` 'run' with a `tiled_container` that it may write to"
     else:
         where, other = f"the container {settings.tiled_container!r}", ""
+    if "access tags" in str(error):
+        return (
+            f"Tiled refuses, status {status}: {' '.join(str(error).split())}. What is derived has "
+            "the access tags of its raw run: give a `tiled_api_key` of an owner of them"
+        )
     return (
         f"Tiled refuses, status {status}: `tiled_api_key` may not write to {where}. "
         f"Give one that may{other}"

@@ -38,6 +38,8 @@ of any length, and what waits after a night without Tiled is long."""
 METADATA_KEY = "denoise"
 """Under this key the metadata of a denoised stream hold its provenance."""
 
+_TAGS_OF_USERS = ("user:", "service:")
+"""Begin the access tags that Tiled gives itself."""
 _SPECS = [Spec("BlueskyEventStream", version="3.0"), Spec("composite")]
 _ARROW = {
     "number": pa.float64(),
@@ -138,10 +140,9 @@ class StreamWriter:
             except KeyError:
                 raise NodeMissing(
                     f"Run {uid} is not in Tiled at {self._client.uri}; is a TiledWriter subscribed "
-                    "to the RunEngine?"
+                    "to the RunEngine, and may `tiled_api_key` read the run?"
                 ) from None
-            # Whoever may read the raw run may read this.
-            self._tags = list(self._run.base.access_tags or ()) or None
+            self._tags = _tags_of(self._run.base)
         return self._run
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
@@ -222,6 +223,16 @@ def _kind_of(key: str, descriptor: Mapping[str, Any]) -> str:
     kind = descriptor["data_keys"][key]["dtype"]
     ours = key in descriptor.get("object_keys", {}).get("denoiser", ())
     return "number" if kind == "integer" and not ours else kind
+
+
+def _tags_of(node: Any) -> list[str] | None:
+    """Return the access tags by which others may read what is written beside a node.
+
+    None where it is its writer's alone: tags of users are not for clients to give, and Tiled
+    gives that of whoever writes.
+    """
+    tags = [t for t in node.access_tags or () if not t.startswith(_TAGS_OF_USERS)]
+    return tags or None
 
 
 class _Stream:
