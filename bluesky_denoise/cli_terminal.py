@@ -84,8 +84,10 @@ def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
 
 def _why(error: Exception) -> str:
     """Say why a server cannot be opened, and what to do."""
+    from .tiled_layouts import wants_a_key
+
     refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403)
-    if refused or "API key" in str(error):  # without a key it is a RuntimeError of the client
+    if refused or wants_a_key(error):
         return "it wants an API key that is right. Put it into TILED_API_KEY."
     if isinstance(error, httpx.TransportError):
         return f"{_short(error)}. Does it run there? Give its address as --uri or in TILED_URI."

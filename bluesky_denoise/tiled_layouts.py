@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_context, from_uri
+from tiled.client.context import CannotPrompt
 from tiled.client.utils import ClientError
 from tiled.structures.core import Spec
 
@@ -20,6 +21,7 @@ __all__ = [
     "is_refusal",
     "open_writer",
     "try_reading",
+    "wants_a_key",
 ]
 
 Document = tuple[str, Mapping[str, Any]]
@@ -111,6 +113,14 @@ def connect(settings: DenoiseSettings) -> Any:
             if error.response.status_code != 409:  # 409: it is there by now
                 raise
     return from_context(client.context, node_path_parts=path, include_data_sources=True)
+
+
+def wants_a_key(error: Exception) -> bool:
+    """Tell whether a server was asked without the key that it wants, and nobody can log in."""
+    # Of a server with one key it is a RuntimeError.
+    return isinstance(error, CannotPrompt) or (
+        isinstance(error, RuntimeError) and "API key" in str(error)
+    )
 
 
 def open_writer(client: Any, settings: DenoiseSettings) -> Writer:

@@ -211,7 +211,7 @@ def _open_sink(settings: DenoiseSettings, on_done: Callable[..., None]) -> Any:
     from tiled.client.utils import ClientError
 
     from .errors import SettingsError
-    from .tiled_layouts import connect
+    from .tiled_layouts import connect, wants_a_key
     from .tiled_sink import TiledSink
 
     try:
@@ -222,6 +222,11 @@ def _open_sink(settings: DenoiseSettings, on_done: Callable[..., None]) -> Any:
             f"({error.response.status_code}). Check `tiled_uri` and `tiled_api_key`."
         ) from None
     except Exception as error:
+        if wants_a_key(error):
+            raise SettingsError(
+                f"Tiled at {settings.tiled_uri} wants an API key, and was given none. Set "
+                "`tiled_api_key`, or TILED_API_KEY, to one that may write there."
+            ) from None
         logger.warning(
             "Tiled at %s cannot be reached (%s); what is denoised is kept in %s until it is back",
             *(settings.tiled_uri, type(error).__name__, settings.backup_path),

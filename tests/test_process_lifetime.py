@@ -110,6 +110,12 @@ def test_a_wrong_key_is_told_when_it_is_built(tiled):
     assert "wr0ng" not in str(caught.value)
 
 
+def test_a_missing_key_is_told_when_it_is_built(tiled, monkeypatch):
+    monkeypatch.delenv("TILED_API_KEY", raising=False)
+    with pytest.raises(SettingsError, match=r"wants an API key, and was given none\. Set"):
+        DenoiseProcess(settings(tiled_uri=tiled.uri.partition("?")[0]))
+
+
 @pytest.fixture
 def secret(monkeypatch):
     """Return a key that the denoisers of `child_denoisers` know."""

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from bluesky.plans import scan
 from bluesky_tiled_plugins import TiledWriter
-from live_path import wait_for
+from live_path import settings, wait_for
 from tiled.access_control.access_tags import AccessTagsCompiler
 from tiled.access_control.scopes import ALL_SCOPES
 from tiled.client import from_uri
@@ -21,6 +21,8 @@ from tiled.server.connection_pool import close_database_connection_pool
 from tiled.server.settings import DatabaseSettings
 from tiled_fixtures import Live
 
+from bluesky_denoise import DenoiseProcess
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.server import embedded_tiled
 
 ALL = ["read:data", "read:metadata", "write:data", "write:metadata", "create:node", "register"]
@@ -162,6 +164,12 @@ def denoised_by(RE, det, motor, uri_of, client_of, tmp_path):
     yield denoised_by
     for live in opened:
         live.sink.close(1)
+
+
+def test_who_has_no_key_and_cannot_log_in_is_told_so(uri_of, monkeypatch):
+    monkeypatch.delenv("TILED_API_KEY", raising=False)
+    with pytest.raises(SettingsError, match=r"wants an API key, and was given none\. Set"):
+        DenoiseProcess(settings(tiled_uri=uri_of("alice").partition("?")[0]))
 
 
 def tags(node):
