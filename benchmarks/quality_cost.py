@@ -50,8 +50,9 @@ DESIGNS: dict[str, Callable[[], nn.Module]] = {
 }
 SCENES, SIDE = 60, 160
 PLACES = {
-    "photon_exchange, half": ((-6, 5), "right"),
+    "photon_exchange, half": ((0, 8), "center"),
     "photon_exchange, drawn": ((-6, -6), "right"),
+    "photon_exchange, double": ((6, -12), "left"),
     "photon_exchange, shipped": ((6, -10), "left"),
     "unet, width 16": ((-6, 5), "right"),
 }
@@ -179,7 +180,7 @@ def draw(rows: list[dict], bm3d: float, path: Path) -> None:
                 )
         left.axhline(1, color="#e8a33d", lw=1, label="best Gaussian")
         left.axhline(bm3d, color="#555", lw=1, ls="--", label="Anscombe + BM3D")
-        left.legend(loc="lower right")
+        left.legend(loc="upper left")
         left.set(title="simulated scenes", ylabel="divergence over that of the best Gaussian")
         right.set(title="I07, 1 s against 20 s", ylabel="noise-corrected error; raw 0.97")
         for axis in (left, right):
