@@ -4,6 +4,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
@@ -91,7 +92,9 @@ def give_tags(directory):
             await close_database_connection_pool(database)
 
     compiler.load_tag_config()
-    asyncio.run(compile_all())
+    # In this thread it would leave no event loop for the tests that come after.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, compile_all()).result()
 
 
 def key_of(url, user):
