@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bluesky_denoise.models import drawn_kernels
+from bluesky_denoise.models import build_model, drawn_kernels, kernels
 from bluesky_denoise.models.drawn_kernels import TERMS, drawn, points
 from bluesky_denoise.models.features import describe
 
@@ -72,3 +72,34 @@ def test_steps_are_one_half_of_the_neighbours():
     opposite = {(-rows, -cols) for rows, cols in drawn_kernels.STEPS}
     assert len(opposite) == len(drawn_kernels.STEPS)
     assert opposite.isdisjoint(drawn_kernels.STEPS)
+
+
+def test_a_network_that_shares_by_its_drawn_kernels_alone_keeps_an_oblique_edge():
+    network = build_model("photon_exchange_drawn").eval()
+    with torch.no_grad():
+        for layer in (network.points_full, *network.points):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        for layer in (network.out_full, *network.outs):
+            layer.weight.zero_()
+            layer.bias.fill_(-1)
+        # Shares of the frame are in fours, of the drawn kernel before that of the coarser level.
+        network.out_full.bias[-8:-4] = 1
+    rows, cols = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
+    bright = rows + 2 * cols > 140
+    edge = torch.where(bright, 900.0, 100.0)[None, None]
+    with torch.inference_mode():
+        out = network(torch.poisson(edge, generator=torch.manual_seed(0)), torch.ones_like(edge))
+    on_edge = (kernels.blur(edge) != edge)[0, 0]
+    on_edge[[0, -1]] = on_edge[:, [0, -1]] = False
+    for side, level in ((bright, 900.0), (~bright, 100.0)):
+        found = out[0, 0][side & on_edge]
+        # A good part of the noise is gone, and next to nothing came across.
+        assert found.std() < 0.7 * level**0.5
+        assert found.mean() == pytest.approx(level, rel=0.02)
+
+
+def test_oblique_lines_are_left_to_drawn_kernels():
+    # Itself, a blur, two lines, two long ones, the drawn kernel, the coarser level; below
+    # itself, a blur, four lines, and the coarser level, or two further blurs.
+    assert build_model("photon_exchange_drawn").heads == [8, 8, 8, 7, 8]
