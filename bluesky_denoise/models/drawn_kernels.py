@@ -86,7 +86,7 @@ def _share(x: Tensor, likeness: Sequence[Tensor]) -> Tensor:
     return out
 
 
-# Gradients are written out: those of slices that are added to in place take several times as long.
+# Gradients are written out: autograd would keep the images in between, of every step.
 
 
 class _Likeness(torch.autograd.Function):
