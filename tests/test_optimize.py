@@ -7,6 +7,8 @@ from beamline import denoised_here, detector, events_of
 from bluesky_adaptive.plans import optimize
 from bluesky_adaptive.protocols import OptimizationProblem
 from bluesky_adaptive.scipy import SCP, Objective, RangeDOF, Scipy, normalizers
+from bluesky_adaptive.scipy.inverter import InteractiveOptimizer
+from live_path import wait_for
 from scipy.optimize import dual_annealing
 
 from bluesky_denoise.errors import DenoiseError, SettingsError
@@ -69,6 +71,19 @@ def test_an_outcome_can_have_its_error(RE, raw, det, motor, denoised):
     assert agent.outcomes == {"at 0.0": tuple(event[key] for key in KEYS)}
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """Let an agent wait for its optimiser: after 10 ms it would suggest nothing."""
+    suggest = InteractiveOptimizer.suggest
+
+    def suggest_when_ready(self, num_points=None):
+        wait_for(lambda: self._active or not self._t.is_alive(), what="a suggestion")
+        return suggest(self, num_points)
+
+    monkeypatch.setattr(InteractiveOptimizer, "suggest", suggest_when_ready)
+
+
+@pytest.mark.usefixtures("patient")
 def test_an_agent_of_bluesky_adaptive_goes_where_the_peak_is(RE, det, motor, denoised, monkeypatch):
     # The agent has no argument for it.
     monkeypatch.setattr(normalizers, "dual_annealing", partial(dual_annealing, rng=0))
