@@ -56,7 +56,7 @@ class GrowingFile:
     def __init__(self, path, row_shape, maxlen=None):
         self.file = h5py.File(path, "w", libver="latest")
         self.data = self.file.create_dataset(
-            DATASET, (0, *row_shape), np.uint16, maxshape=(maxlen, *row_shape)
+            DATASET, (0, *row_shape), "u2", maxshape=(maxlen, *row_shape), chunks=(1, *row_shape)
         )
         self.file.swmr_mode = True
 
@@ -112,6 +112,24 @@ def test_a_file_that_is_not_there_yet_is_waited_for(tmp_path, counts):
     with h5py.File(path, "w", libver="latest") as file:
         file[DATASET] = counts
     np.testing.assert_array_equal(read_until(source, 5, soon()), counts[5:])
+
+
+def test_a_frame_whose_place_is_not_written_yet_is_waited_for(tmp_path, counts):
+    # Writers that know the number of frames make room for all of them at the start.
+    with h5py.File(tmp_path / "det.h5", "w", libver="latest") as file:
+        data = file.create_dataset(DATASET, counts.shape, np.uint16, chunks=(1, 8, 20))
+        file.swmr_mode = True
+        source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
+        data[0] = 0 * counts[0]
+        data[1, :8] = counts[1, :8]
+        data.flush()
+        assert not source.read(0).any()
+        for nothing in (1, 2):  # half of it, all of it
+            with pytest.raises(FrameNotReady, match="nothing is written"):
+                read_until(source, nothing, time.monotonic())
+        data[1, 8:] = counts[1, 8:]
+        data.flush()
+        np.testing.assert_array_equal(source.read(1), counts[1:2])
 
 
 def test_at_the_deadline_the_error_says_how_many_frames_there_are(tmp_path, growing, counts):
