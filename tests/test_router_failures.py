@@ -134,7 +134,7 @@ def test_a_failed_plan_gives_a_failed_derived_run_with_its_reason(RE, raw, build
 def test_files_that_never_come_are_told_in_each_event_and_cost_one_deadline(
     RE, raw, build, tmp_path
 ):
-    number, deadline_s = 20, 0.2
+    number, deadline_s = 20, 0.6
     _, derived = build(exposure_s=1.0, read_timeout_s=deadline_s)
     det = SynSignalWithRegistry(
         func=poisson(), name="det", save_path=str(tmp_path), save_func=lambda path, array: None
