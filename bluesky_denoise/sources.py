@@ -20,6 +20,7 @@ from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
 
 from .errors import DenoiseError, FrameNotReady, FrameShapeError
+from .stored_rows import are_stored
 
 __all__ = ["SOURCES", "AdapterSource", "FrameSource", "HDF5Source", "as_stack", "open_source"]
 
@@ -70,25 +71,10 @@ class HDF5Source:
             available = dataset.shape[0]
             if available < first + count:
                 raise IndexError(f"{available} frames in the file, {first + count} promised")
-            if not _is_written(dataset, slice(first, first + count)):
+            if not are_stored(dataset, slice(first, first + count)):
                 raise IndexError("the file has a place for it, in which nothing is written")
             frames = dataset[first : first + count]
         return frames[0] if stacked else frames
-
-
-def _is_written(dataset: h5py.Dataset, rows: slice) -> bool:
-    """Return whether something is stored for these rows: HDF5 fills what is not with zeros.
-
-    Where several frames share a chunk, the first of them that is written speaks for all.
-    """
-    if dataset.chunks is None:  # virtual or contiguous
-        return True
-    chunks = dataset.iter_chunks((rows, *[slice(None)] * (dataset.ndim - 1)))
-    stored = dataset.id.get_chunk_info_by_coord
-    return all(
-        stored(tuple(s.start // n * n for s, n in zip(chunk, dataset.chunks, strict=True))).size
-        for chunk in chunks
-    )
 
 
 class AdapterSource:
