@@ -6,8 +6,9 @@ datasets over the files of several writers show frames that one of them still la
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import h5py
 
@@ -30,8 +31,7 @@ def are_stored(dataset: h5py.Dataset, rows: slice) -> bool:
         ``slice(start, stop)``.
     """
     if dataset.is_virtual:
-        mappings = dataset.virtual_sources()
-        return all(_is_stored(dataset, mappings, n) for n in range(rows.start, rows.stop))
+        return all(_is_brought(dataset, row) for row in range(rows.start, rows.stop))
     if dataset.chunks is None:
         return True
     sizes = dataset.chunks
@@ -42,62 +42,95 @@ def are_stored(dataset: h5py.Dataset, rows: slice) -> bool:
     return True
 
 
-def _is_stored(dataset: h5py.Dataset, mappings: list[Any], row: int) -> bool:
-    """Return whether each source of this row of a virtual dataset has what it brings."""
-    has = [_has(dataset, mapping, row) for mapping in mappings if _brings(mapping, row)]
+# Virtual datasets
+
+
+class _Rows(NamedTuple):
+    """Rows that are selected: `count` blocks of `block` rows, a stride apart."""
+
+    start: int
+    stride: int
+    count: int
+    block: int
+
+    def place(self, row: int) -> int | None:
+        """Return how many selected rows come before this one; None if it is not selected."""
+        turn, within = divmod(row - self.start, self.stride)
+        if self.count == 1:  # whatever the stride
+            turn, within = 0, row - self.start
+        if row < self.start or turn >= self.count or within >= self.block:
+            return None
+        return turn * self.block + within
+
+    def row(self, place: int) -> int:
+        """Return the row before which so many are selected."""
+        turn, within = divmod(place, self.block)
+        return self.start + turn * self.stride + within
+
+
+class _Mapping(NamedTuple):
+    """Rows of a dataset in another file that are rows of a virtual one."""
+
+    file: str
+    dataset: str
+    there: _Rows
+    here: _Rows
+
+
+_ALL = _Rows(0, 1, 1, 2**62)
+
+
+def _is_brought(dataset: h5py.Dataset, row: int) -> bool:
+    """Return whether each source of a row of a virtual dataset has it."""
+    path = Path(dataset.file.filename)
+    mappings = _mappings(path, dataset.name, path.stat().st_mtime_ns)
+    if mappings is None or _ELSEWHERE in os.environ:
+        return True  # not known
+    has = [
+        _has(path, mapping, place, dataset.ndim)
+        for mapping in mappings
+        if (place := mapping.here.place(row)) is not None
+    ]
     return bool(has) and all(has)
 
 
-def _brings(mapping: Any, row: int) -> bool:
-    return not _is_regular(mapping.vspace) or _place(mapping.vspace, row) is not None
+# Kept: of a file with thousands of them, they take longer to list than a frame to read.
+@lru_cache(maxsize=16)
+def _mappings(path: Path, name: str, changed_ns: int) -> list[_Mapping] | None:
+    """Return the sources of a virtual dataset; None if one of them is of another kind.
+
+    `changed_ns` tells that a file is still the same.
+    """
+    found = []
+    with h5py.File(path, "r", swmr=True, libver="latest") as file:
+        for mapping in file[name].virtual_sources():
+            there, here = _selected(mapping.src_space), _selected(mapping.vspace)
+            if not (there and here) or _NUMBERED.search(mapping.file_name + mapping.dset_name):
+                return None
+            found.append(_Mapping(mapping.file_name, mapping.dset_name, there, here))
+    return found
 
 
-def _has(dataset: h5py.Dataset, mapping: Any, row: int) -> bool:
-    """Return whether a source has what it brings to a row; where that is not known, it has."""
-    if not (_is_regular(mapping.vspace) and _is_regular(mapping.src_space)):
-        return True
-    if _NUMBERED.search(mapping.file_name + mapping.dset_name) or _ELSEWHERE in os.environ:
-        return True
-    here = Path(dataset.file.filename)
-    path = here if mapping.file_name == "." else here.parent / mapping.file_name
+def _selected(space: h5py.h5s.SpaceID) -> _Rows | None:
+    """Return the rows that are selected; None where they are not evenly spaced."""
+    kind = space.get_select_type()
+    if kind == h5py.h5s.SEL_ALL:
+        return _ALL
+    if kind != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
+        return None
+    return _Rows(*(values[0] for values in space.get_regular_hyperslab()))
+
+
+def _has(virtual: Path, mapping: _Mapping, place: int, ndim: int) -> bool:
+    """Return whether a source has the row at a place of those that it brings."""
+    path = virtual if mapping.file == "." else virtual.parent / mapping.file
     if not path.is_file():
         return False
     with h5py.File(path, "r", swmr=True, libver="latest") as file:
-        if mapping.dset_name not in file:
+        if mapping.dataset not in file:
             return False
-        source = file[mapping.dset_name]
-        if source.ndim < dataset.ndim:  # one frame
+        source = file[mapping.dataset]
+        if source.ndim < ndim:  # one frame
             return are_stored(source, slice(0, len(source)))
-        first = _row(mapping.src_space, _place(mapping.vspace, row))
-        return first < len(source) and are_stored(source, slice(first, first + 1))
-
-
-def _is_regular(space: h5py.h5s.SpaceID) -> bool:
-    """Return whether what is selected has one stride on each axis."""
-    return _is_whole(space) or (
-        space.get_select_type() == h5py.h5s.SEL_HYPERSLABS and space.is_regular_hyperslab()
-    )
-
-
-def _is_whole(space: h5py.h5s.SpaceID) -> bool:
-    return space.get_select_type() == h5py.h5s.SEL_ALL
-
-
-def _place(space: h5py.h5s.SpaceID, row: int) -> int | None:
-    """Return how many selected rows come before this one; None if it is not selected."""
-    if _is_whole(space):
-        return row
-    start, stride, count, block = (values[0] for values in space.get_regular_hyperslab())
-    turn, within = divmod(row - start, stride) if count > 1 else (0, row - start)
-    if row < start or turn >= count or within >= block:
-        return None
-    return turn * block + within
-
-
-def _row(space: h5py.h5s.SpaceID, place: int) -> int:
-    """Return the row before which so many are selected."""
-    if _is_whole(space):
-        return place
-    start, stride, _, block = (values[0] for values in space.get_regular_hyperslab())
-    turn, within = divmod(place, block)
-    return start + turn * stride + within
+        row = mapping.there.row(place)
+        return row < len(source) and are_stored(source, slice(row, row + 1))
