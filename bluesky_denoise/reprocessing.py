@@ -25,7 +25,7 @@ from .errors import DenoiseError, SettingsError, TiledUnavailable
 from .router import DenoiserLike, DenoiseRouter
 from .settings import DenoiseSettings
 from .tiled_sink import TiledSink
-from .tiled_streams import METADATA_KEY, denoised_in, read_a_pixel
+from .tiled_streams import METADATA_KEY, denoised_in, read_a_pixel, tags_of
 
 __all__ = ["StoredResults", "has_result", "mark_interrupted", "reprocess"]
 
@@ -300,7 +300,7 @@ def reprocess(
     sink = None
     if settings.tiled_uri:
         sink = TiledSink(settings, look=False)  # `_check_readable` does
-        router.subscribe(_with_events_only(sink))
+        router.subscribe(_with_events_only(sink, _tags(run, settings)))
     done, reason = 0, _INTERRUPTED
     try:
         streams: dict[str, str] = {}  # by descriptor
@@ -343,8 +343,19 @@ def reprocess(
     return uid
 
 
-def _with_events_only(sink: Callable[..., None]) -> Callable[..., None]:
+def _tags(run: Any, settings: DenoiseSettings) -> dict[str, list[str]]:
+    """Return what asks `TiledWriter` for the access tags of the raw run.
+
+    Its start document had that too, and has lost it in Tiled.
+    """
+    tags = tags_of(as_tiled_run(run).base) if settings.tiled_layout == "run" else None
+    return {"tiled_access_tags": tags} if tags else {}
+
+
+def _with_events_only(sink: Callable[..., None], more: Mapping[str, Any]) -> Callable[..., None]:
     """Pass documents on once there is something to write; note that they are of the archive.
+
+    What is `more` goes into the start document.
 
     That a run cannot be denoised is raised, and needs no stream that says so.
     """
@@ -352,7 +363,7 @@ def _with_events_only(sink: Callable[..., None]) -> Callable[..., None]:
 
     def write(name: str, doc: dict[str, Any]) -> None:
         if name == "start":
-            start.append({**doc, "denoise": {**doc["denoise"], FROM_ARCHIVE: True}})
+            start.append({**doc, **more, "denoise": {**doc["denoise"], FROM_ARCHIVE: True}})
         elif name != "stop" or not start:
             while start:
                 sink("start", start.pop())

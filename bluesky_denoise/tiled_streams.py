@@ -28,6 +28,7 @@ __all__ = [
     "denoised_in",
     "read_a_pixel",
     "streams_of",
+    "tags_of",
 ]
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class StreamWriter:
                     f"Run {uid} is not in Tiled at {self._client.uri}; is a TiledWriter subscribed "
                     "to the RunEngine, and may `tiled_api_key` read the run?"
                 ) from None
-            self._tags = _tags_of(self._run.base)
+            self._tags = tags_of(self._run.base)
         return self._run
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
@@ -225,8 +226,8 @@ def _kind_of(key: str, descriptor: Mapping[str, Any]) -> str:
     return "number" if kind == "integer" and not ours else kind
 
 
-def _tags_of(node: Any) -> list[str] | None:
-    """Return the access tags by which others may read what is written beside a node.
+def tags_of(node: Any) -> list[str] | None:
+    """Return the access tags by which others may read what is derived from a node.
 
     None where it is its writer's alone: tags of users are not for clients to give, and Tiled
     gives that of whoever writes.

@@ -24,6 +24,7 @@ from tiled_fixtures import Live
 
 from bluesky_denoise import DenoiseProcess
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.reprocessing import reprocess
 from bluesky_denoise.server import embedded_tiled
 
 ALL = ["read:data", "read:metadata", "write:data", "write:metadata", "create:node", "register"]
@@ -201,3 +202,20 @@ def test_who_may_not_tag_so_is_told_by_what_tiled_says(denoised_by, caplog):
     assert path.exists()
     assert "user='bob' is not an owner of tag='proposal'" in caplog.text
     assert "give a `tiled_api_key` of an owner of them" in caplog.text
+
+
+def test_a_derived_run_of_the_archive_has_the_tags_of_the_raw_run(
+    RE, det, motor, uri_of, client_of
+):
+    own = client_of("alice")
+    RE.subscribe(TiledWriter(own, batch_size=1))
+    for given in (["proposal"], None):
+        with_tags = {"tiled_access_tags": given} if given else {}
+        (uid,) = RE(scan([det], motor, -1, 1, 3), **with_tags)
+        options = settings(
+            tiled_uri=uri_of("alice"), tiled_layout="run", tiled_container="beside/denoised"
+        )
+        made = reprocess(own[uid], options)
+        derived = own["beside/denoised"][made]
+        for node in (derived.base, derived["denoised"].base):
+            assert tags(node) == (given or ["user:alice"])
