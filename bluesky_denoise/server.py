@@ -19,6 +19,7 @@ from .errors import SettingsError, TiledUnavailable
 
 __all__ = ["embedded_tiled"]
 
+_ONE_BATCH = {"adbc.sqlite.query.batch_rows": str(10**9)}
 _LARGEST_MESSAGE = 256 * 1024 * 1024  # bytes; a live subscription must take a 4k float32 frame
 
 
@@ -108,6 +109,7 @@ def embedded_tiled(
         specs=[{"name": "CatalogOfBlueskyRuns", "version": "3.0"}],
         cache_config=StreamingCacheConfig(uri="memory").model_dump(),
     )
+    _take_types_from_all_rows(catalog)
     # Without this, `run.documents()` is refused by the server.
     default_serialization_registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
     app = build_app(catalog, authentication=Authentication(single_user_api_key=api_key))
@@ -198,6 +200,25 @@ def _check_free(port: int) -> None:
                 f"Port {port} cannot be used: {error.strerror}. Give another one, or 0 for any "
                 "that is free."
             ) from None
+
+
+def _take_types_from_all_rows(catalog: Any) -> None:
+    """Let a column be read whose first numbers come late.
+
+    SQLite keeps NaN as NULL, and its driver takes the type of a column from the first batch of
+    rows, 1024 of them. Where all of them are NULL it takes integers, and fails at the first
+    number: a peak that appears late in a long series could not be read.
+    """
+    from sqlalchemy import event
+    from tiled.storage import SQLStorage
+
+    def prepare(connection: Any, _: Any) -> None:
+        cursor = connection.cursor
+        connection.cursor = lambda **given: cursor(**{"adbc_stmt_kwargs": _ONE_BATCH, **given})
+
+    for storage in catalog.context.writable_storage.values():
+        if isinstance(storage, SQLStorage):
+            event.listen(storage._connection_pool, "connect", prepare)
 
 
 def _serve_what_the_reader_has_seen(app: Any) -> None:

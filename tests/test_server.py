@@ -8,10 +8,11 @@ from contextlib import closing
 import bluesky.plans as bp
 import httpx
 import numpy as np
+import pyarrow
 import pytest
 from bluesky_tiled_plugins import TiledWriter
 from tiled.catalog.core import ALL_REVISIONS
-from tiled.client import from_uri
+from tiled.client import from_context, from_uri
 from tiled.structures.array import ArrayStructure
 from tiled.structures.data_source import Asset, DataSource, Management
 
@@ -113,3 +114,18 @@ def test_one_directory_to_read_is_no_list_of_letters(tmp_path):
                 np.testing.assert_array_equal(node.read(), np.arange(3.0))
             with pytest.raises(httpx.HTTPStatusError):
                 nodes[1].read()
+
+
+def test_a_column_is_read_whose_first_numbers_come_late(tmp_path):
+    times = np.arange(3000.0)
+    widths = np.where(times < 2000, np.nan, times)
+    table = pyarrow.table({"time": times, "width": widths})
+    for number in range(2):  # what it has is served by the next server, too
+        with embedded_tiled(tmp_path) as uri, from_uri(uri).context as context:
+            if number == 0:
+                root = from_context(context)
+                root.create_appendable_table(table.schema, key="table").append_partition(0, table)
+            found = from_uri(uri.replace("/api/v1", "/api/v1/metadata/table"))
+            with found.context:
+                np.testing.assert_array_equal(found.read()["width"], widths)
+                np.testing.assert_array_equal(found["width"].read(), widths)
