@@ -33,8 +33,8 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-# The pinned set, torch first: left to itself, pip would take a build for GPUs with
-# several gigabytes of libraries.
+# The pinned set, torch first. On Linux the one of PyPI brings several gigabytes of libraries for
+# GPUs; the README says how to take the build for CPUs.
 .venv/installed: requirements.lock setup.cfg pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	@echo "Installing the pinned packages into .venv; this takes some minutes, once."

@@ -97,7 +97,7 @@ class DerivedStream:
         self._numbers = number_keys(regions, source) | audit_keys(regions, source)
         ours = self._numbers | event_keys(source)
         taken = {key.lower() for key in ours}  # tables of Tiled do not tell upper from lower case
-        hidden = [key for key in descriptor["data_keys"] if key.lower() in taken]
+        hidden = sorted(key for key in descriptor["data_keys"] if key.lower() in taken)
         if hidden:
             logger.warning(
                 "Run %.8s: the readings %s are in the raw stream alone, for numbers of %r have "

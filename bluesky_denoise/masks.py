@@ -64,14 +64,21 @@ def _read(source: str) -> Any:
                 found = file[dataset or "mask"]
                 return found[()] if isinstance(found, h5py.Dataset) else found
         if suffix in (".tif", ".tiff"):
-            import tifffile  # optional
-
-            return tifffile.imread(name)
+            return _read_tiff(name)
     except (OSError, EOFError, KeyError, ValueError) as error:
         raise MaskError(f"Mask {source} cannot be read: {error}") from None
+    raise MaskError(f"Mask {source} is of an unknown kind; expected .npy, .h5 or .tif.")
+
+
+def _read_tiff(name: str) -> Any:
+    try:
+        import tifffile  # optional
     except ImportError:
         raise MaskError(
-            f"Mask {source} is a TIFF, which needs the package tifffile: "
+            f"Mask {name} is a TIFF, which needs the package tifffile: "
             "pip install bluesky-denoise[tiff]."
         ) from None
-    raise MaskError(f"Mask {source} is of an unknown kind; expected .npy, .h5 or .tif.")
+    try:
+        return tifffile.imread(name)
+    except tifffile.TiffFileError as error:  # a ValueError in later versions alone
+        raise ValueError(str(error)) from None

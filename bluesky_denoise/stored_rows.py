@@ -35,7 +35,7 @@ def are_stored(dataset: h5py.Dataset, rows: slice) -> bool:
     if dataset.chunks is None:
         return True
     sizes = dataset.chunks
-    for chunk in dataset.iter_chunks((rows, *[slice(None)] * (dataset.ndim - 1))):
+    for chunk in dataset.iter_chunks((rows, *(slice(0, n) for n in dataset.shape[1:]))):
         corner = tuple(s.start // n * n for s, n in zip(chunk, sizes, strict=True))
         if dataset.id.get_chunk_info_by_coord(corner).byte_offset is None:
             return False

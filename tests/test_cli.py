@@ -90,7 +90,9 @@ def test_runs_are_listed_denoised_and_shown(command, uid, tmp_path):
 
 @pytest.mark.parametrize("typed", [("runs", "-n", "-1"), ("catch-up", "settings.yaml", "-n", "0")])
 def test_a_number_of_runs_below_one_is_refused(command, typed):
-    assert "be greater than or equal" in command(*typed, code=2)
+    said = command(*typed, code=2)
+    assert "'-n'" in said
+    assert ">=1" in said or "be greater than or equal" in said  # versions of typer differ
 
 
 def test_catch_up_denoises_what_lacks_a_denoised_stream_and_only_that(command, uid):

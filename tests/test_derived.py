@@ -142,7 +142,7 @@ def test_a_reading_that_is_called_as_a_number_of_ours_stays_in_the_raw_stream(de
     assert "raw_seq_num" in descriptor["object_keys"]["denoiser"]
     assert not {"raw_seq_num", "Denoise_OK"} & descriptor["object_keys"].keys()
     assert "Denoise_OK" not in descriptor["data_keys"]
-    assert "the readings 'raw_seq_num', 'Denoise_OK' are in the raw stream alone" in logged()
+    assert "the readings 'Denoise_OK', 'raw_seq_num' are in the raw stream alone" in logged()
     assert logged().count("raw stream alone") == 1
 
 
