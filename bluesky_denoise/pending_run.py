@@ -34,6 +34,8 @@ class PendingRun:
         """None before the first attempt, and after one that failed."""
         self.refusal = ""
         """Why Tiled will not have it."""
+        self.told = False
+        """It waits for its raw run, and that has been said."""
         self.since = time.monotonic()
         """When it came; on that clock, as `next_try`."""
         self.next_try = 0.0

@@ -155,7 +155,8 @@ class DenoiseProcess:
         DenoiseTimeout
             If it takes longer; the runs go on being denoised.
         TiledUnavailable
-            If Tiled refuses some of them; their documents are kept. It is told once.
+            If Tiled refuses some of them, or lacks their raw runs for longer than
+            `node_timeout_s`; their documents are kept. It is told once.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: not self._open.unfinished(), timeout):

@@ -23,10 +23,12 @@ __all__ = ["TiledSink", "replay_backup"]
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_LONGEST_AWAY_S = 5.0
 _NODE_PAUSE_S = 0.2
 _REST = 3.0
 """How long to rest after each writing, in units of the time that it took."""
 _REPLAY = "`bluesky-denoise replay-backup` brings it in"
+_AGAIN = "it is tried again"
 _NOT_AGAIN = f"it is not tried again; {_REPLAY}"
 
 
@@ -42,9 +44,9 @@ class TiledSink:
         Address, key, layout, backup directory.
     on_written :
         Called with the uid of the raw run when all of its derived run is in Tiled.
-    on_refused :
+    on_kept :
         Called with the uid of the raw run, and the reason, when all of its derived run is
-        in the backup and Tiled will not have it.
+        in the backup, and Tiled will not have it, or not before it has the raw run.
     look :
         Whether to find out, and log, if Tiled can read the frames of the first run.
     """
@@ -53,18 +55,19 @@ class TiledSink:
         self,
         settings: DenoiseSettings,
         on_written: Callable[[str], None] = lambda uid: None,
-        on_refused: Callable[[str, str], None] = lambda uid, reason: None,
+        on_kept: Callable[[str, str], None] = lambda uid, reason: None,
         *,
         look: bool = True,
     ) -> None:
         self._settings = settings
-        self._on_written, self._on_refused = on_written, on_refused
+        self._on_written, self._on_kept = on_written, on_kept
         self._queue: queue.SimpleQueue[Document | None] = queue.SimpleQueue()
         self._runs: dict[str, PendingRun] = {}  # by uid of the derived run
         self._run_of: dict[str, str] = {}
         self._left: list[Path] = []  # backups of runs that were refused
         self._client: Any = None
         self._looked, self._closing = not look, False
+        self._away_until = 0.0  # where there is no connection at all: not each run tries it
         self._thread = threading.Thread(target=self._loop, name="denoise-tiled", daemon=True)
         self._thread.start()
 
@@ -125,7 +128,7 @@ class TiledSink:
 
     def _advance(self, run: PendingRun) -> None:
         """Write what waits of a run, if it is time, and forget the run if that was all."""
-        if run.to_write and time.monotonic() >= run.next_try:
+        if run.to_write and time.monotonic() >= max(run.next_try, self._away_until):
             self._try(run)
         if run.stopped and not run.to_write:
             self._end(run)
@@ -147,7 +150,7 @@ class TiledSink:
 
     def _take(self) -> None:
         """Take all documents that wait; sleep until there are some, or a retry is due."""
-        due = [run.next_try for run in self._runs.values() if run.to_write]
+        due = [max(run.next_try, self._away_until) for run in self._runs.values() if run.to_write]
         pause = max(0.0, min(due) - time.monotonic()) if due else None
         try:
             item = self._queue.get(timeout=pause)
@@ -195,17 +198,28 @@ class TiledSink:
             run.next_try = time.monotonic() + _NODE_PAUSE_S
             if time.monotonic() - run.since > self._settings.node_timeout_s:
                 self._failed(run, error)
+                self._tell_once(run, f"{error} It goes in when that is there")
         except Exception as error:
             run.writer = None  # its state is unknown: begin anew, which skips what is there
             if isinstance(error, httpx.TransportError):
                 self._disconnect()
             self._failed(run, error)
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                self._away_until = time.monotonic() + min(run.pause_s, _LONGEST_AWAY_S)
+                for other in self._runs.values():
+                    other.back_up(type(error).__name__, _AGAIN)
         else:
             # Raw data has the server to itself for most of the time, and what comes
             # meanwhile goes in one request.
             now = time.monotonic()
             run.next_try = now + _REST * (now - began)
             run.pause_s = 0.0
+
+    def _tell_once(self, run: PendingRun, reason: str) -> None:
+        """Say that a run waits in its backup, for nobody knows how long."""
+        if run.stopped and run.backup_path and not run.told:
+            run.told = True
+            self._on_kept(run.raw_uid, reason)
 
     def _failed(self, run: PendingRun, error: Exception) -> None:
         reason = self._settings.redact(explain(error, self._settings))
@@ -215,7 +229,7 @@ class TiledSink:
             return
         run.pause_s = min(2 * run.pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         run.next_try = time.monotonic() + run.pause_s
-        run.back_up(reason, "it is tried again")
+        run.back_up(reason, _AGAIN)
 
     def _end(self, run: PendingRun) -> None:
         """Forget a run that is in Tiled, or refused."""
@@ -230,7 +244,7 @@ class TiledSink:
         run.release()
         if run.backup_path:
             self._left.append(run.backup_path)
-        self._on_refused(run.raw_uid, run.refusal)
+        self._on_kept(run.raw_uid, run.refusal)
 
     def _look(self, run: PendingRun) -> None:
         """Find out with the first frames whether Tiled can serve the files that it knows of."""

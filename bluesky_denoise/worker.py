@@ -6,7 +6,7 @@ and ``("close", seconds)``, of which so many are for Tiled. Messages to the pare
 ``("started", provenance)`` or ``("failed", exception)``,
 ``("documents", [(name, doc), ...])`` of derived runs,
 ``("ready", documents)`` with the last of what came of a message, when it can take more,
-``("done", (raw_run_uid, why Tiled refuses it or ""))``, ``("log", record)`` and
+``("done", (raw_run_uid, why it is not in Tiled or ""))``, ``("log", record)`` and
 ``("closed", backup_files)``.
 """
 
@@ -23,6 +23,11 @@ from typing import Any
 
 from .memory import keep_freed_memory
 from .settings import DenoiseSettings
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 logger = logging.getLogger("bluesky_denoise.worker")  # __name__ is "__main__" here
 
@@ -75,6 +80,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the RunEngine
     _step_back()
     keep_freed_memory()
+    _open_as_many_files_as_allowed()
     authkey = bytes.fromhex(sys.stdin.readline().strip())
     pipe = _Pipe(Client(sys.argv[1], authkey=authkey))
     settings, log_level = pipe.receive()[1]
@@ -102,6 +108,15 @@ def _step_back() -> None:
     # Linux shares cores among sessions first, and this process has one of its own.
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
         group.write(str(_NICENESS))
+
+
+def _open_as_many_files_as_allowed() -> None:
+    """While Tiled is down each run has a file of its own, and there may be a night of them."""
+    if resource is None:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS names a limit that it does not take
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Worker:
@@ -238,7 +253,7 @@ def _open_sink(settings: DenoiseSettings, on_done: Callable[..., None]) -> Any:
             "the raw runs" if settings.tiled_layout == "stream" else settings.tiled_container,
             f"are saved in {frames}" if frames else "go with them",
         )
-    return TiledSink(settings, on_written=on_done, on_refused=on_done)
+    return TiledSink(settings, on_written=on_done, on_kept=on_done)
 
 
 def _portable(error: Exception, redact: Callable[[str], str]) -> Exception:

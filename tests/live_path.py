@@ -2,6 +2,7 @@
 
 import copy
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -25,6 +26,12 @@ NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"
 def python_path():
     """Return a `PYTHONPATH` by which other processes find the modules of the tests."""
     return os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def wait_for(condition, timeout_s=60.0, what="what the test waits for"):

@@ -1,6 +1,5 @@
 """What the tests of `DenoiseProcess` share: a process, and a live path to check."""
 
-import socket
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ from bluesky_tiled_plugins import TiledWriter
 from live_path import (
     SHAPE,
     UnchangedDocuments,
+    free_port,
     python_path,
     settings,
     wait_for,
@@ -120,9 +120,7 @@ class TiledElsewhere:
     KEY = "k3y0ft1led5erver"
 
     def __init__(self, directory, readable):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}/api/v1?api_key={self.KEY}"
         self._code = (
             "import sys\n"

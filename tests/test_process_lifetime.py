@@ -27,6 +27,11 @@ from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, assert_emitted, validate_documents
 
+try:
+    import resource
+except ImportError:
+    resource = None
+
 # Many runs
 
 
@@ -63,6 +68,23 @@ def test_two_hundred_runs_leave_no_memory_and_no_files_behind(RE, tmp_path):
     for before, after in zip(*measured, strict=True):
         assert after[0] - before[0] < 16
         assert after[1] <= before[1]
+
+
+@pytest.mark.skipif(resource is None, reason="Windows has no such limit")
+def test_backups_of_more_runs_than_files_may_be_open_here_are_kept(RE, tmp_path, monkeypatch):
+    monkeypatch.setenv("TILED_RETRY_ATTEMPTS", "1")
+    backup, (soft, hard) = tmp_path / "backup", resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        denoise = DenoiseProcess(settings(tiled_uri=NOWHERE, backup_directory=backup))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with denoise:
+        RE.subscribe(denoise)
+        for _ in range(80):
+            RE(bp.count([replay()], 1))
+        wait_for(lambda: len(backup_files(backup)) == 80, what="all backups")
+    assert all(list(read_backup(path))[-1][0] == "stop" for path in backup_files(backup))
 
 
 def test_many_runs_in_tiled_leave_no_files_and_no_state_behind(RE, raw, tiled, shared):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from live_path import NO_PROXY, wait_for
+from live_path import NO_PROXY, free_port, wait_for
 
 PROFILE = Path(__file__).parents[1] / "profiles" / "profile_simulated"
 REDIS = shutil.which("redis-server")
@@ -19,12 +19,6 @@ LOADED_S = 100  # the worker imports torch, and starts a Tiled server and the de
 pytestmark = pytest.mark.skipif(
     REDIS is None, reason="no redis-server, which the queue server needs: apt install redis-server"
 )
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answers(port):

@@ -7,15 +7,17 @@ import httpx
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import SHAPE, settings, wait_for
+from live_path import SHAPE, free_port, python_path, settings, wait_for
 from ophyd import Signal
 from tiled.client.container import Container
 from tiled_fixtures import FRAMES, INLINE, Live, check_documents, in_tiled
 
+from bluesky_denoise import DenoiseProcess
 from bluesky_denoise.backup import BackupFile, backup_files, read_backup
 from bluesky_denoise.errors import TiledUnavailable
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
+from bluesky_denoise.tiled_layouts import connect
 from bluesky_denoise.tiled_sink import TiledSink, replay_backup
 
 
@@ -62,6 +64,52 @@ def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
     assert replay_backup(one.settings) == []
 
 
+def test_a_raw_run_that_does_not_come_is_told_once_and_written_when_it_does(
+    RE, raw, tiled, det, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", python_path())
+    options = settings(
+        tiled_uri=tiled.uri, backup_directory=tmp_path / "backup", node_timeout_s=0.3
+    )
+    with DenoiseProcess(options) as denoise:
+        RE.subscribe(denoise)
+        (uid,) = RE(bp.count([det], 2))
+        with pytest.raises(TiledUnavailable, match=rf"{uid:.8}\. Run {uid} is not in Tiled at"):
+            denoise.wait(60)
+        late = list(raw.documents)
+        token = RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+        (other,) = RE(bp.count([det], 2))
+        denoise.wait(60)
+        check_documents(in_tiled(tiled, other), {"primary": 2, "denoised": 2})
+        RE.unsubscribe(token)
+        writer = TiledWriter(tiled.client, batch_size=1)
+        for name, doc in late:
+            writer(name, doc)
+        wait_for(lambda: "denoised" in in_tiled(tiled, uid), what="the denoised stream")
+        wait_for(lambda: not backup_files(tmp_path / "backup"), what="the end of the backup")
+    check_documents(in_tiled(tiled, uid), {"primary": 2, "denoised": 2})
+
+
+def test_where_nothing_answers_one_attempt_speaks_for_all_runs(RE, det, tmp_path, monkeypatch):
+    attempts = []
+
+    def attempt(options):
+        attempts.append(options)
+        return connect(options)
+
+    monkeypatch.setattr("bluesky_denoise.tiled_sink.connect", attempt)
+    backup = tmp_path / "backup"
+    one = Live(tiled_uri=f"http://127.0.0.1:{free_port()}/api/v1", backup_directory=backup)
+    RE.subscribe(one.router)
+    for _ in range(20):
+        RE(bp.count([det], 1))
+    wait_for(lambda: len(backup_files(backup)) == 20, what="all backups")
+    assert len(attempts) < 5
+    for path in backup_files(backup):
+        assert [name for name, _ in read_backup(path)][-1] == "stop"
+    assert len(one.sink.close(30)) == 20
+
+
 def test_frames_that_came_before_a_table_that_failed_are_completed(
     RE, tiled, written, into_tiled, det, monkeypatch
 ):
@@ -98,7 +146,7 @@ def test_a_signal_that_said_it_was_an_integer_keeps_its_fractions(RE, tiled, int
 def test_what_was_written_in_part_or_doubled_is_completed_by_a_replay(
     RE, raw, tiled, written, det, tmp_path, layout
 ):
-    from bluesky_denoise.tiled_layouts import connect, open_writer
+    from bluesky_denoise.tiled_layouts import open_writer
 
     options = settings(
         tiled_uri=tiled.uri, tiled_layout=layout, backup_directory=tmp_path / "backup"

@@ -1,7 +1,6 @@
 """Against a Tiled server with users, whose access tags say who may read and write what."""
 
 import asyncio
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ import pytest
 import yaml
 from bluesky.plans import scan
 from bluesky_tiled_plugins import TiledWriter
-from live_path import settings, wait_for
+from live_path import free_port, settings, wait_for
 from tiled.access_control.access_tags import AccessTagsCompiler
 from tiled.access_control.scopes import ALL_SCOPES
 from tiled.client import from_uri
@@ -114,9 +113,7 @@ def uri_of(tmp_path_factory):
         pass  # makes the catalog
     path = directory / "config.yml"
     path.write_text(yaml.safe_dump(of_users(directory)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tiled", "serve", "config", str(path), "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     with open(directory / "log.txt", "w") as log:
