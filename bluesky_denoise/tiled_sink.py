@@ -198,7 +198,7 @@ class TiledSink:
             run.next_try = time.monotonic() + _NODE_PAUSE_S
             if time.monotonic() - run.since > self._settings.node_timeout_s:
                 self._failed(run, error)
-                self._tell_once(run, f"{error} It goes in when that is there")
+                self._tell_once(run, f"{error} What is derived goes in when the run is there")
         except Exception as error:
             run.writer = None  # its state is unknown: begin anew, which skips what is there
             if isinstance(error, httpx.TransportError):
@@ -219,7 +219,7 @@ class TiledSink:
         """Say that a run waits in its backup, for nobody knows how long."""
         if run.stopped and run.backup_path and not run.told:
             run.told = True
-            self._on_kept(run.raw_uid, reason)
+            self._on_kept(run.raw_uid, self._settings.redact(reason))
 
     def _failed(self, run: PendingRun, error: Exception) -> None:
         reason = self._settings.redact(explain(error, self._settings))

@@ -16,6 +16,7 @@ from ophyd import Component, Device
 from ophyd.sim import SynSignal
 from tiled.utils import path_from_uri
 
+from bluesky_denoise.backup import read_backup
 from bluesky_denoise.settings import DenoiseSettings
 
 SHAPE = (16, 20)
@@ -43,6 +44,11 @@ def wait_for(condition, timeout_s=60.0, what="what the test waits for"):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come within {timeout_s} s")
         time.sleep(0.02)
+
+
+def is_whole(backup):
+    """Return whether a backup file has all documents of its run."""
+    return [name for name, _ in read_backup(backup)][-1:] == ["stop"]
 
 
 def settings(**values):

@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
 from composed_runs import ComposedRun
-from live_path import SHAPE, UnchangedDocuments, python_path, rates, settings, values, wait_for
+from live_path import (
+    SHAPE,
+    UnchangedDocuments,
+    is_whole,
+    python_path,
+    rates,
+    settings,
+    values,
+    wait_for,
+)
 from process_fixtures import FRAMES, NOWHERE, finished, replay
 from tiled.client import from_uri
 
@@ -363,7 +372,7 @@ def test_tiled_is_stopped_in_mid_run_and_comes_back_and_its_key_is_nowhere(
         (path,) = wait_for(lambda: backup_files(options.backup_path), 60, "the backup")
         with pytest.raises(DenoiseTimeout, match=r"kept in .*backup"):
             denoise.wait(0.1)
-        wait_for(lambda: [n for n, _ in read_backup(path)][-1] == "stop", what="all documents")
+        wait_for(lambda: is_whole(path), what="all documents")
         kept = path.read_bytes()
         elsewhere.start()
         for name, doc in held:

@@ -7,13 +7,13 @@ import httpx
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import SHAPE, free_port, python_path, settings, wait_for
+from live_path import SHAPE, free_port, is_whole, python_path, settings, wait_for
 from ophyd import Signal
 from tiled.client.container import Container
 from tiled_fixtures import FRAMES, INLINE, Live, check_documents, in_tiled
 
 from bluesky_denoise import DenoiseProcess
-from bluesky_denoise.backup import BackupFile, backup_files, read_backup
+from bluesky_denoise.backup import BackupFile, backup_files
 from bluesky_denoise.errors import TiledUnavailable
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
@@ -45,11 +45,11 @@ def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
     RE.subscribe(one.router)
     (uid,) = RE(bp.count([det], 2))
     (path,) = wait_for(lambda: backup_files(tmp_path / "backup"), what="the backup")
-    wait_for(lambda: [n for n, _ in read_backup(path)][-1] == "stop", what="all documents")
+    wait_for(lambda: is_whole(path), what="all documents")
     assert [run._waiting for run in one.sink._runs.values()] == [[]]  # in the file, not in memory
     assert replay_backup(one.settings) == []
     assert f"Backup {path} is left alone: the session that writes it still runs" in logged()
-    assert [n for n, _ in read_backup(path)][-1] == "stop"
+    assert is_whole(path)
     assert one.sink.close(30) == [path]
     assert one.written == []
     assert re.search(rf"Run {uid} is not in Tiled at .*; is a TiledWriter subscribed to", logged())
@@ -105,8 +105,7 @@ def test_where_nothing_answers_one_attempt_speaks_for_all_runs(RE, det, tmp_path
         RE(bp.count([det], 1))
     wait_for(lambda: len(backup_files(backup)) == 20, what="all backups")
     assert len(attempts) < 5
-    for path in backup_files(backup):
-        assert [name for name, _ in read_backup(path)][-1] == "stop"
+    wait_for(lambda: all(map(is_whole, backup_files(backup))), what="all documents")
     assert len(one.sink.close(30)) == 20
 
 
