@@ -76,6 +76,7 @@ def archived_documents(
     tuple
         Name and document; events are in the order of their stream.
     """
+    run = getattr(run, "v3", run)  # databroker makes clients of version 2
     start = dict(run.metadata["start"])
     yield "start", start
     for name in streams:

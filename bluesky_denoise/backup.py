@@ -126,8 +126,9 @@ class _RawRun:
             self._file = BackupFile(self._directory, uid)
             logger.error(
                 "Raw run %s cannot be written to Tiled, and the scan goes on. All its documents "
-                "are kept in %s; `read_backup` gives them to a TiledWriter.",
-                *(uid, self._file.path),
+                "are kept in %s. Later, delete what Tiled has of the run, and give a TiledWriter "
+                "all of it: `for name, doc in read_backup(%r): writer(name, doc)`.",
+                *(uid, self._file.path, str(self._file.path)),
             )
         self._file.append([(name, doc)])
         if name == "stop":
@@ -171,9 +172,9 @@ def _lock(number: int) -> bool:
     return True
 
 
-def read_backup(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_backup(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the documents of a backup file; a last line that was cut off is left out."""
-    with path.open() as file:
+    with open(path) as file:
         for line in file:
             if not line.endswith("\n"):
                 return

@@ -1,5 +1,6 @@
 """Tables and plots of denoised numbers that need to be told nothing."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -151,6 +152,7 @@ class DenoisedBestEffortCallback(BestEffortCallback):
         for key, value in doc["data"].items():
             if key.endswith("denoise_ok"):
                 reason = doc["data"].get(f"{key.removesuffix('ok')}reason", "")
+                reason = re.sub(r"\bevent \d+\b", "an event", reason).rstrip(".")
                 self._verdicts["" if value else reason or "no reason is given"] += 1
 
     def stop(self, doc: Mapping[str, Any]) -> None:
@@ -161,9 +163,7 @@ class DenoisedBestEffortCallback(BestEffortCallback):
         frames = self._verdicts.total()
         bad = frames - self._verdicts.pop("", 0)
         if bad:
-            reasons = "; ".join(
-                f"{n} times {reason}" for reason, n in self._verdicts.most_common(3)
-            )
+            reasons = "; ".join(f"{n} for: {reason}" for reason, n in self._verdicts.most_common(3))
             print(f"{bad} of {frames} denoised frames are not ok: {reasons}")
 
     def clear(self) -> None:

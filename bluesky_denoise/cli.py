@@ -107,6 +107,9 @@ def _print_where(uri: str, uid: str, key: str) -> None:
 def serve(
     directory: Annotated[Path, typer.Argument(help="Directory of an embedded Tiled server.")],
     port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(help="Letters and digits; without it another at each start.")
+    ] = None,
 ) -> None:
     """Serve a directory of `embedded_tiled`, with Tiled's web page, until Enter."""
     from tiled.client import from_uri
@@ -117,7 +120,7 @@ def serve(
         fail(f"{directory} holds no catalog; expected a directory that embedded_tiled has made.")
     with contextlib.ExitStack() as stack:
         try:
-            uri = stack.enter_context(embedded_tiled(directory, port=port))
+            uri = stack.enter_context(embedded_tiled(directory, port=port, api_key=api_key))
         except DenoiseError as error:
             fail(str(error))
         cat = from_uri(uri)

@@ -169,7 +169,7 @@ class DenoisedSignals(Device):
 
     def trigger(self) -> DeviceStatus:
         """Wait for the result of the last raw event; the status is done when it is there."""
-        status = DeviceStatus(self)
+        status = _ResultStatus(self)
         wanted = self.last_event
         with self._lock:
             if wanted is None:
@@ -281,6 +281,16 @@ class DenoisedSignals(Device):
             else:
                 still.append(item)
         self._waiting = still
+
+
+class _ResultStatus(DeviceStatus):
+    """Says why it failed: bluesky puts its text into the stop document, and nothing else."""
+
+    def __str__(self) -> str:
+        error = self.exception(0) if self.done else None
+        return f"{self.device.name}: {error}" if error else super().__str__()
+
+    __repr__ = __str__
 
 
 def _fail(status: DeviceStatus, error: DenoiseError) -> None:

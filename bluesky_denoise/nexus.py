@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from .archive import EventArray, raw_rows
-from .catalog import FROM_ARCHIVE, DenoisedStream
+from .catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run
 from .errors import SettingsError
 from .frame_keys import raw_key
 from .tiled_streams import arrays_of
@@ -68,7 +68,7 @@ def export_nexus(
     ----------
     https://manual.nexusformat.org/classes/base_classes/NXdata.html
     """
-    path = Path(path)
+    path, run = Path(path), as_tiled_run(run)
     if path.exists():
         raise SettingsError(f"{path} exists; remove it, or write to another file.")
     node = denoised.stream.base  # one request for the table; the stream's own keys take one each

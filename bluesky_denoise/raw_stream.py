@@ -184,8 +184,8 @@ def _check_fit(
             f"The mask of {name!r} has shape {mask.shape}, its frames {declared}; "
             "they must agree. Set `mask` to one of the right shape."
         )
-    for roi in rois.values():
-        roi.check(declared)
+    for roi_name, roi in rois.items():
+        roi.check(declared, roi_name)
 
 
 def _warn_of_unknown(

@@ -46,11 +46,12 @@ class ROI:
             object.__setattr__(self, name, (start, stop))
         object.__setattr__(self, "background_px", _pixels(self.background_px))
 
-    def check(self, shape: tuple[int, int]) -> None:
+    def check(self, shape: tuple[int, int], name: str = "") -> None:
         """Raise `FrameShapeError` if the rectangle is not inside of frames (H, W)."""
         if self.rows[1] > shape[0] or self.cols[1] > shape[1]:
+            which = f"ROI {name!r}" if name else "A ROI"
             raise FrameShapeError(
-                f"A ROI of rows {self.rows} and columns {self.cols} does not fit frames of shape "
+                f"{which} of rows {self.rows} and columns {self.cols} does not fit frames of shape "
                 f"{tuple(shape)}."
             )
 

@@ -196,7 +196,7 @@ def _load(settings: DenoiseSettings) -> DenoiserLike:
     if factory and module.replace(".", "").isidentifier():
         try:
             return getattr(import_module(module), factory)()
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError) as error:
             raise ModelNotFound(f"Setting `model`, {settings.model!r}: {error}") from None
     from .denoiser import Denoiser  # imports torch
 

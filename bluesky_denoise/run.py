@@ -13,6 +13,7 @@ from .datum_files import DatumFiles
 from .derived import DerivedRun
 from .derived_stream import DerivedEvent
 from .errors import FrameNotReady
+from .frame_keys import is_frame_key
 from .raw_stream import RawStream, Row, open_stream
 from .row_denoiser import RowDenoiser
 from .settings import DenoiseSettings
@@ -70,6 +71,7 @@ class DenoisedRun:
         self._datum_files = DatumFiles()
         self._skipping = ""
         self._known: DerivedEvent | None = None
+        self._passed_over: list[str] = []  # streams with frames that are not denoised
         self._problems: list[str] = []
         self._skipped = 0
         # Resource and Datum become StreamResource and StreamDatum: one path for all.
@@ -105,6 +107,7 @@ class DenoisedRun:
             self._problem(f"{len(lost)} Datum documents never came, such as {lost[0].datum_id}")
         self._normalizer("stop", doc)
         self.flush(final=True)
+        self._tell_of_other_streams()
         status = doc.get("exit_status", "success")
         reason = "; ".join([doc.get("reason") or "", *self._problems]).strip("; ")
         self.close("fail" if self._problems else status, reason)
@@ -124,9 +127,19 @@ class DenoisedRun:
         if handler is not None:
             handler(doc)
 
+    def _tell_of_other_streams(self) -> None:
+        others = [name for name in self._passed_over if name not in self._settings.streams]
+        if others and not self._by_name:
+            logger.warning(
+                "Run %.8s is not denoised: it has frames in %s, and setting `streams` names %s",
+                *(self.uid, ", ".join(others), ", ".join(self._settings.streams)),
+            )
+
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
         stream = open_stream(doc, self._settings, self._motors, self._problem)
         if stream is None:
+            if any(map(is_frame_key, doc["data_keys"].values())):
+                self._passed_over.append(doc["name"])
             return
         # A second descriptor of the same stream carries a new configuration on.
         if known := self._by_name.get(doc["name"]):

@@ -257,7 +257,7 @@ class DenoiseSettings(BaseModel):
         """Put regions that are named without a data key under ``"*"``."""
         if not isinstance(rois, dict):
             return rois
-        flat = {k: v for k, v in rois.items() if isinstance(v, ROI) or "rows" in (v or ())}
+        flat = {k: v for k, v in rois.items() if _is_region(v)}
         nested = {k: v for k, v in rois.items() if k not in flat}
         return {**nested, "*": {**nested.get("*", {}), **flat}} if flat else rois
 
@@ -417,6 +417,13 @@ def is_hidden(roi: ROI, mask: np.ndarray | None) -> bool:
         return False
     under = mask[slice(*roi.rows), slice(*roi.cols)]
     return bool(under.size and under.all())
+
+
+def _is_region(value: Any) -> bool:
+    """Tell a region, were it misspelt, from regions by name."""
+    return isinstance(value, ROI) or (
+        isinstance(value, dict) and bool({"rows", "cols"} & value.keys())
+    )
 
 
 def _check_columns(names: Sequence[str], longest: int) -> None:

@@ -15,6 +15,7 @@ from bluesky_tiled_plugins.writing.consolidators import (
     CONSOLIDATOR_REGISTRY,
     consolidator_factory,
 )
+from bluesky_tiled_plugins.writing.tiled_writer import MIMETYPE_LOOKUP
 from event_model.documents import EventDescriptor, StreamResource
 from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
@@ -128,8 +129,8 @@ def open_source(resource: StreamResource, descriptor: EventDescriptor) -> FrameS
     if kind is None and mimetype not in read_by_tiled:
         raise DenoiseError(
             f"{resource['uri']} is of a kind that cannot be read, {mimetype!r}; expected one of "
-            f"{', '.join(sorted({*SOURCES, *read_by_tiled}))}. A Resource has the kind that "
-            "bluesky-tiled-plugins knows its spec by."
+            f"{', '.join(sorted({*SOURCES, *read_by_tiled}))}. The spec of a Resource must be "
+            f"one of {', '.join(sorted(MIMETYPE_LOOKUP))}."
         )
     return (kind or AdapterSource)(resource, descriptor)
 

@@ -189,6 +189,11 @@ def explain(error: Exception, settings: DenoiseSettings) -> str:
             f"Tiled refuses, status {status}: {' '.join(str(error).split())}. What is derived has "
             "the access tags of its raw run: give a `tiled_api_key` of an owner of them"
         )
+    if status == 401:
+        return (
+            f"Tiled refuses, status {status}: it does not know `tiled_api_key`. Give one that may "
+            f"write to {where}"
+        )
     return (
         f"Tiled refuses, status {status}: `tiled_api_key` may not write to {where}. "
         f"Give one that may{other}"

@@ -102,6 +102,9 @@ class FrameViewer:
             self._thread = threading.Thread(target=self._loop, name="frame-viewer", daemon=True)
             self._thread.start()
 
+    def __repr__(self) -> str:
+        return f"FrameViewer(data_key={self.data_key!r}, roi={self._roi or None!r})"
+
     def attach(self, RE: Any, denoise: Any) -> None:
         """Subscribe to a RunEngine and to its `DenoiseProcess`.
 

@@ -14,6 +14,7 @@ from ophyd.sim import motor
 from tiled.client import from_uri
 
 from bluesky_denoise import DenoiseProcess, DenoiseSettings, embedded_tiled
+from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.simulation import SceneFrames, diffraction_scene
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
 
@@ -24,7 +25,8 @@ def main(directory: Path) -> None:
     RE = RunEngine()
     with embedded_tiled(directory) as uri:
         cat = from_uri(uri)
-        RE.subscribe(TiledWriter(cat, batch_size=1))
+        kept = RawBackup(directory / "raw_backup")  # what Tiled does not take
+        RE.subscribe(TiledWriter(cat, batch_size=1, backup_dictionary=kept))
         settings = DenoiseSettings(tiled_uri=uri, frames_directory=directory / "denoised")
         with DenoiseProcess(settings) as denoise:
             columns = ["motor", "det_image_denoised_total", "latency_s"]

@@ -98,7 +98,7 @@ def test_frames_that_are_not_ok_are_told_of_with_the_reason(RE, det, denoised, c
     det_frames, det.frames = det.frames, Negative()
     RE(denoised_count([det], 3, denoised=denoised))
     shown = capsys.readouterr().out
-    assert "3 of 3 denoised frames are not ok: 3 times " in shown
+    assert "3 of 3 denoised frames are not ok: 3 for: det_image: " in shown
 
 
 def test_of_runs_within_each_other_the_inner_one_is_shown(RE, det, motor, denoised, capsys, caplog):

@@ -23,7 +23,15 @@ _session = closed_at_exit()
 RE = RunEngine({})
 cat = None
 if BEAMLINE.get("tiled_uri"):
-    cat = from_uri(BEAMLINE["tiled_uri"])
+    try:
+        cat = from_uri(BEAMLINE["tiled_uri"])
+    except Exception as error:
+        address = BEAMLINE["tiled_uri"].partition("?")[0]
+        raise SettingsError(
+            f"{BEAMLINE_FILE}, `tiled_uri`: Tiled at {address} cannot be opened "
+            f"({type(error).__name__}: {error}). Without it there is no session: start "
+            "it, correct the address or TILED_API_KEY, or leave `tiled_uri` out."
+        ) from None
     RE.md["scan_id"] = newest_scan_id(cat)
     # A server error must not end a scan: what Tiled does not take is kept here.
     RE.subscribe(
