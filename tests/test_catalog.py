@@ -14,6 +14,7 @@ from bluesky_denoise.archive import archived_documents
 from bluesky_denoise.catalog import has_frames, is_complete
 from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
 from bluesky_denoise.frame_store import FrameStore
+from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.reprocessing import StoredResults, has_result
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
@@ -384,7 +385,9 @@ def test_what_is_no_run_is_refused():
         denoised_streams([])
 
 
-def test_databroker_shows_the_denoised_stream_beside_the_raw_one(RE, tiled, camera, settings):
+def test_databroker_shows_the_denoised_stream_beside_the_raw_one(
+    RE, tiled, camera, settings, tmp_path
+):
     from databroker import Broker
     from databroker import client as databroker_client
 
@@ -407,3 +410,8 @@ def test_databroker_shows_the_denoised_stream_beside_the_raw_one(RE, tiled, came
     version_2 = tiled.client.v2[uid]["denoised"]["data"]
     np.testing.assert_allclose(version_2["det_image"].read(), expected)
     assert denoised_streams(tiled.client.v2[uid])[0].name == "denoised"
+    for older in (tiled.client.v2[uid], tiled.client[uid]):  # the latter is of version 2 by now
+        reprocess(older, settings)
+        newest = denoised_streams(older)[0]
+        assert newest.num_events == 4
+        assert export_nexus(older, newest, tmp_path / f"{newest.name}.nxs").exists()

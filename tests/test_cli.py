@@ -473,6 +473,12 @@ def test_a_directory_that_was_moved_is_told_in_a_line(RE, command, in_files, tmp
     assert "Traceback" not in said + capfd.readouterr().err
 
 
+def test_a_directory_is_served_again_under_the_key_that_is_given(command, tmp_path):
+    with embedded_tiled(tmp_path / "mine"):
+        pass
+    assert "?api_key=k3y" in command("serve", "mine", "--port", "0", "--api-key", "k3y")
+
+
 def test_frames_under_the_name_of_their_detector_are_told_where_they_are_served(
     RE, in_files, tiled, tmp_path
 ):

@@ -210,10 +210,12 @@ def test_a_derived_run_that_ended_is_not_waited_for(derived, logged):
 
 
 def test_signals_read_with_their_detector_are_refused(RE, det, denoise, logged):
-    signals = DenoisedSignals(denoise)
+    signals, reasons = DenoisedSignals(denoise), []
+    RE.subscribe(lambda name, doc: reasons.append(doc["reason"]), "stop")
     for run in (1, 2):  # the second must not see the frames of the first
         with pytest.raises(FailedStatus) as caught:
             RE(bp.count([det, signals], 2))
+        assert "Trigger it after the event of its detector" in reasons[-1]
         assert isinstance(caught.value.__cause__, DenoiseError)
         assert "not in the same one" in str(caught.value.__cause__)
         # `FailedStatus` says nothing of it, and may be all that IPython shows.

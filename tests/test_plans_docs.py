@@ -5,12 +5,12 @@ from pathlib import Path
 import bluesky.plans as bp
 import matplotlib as mpl
 import pytest
+import yaml
 from beamline import ROIS, denoised_here, detector
 from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT
 from ophyd.sim import SynAxis
 
-from bluesky_denoise import DenoiseSettings
 from bluesky_denoise.testing import UnitDenoiser
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +30,9 @@ def test_the_code_on_the_page_about_archives_runs(RE, tiled, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     RE.subscribe(TiledWriter(tiled.client))
     RE(bp.count([detector()], 2))
-    settings = DenoiseSettings(model=UNIT, tiled_uri=tiled.uri, frames_directory=tmp_path)
-    namespace = {"cat": tiled.client, "settings": settings}
+    settings = {"model": UNIT, "tiled_uri": tiled.uri, "frames_directory": str(tmp_path)}
+    Path("settings.yaml").write_text(yaml.safe_dump(settings))
+    namespace = {"cat": tiled.client}
     page = ROOT / "docs" / "how-to-archive.md"
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
         exec(compile(block, page.name, "exec"), namespace)

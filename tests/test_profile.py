@@ -14,6 +14,7 @@ import pexpect
 import pytest
 import yaml
 from bluesky_tiled_plugins import TiledWriter
+from live_path import free_port
 from tiled.client import from_uri
 
 from bluesky_denoise.errors import SettingsError
@@ -295,6 +296,18 @@ def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path)
     assert "detector other: layer is 'tango'; expected one of ophyd, ophyd-async." in printed
     assert re.search(r"third: TypeError: .*'write_path'\n  beamline.yaml lacks a line", printed)
     assert printed.splitlines()[-1] == "None"
+
+
+def test_a_tiled_that_does_not_answer_is_told_with_the_line_to_look_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILED_RETRY_ATTEMPTS", "1")
+    profile = profile_copy(tmp_path, "profile_area_detector")
+    address = f"http://127.0.0.1:{free_port()}"
+    beamline = {"tiled_uri": f"{address}?api_key=secret"}
+    (profile / "beamline.yaml").write_text(yaml.safe_dump(beamline))
+    with pytest.raises(SettingsError) as caught:
+        begun(profile, "00-base.py")
+    assert f"beamline.yaml, `tiled_uri`: Tiled at {address} cannot be opened" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_what_is_left_empty_in_the_area_detector_profile_is_not_there(tmp_path):

@@ -57,6 +57,7 @@ def test_a_region_outside_of_the_frame_is_told_before_the_first_frame(RE):
     RE(bp.count([detector(np.random.default_rng(2))]), router)
     stop = collector.by_name["stop"][0]
     assert stop["exit_status"] == "fail"
+    assert "ROI 'far' of rows" in stop["reason"]
     assert "does not fit frames of shape (48, 64)" in stop["reason"]
 
 

@@ -101,6 +101,17 @@ def test_a_key_that_is_not_in_the_run_is_warned_of_with_those_there_are(RE, raw,
     )
 
 
+def test_a_run_with_frames_in_none_of_the_streams_is_told(RE, raw, build, logged):
+    _, derived = build(streams=["primari"])
+    RE(bp.count([SynAxis(name="motor")], 1))
+    assert logged() == ""
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    assert not derived.documents
+    assert "is not denoised: it has frames in primary, and setting `streams` names primari" in (
+        logged()
+    )
+
+
 def test_a_key_without_frames_that_is_asked_for_is_told(RE, raw, build, motor):
     _, derived = build(data_keys=["motor"])
     RE(bp.scan([Camera(name="det", func=poisson())], motor, 0, 1, 2))

@@ -314,5 +314,5 @@ def test_what_is_no_stack_of_frames_is_refused_with_its_shape(shape):
 def test_a_kind_of_file_that_nothing_reads_is_named(mimetype):
     with pytest.raises(DenoiseError) as refusal:
         open_source(resource("/data/a.xyz", mimetype), descriptor((16, 20)))
-    for told in ("/data/a.xyz", repr(mimetype), "application/x-hdf5", TIFF, NPY):
+    for told in ("/data/a.xyz", repr(mimetype), "application/x-hdf5", TIFF, NPY, "AD_HDF5"):
         assert told in str(refusal.value)

@@ -21,7 +21,7 @@ from bluesky_denoise import DenoiseProcess, denoised_streams, embedded_tiled, re
 from bluesky_denoise.backup import backup_files, read_backup
 from bluesky_denoise.errors import SettingsError, TiledUnavailable
 from bluesky_denoise.testing import validate_documents
-from bluesky_denoise.tiled_layouts import is_refusal
+from bluesky_denoise.tiled_layouts import explain, is_refusal
 
 
 class OnlyDerivedIsWritable(DummyAccessPolicy):
@@ -154,6 +154,8 @@ def test_what_a_server_says_for_good_is_told_from_what_may_pass(status, refused)
     with pytest.raises(Exception) as caught:  # noqa: PT011  (whatever the client makes of it)
         handle_error(response)
     assert is_refusal(caught.value) is refused
+    unknown = "it does not know `tiled_api_key`" in explain(caught.value, settings())
+    assert unknown is (status == 401)
 
 
 def check_derived(own, uid):
