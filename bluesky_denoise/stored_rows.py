@@ -2,6 +2,7 @@
 
 Writers that know the number of frames make room for all of them at the start, and virtual
 datasets over the files of several writers show frames that one of them still lacks.
+``docs/decisions/0015-a-place-is-no-frame.md`` has what can be told, and what cannot.
 """
 
 import os
