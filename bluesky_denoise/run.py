@@ -71,7 +71,7 @@ class DenoisedRun:
         self._datum_files = DatumFiles()
         self._skipping = ""
         self._known: DerivedEvent | None = None
-        self._passed_over: list[str] = []  # streams with frames that are not denoised
+        self._passed_over: dict[str, None] = {}  # streams with frames that are not wanted
         self._problems: list[str] = []
         self._skipped = 0
         # Resource and Datum become StreamResource and StreamDatum: one path for all.
@@ -128,18 +128,18 @@ class DenoisedRun:
             handler(doc)
 
     def _tell_of_other_streams(self) -> None:
-        others = [name for name in self._passed_over if name not in self._settings.streams]
-        if others and not self._by_name:
+        if self._passed_over and not self._by_name:
             logger.warning(
                 "Run %.8s is not denoised: it has frames in %s, and setting `streams` names %s",
-                *(self.uid, ", ".join(others), ", ".join(self._settings.streams)),
+                *(self.uid, ", ".join(self._passed_over), ", ".join(self._settings.streams)),
             )
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
         stream = open_stream(doc, self._settings, self._motors, self._problem)
         if stream is None:
-            if any(map(is_frame_key, doc["data_keys"].values())):
-                self._passed_over.append(doc["name"])
+            wanted = doc["name"] in self._settings.streams
+            if not wanted and any(map(is_frame_key, doc["data_keys"].values())):
+                self._passed_over[doc["name"]] = None
             return
         # A second descriptor of the same stream carries a new configuration on.
         if known := self._by_name.get(doc["name"]):

@@ -35,10 +35,9 @@ def are_stored(dataset: h5py.Dataset, rows: slice) -> bool:
         return all(_is_brought(dataset, row) for row in range(rows.start, rows.stop))
     if dataset.chunks is None:
         return True
-    sizes = dataset.chunks
     for chunk in dataset.iter_chunks((rows, *(slice(0, n) for n in dataset.shape[1:]))):
-        corner = tuple(s.start // n * n for s, n in zip(chunk, sizes, strict=True))
-        if dataset.id.get_chunk_info_by_coord(corner).byte_offset is None:
+        inside = tuple(part.start for part in chunk)
+        if dataset.id.get_chunk_info_by_coord(inside).byte_offset is None:
             return False
     return True
 

@@ -8,6 +8,7 @@ import pytest
 from beamline import denoised_here, detector
 from bluesky import plans as bp
 from bluesky.callbacks import LiveTable
+from ophyd import Signal
 from ophyd.sim import det1
 
 from bluesky_denoise.best_effort import DenoisedBestEffortCallback, NarrowLines
@@ -99,6 +100,21 @@ def test_frames_that_are_not_ok_are_told_of_with_the_reason(RE, det, denoised, c
     RE(denoised_count([det], 3, denoised=denoised))
     shown = capsys.readouterr().out
     assert "3 of 3 denoised frames are not ok: 3 for: det_image: " in shown
+
+
+def test_frames_that_lack_for_one_reason_are_counted_together(RE, denoised, capsys):
+    ok, reason = Signal(name="my_denoise_ok", value=False), Signal(name="my_denoise_reason")
+
+    def plan():
+        yield from bps.open_run()
+        for number in (1, 2, 3):
+            yield from bps.mv(reason, f"my: event {number} of run abcd will not be denoised.")
+            yield from bps.trigger_and_read([ok, reason])
+        yield from bps.close_run()
+
+    RE(plan())
+    told = "3 of 3 denoised frames are not ok: 3 for: my: an event of run abcd will not be denoised"
+    assert told in capsys.readouterr().out.splitlines()
 
 
 def test_of_runs_within_each_other_the_inner_one_is_shown(RE, det, motor, denoised, capsys, caplog):

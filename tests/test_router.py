@@ -112,6 +112,21 @@ def test_a_run_with_frames_in_none_of_the_streams_is_told(RE, raw, build, logged
     )
 
 
+def test_a_stream_beside_one_that_is_denoised_is_not_told_of(RE, build, logged):
+    det = Camera(name="det", func=poisson())
+    _, derived = build()
+
+    def plan():
+        yield from bps.open_run()
+        for stream in ("primary", "reference"):
+            yield from bps.trigger_and_read([det], name=stream)
+        yield from bps.close_run()
+
+    RE(plan())
+    assert len(derived.by_name["event"]) == 1
+    assert "is not denoised" not in logged()
+
+
 def test_a_key_without_frames_that_is_asked_for_is_told(RE, raw, build, motor):
     _, derived = build(data_keys=["motor"])
     RE(bp.scan([Camera(name="det", func=poisson())], motor, 0, 1, 2))

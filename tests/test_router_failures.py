@@ -260,7 +260,9 @@ def test_a_router_that_is_closed_ends_its_open_runs(RE, raw, build):
     assert stop["num_events"] == {"denoised": 2}
 
 
-@pytest.mark.parametrize("model", ["nowhere.module:Denoiser", "bluesky_denoise.testing:Nobody"])
+@pytest.mark.parametrize(
+    "model", ["nowhere.module:Denoiser", "bluesky_denoise.testing:Nobody", "numpy:zeros"]
+)
 def test_a_factory_that_is_not_there_is_named(model):
     with pytest.raises(ModelNotFound, match=rf"Setting `model`, '{model}'"):
         DenoiseRouter(settings(model=model))

@@ -39,6 +39,7 @@ def test_an_unknown_setting_is_refused_with_the_names_there_are():
         ({"rate_range": (5, 1)}, r"'rate_range'.*expected 0 <= least < most, not 5 and 1"),
         ({"rate_range": {"det": (-1, 1)}}, r"'rate_range'.*expected 0 <= least < most, not -1"),
         ({"rois": {"a" * 44: REGION}}, r"'rois'.*'a{44}' has 44 bytes; expected at most 43"),
+        ({"rois": {"a": {"row": (1, 9), "cols": (1, 9)}}}, r"'rois\.\*\.a\.row': Unexpected"),
         ({"rois": {"ü_1": REGION}}, r"'rois'.*'ü_1' has 'ü', which Tiled refuses"),
         ({"rois": {"Peak": REGION, "peak": REGION}}, r"'rois'.*'Peak' and 'peak' are the same"),
         ({"data_keys": ["a" * 46]}, r"'data_keys'.*'a{46}' has 46 bytes; expected at most 45"),

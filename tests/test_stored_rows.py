@@ -24,11 +24,11 @@ def virtual(path, layout):
 
 
 @contextmanager
-def writer(path, chunks=(1, *SHAPE)):
+def writer(path):
     """Yield a function that appends frames of ones, as a writer that others read from."""
     with h5py.File(path, "w", libver="latest") as file:
         data = file.create_dataset(
-            "data", (0, *SHAPE), "u2", maxshape=(None, *SHAPE), chunks=chunks
+            "data", (0, *SHAPE), "u2", maxshape=(None, *SHAPE), chunks=(1, *SHAPE)
         )
         file.swmr_mode = True
 
@@ -112,6 +112,36 @@ def test_rows_that_no_source_brings_are_not_stored(tmp_path):
         assert stored(tmp_path / "all.h5") == ([False, True, False], [False, True, False])
 
 
+def test_rows_after_the_last_one_that_a_source_brings_are_not_stored(tmp_path):
+    layout = h5py.VirtualLayout((6, *SHAPE), "u2")
+    layout[0:4:2] = h5py.VirtualSource("part.h5", "data", (3, *SHAPE))[:2]
+    virtual(tmp_path / "all.h5", layout)
+    with writer(tmp_path / "part.h5") as append:
+        append(3)  # one more than is shown
+        only_two = [True, False, True, False, False, False]
+        assert stored(tmp_path / "all.h5") == (only_two, only_two)
+
+
+def test_a_file_of_one_frame_may_be_half_written(tmp_path):
+    layout = h5py.VirtualLayout((1, *SHAPE), "u2")
+    layout[0] = h5py.VirtualSource("part.h5", "data", SHAPE)
+    virtual(tmp_path / "all.h5", layout)
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        data = file.create_dataset("data", SHAPE, "u2", chunks=(4, 10))
+        data[:4] = 1
+    assert stored(tmp_path / "all.h5") == ([False], [True])
+
+
+def test_a_virtual_file_that_is_written_anew_is_looked_at_anew(tmp_path):
+    with writer(tmp_path / "part.h5") as append:
+        append(1)
+        for source, found in ((0, True), (1, False)):
+            layout = h5py.VirtualLayout((1, *SHAPE), "u2")
+            layout[0] = h5py.VirtualSource("part.h5", "data", (2, *SHAPE))[source]
+            virtual(tmp_path / "all.h5", layout)
+            assert stored(tmp_path / "all.h5") == ([found], [found])
+
+
 def test_sources_may_be_in_the_same_file_and_reordered(tmp_path):
     path = tmp_path / "all.h5"
     layout = h5py.VirtualLayout((3, *SHAPE), "u2")
@@ -130,6 +160,10 @@ def test_what_cannot_be_known_counts_as_stored(tmp_path, monkeypatch):
     with writer(tmp_path / "part_0.h5") as first:
         first(1)
         assert stored(tmp_path / "numbered.h5")[0] == [True]
+    uneven = h5py.VirtualLayout((4, *SHAPE), "u2")
+    uneven[[0, 1, 3]] = h5py.VirtualSource("nowhere.h5", "data", (3, *SHAPE))
+    virtual(tmp_path / "uneven.h5", uneven)
+    assert stored(tmp_path / "uneven.h5")[0] == [True] * 4
     layout = h5py.VirtualLayout((2, *SHAPE), "u2")
     layout[:] = h5py.VirtualSource("part.h5", "data", (2, *SHAPE))
     virtual(tmp_path / "all.h5", layout)

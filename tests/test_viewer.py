@@ -80,6 +80,7 @@ def test_a_roi_that_there_is_not_is_told(RE, logged):
     router = DenoiseRouter(settings(data_keys=[KEY], rois=ROIS), UnitDenoiser())
     RE.subscribe(router)
     viewer = FrameViewer(KEY, roi="satelite", interval_s=60.0)
+    assert repr(viewer) == f"FrameViewer(data_key={KEY!r}, roi='satelite')"
     with pytest.raises(SettingsError, match="trace ROI 'satelite'; the denoiser has satellite"):
         viewer.attach(RE, router)
     router.subscribe(viewer.derived)  # as from another machine, without its settings
