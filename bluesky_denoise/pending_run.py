@@ -34,10 +34,12 @@ class PendingRun:
         """None before the first attempt, and after one that failed."""
         self.refusal = ""
         """Why Tiled will not have it."""
+        self.trouble = ""
+        """Why it is not in Tiled yet."""
         self.told = False
-        """It waits for its raw run, and that has been said."""
+        """It waits in its backup, for nobody knows how long, and that has been said."""
         self.since = time.monotonic()
-        """When it came; on that clock, as `next_try`."""
+        """When Tiled took something of it, or when it came; on that clock, as `next_try`."""
         self.next_try = 0.0
         self.pause_s = 0.0
         """How long the last pause between two attempts was."""
@@ -91,6 +93,7 @@ class PendingRun:
         if self._backup:
             documents = [*read_backup(self._backup.path), *self._waiting]
         self.writer.write(documents)
+        self.since = time.monotonic()
         self._written += [item for item in documents if self._is_needed_again(item[0])]
         self._waiting = []
         if self._backup:

@@ -155,8 +155,8 @@ class DenoiseProcess:
         DenoiseTimeout
             If it takes longer; the runs go on being denoised.
         TiledUnavailable
-            If Tiled refuses some of them, or lacks their raw runs for longer than
-            `node_timeout_s`; their documents are kept. It is told once.
+            If Tiled refuses some of them, or has not taken them, or their raw runs, for longer
+            than `node_timeout_s`; their documents are kept. It is told once.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: not self._open.unfinished(), timeout):
@@ -337,6 +337,8 @@ class DenoiseProcess:
                 self._open.done(raw_run_uid)
                 if refusal:
                     self._refused[raw_run_uid] = refusal
+                else:
+                    self._refused.pop(raw_run_uid, None)  # it is there after all
                 self._changed.notify_all()
         elif kind == "log":
             name, level, text = content

@@ -124,7 +124,7 @@ class DenoiseSettings(BaseModel):
     read_timeout_s: PositiveFloat = 10.0
     """How long a frame may take to become readable in its file, seconds."""
     node_timeout_s: PositiveFloat = 60.0
-    """How long the raw run may take to appear in Tiled, seconds."""
+    """How long the raw run may take to appear in Tiled, and Tiled may take nothing, seconds."""
 
     def __init__(self, /, **values: Any) -> None:
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import httpx
 from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_context, from_uri
 from tiled.client.context import CannotPrompt
@@ -18,6 +19,7 @@ __all__ = [
     "Writer",
     "connect",
     "explain",
+    "is_away",
     "is_refusal",
     "open_writer",
     "try_reading",
@@ -28,6 +30,7 @@ Document = tuple[str, Mapping[str, Any]]
 
 _MAY_PASS = frozenset({404, 408, 409, 423, 425, 429})
 """Client errors that also come of proxies whose Tiled is away, of haste, and of others' writing."""
+_PROXY_ALONE = frozenset({502, 503, 504})
 
 
 class Writer(Protocol):
@@ -156,6 +159,13 @@ def try_reading(client: Any, settings: DenoiseSettings, start: Mapping[str, Any]
         streams = [node for _, node in streams_of(client[start["original_run_uid"]], start["uid"])]
     found = [read_a_pixel(stream) for stream in streams]
     return any(found)
+
+
+def is_away(error: Exception) -> bool:
+    """Tell whether nobody answers, or only a proxy whose Tiled does not."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in _PROXY_ALONE
+    return isinstance(error, httpx.TransportError)
 
 
 def is_refusal(error: Exception) -> bool:

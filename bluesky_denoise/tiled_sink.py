@@ -15,7 +15,15 @@ from .backup import backup_files, read_backup, take_backup
 from .errors import TiledUnavailable
 from .pending_run import PendingRun
 from .settings import DenoiseSettings
-from .tiled_layouts import Document, connect, explain, is_refusal, open_writer, try_reading
+from .tiled_layouts import (
+    Document,
+    connect,
+    explain,
+    is_away,
+    is_refusal,
+    open_writer,
+    try_reading,
+)
 from .tiled_streams import NodeMissing
 
 __all__ = ["TiledSink", "replay_backup"]
@@ -24,12 +32,14 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _LONGEST_AWAY_S = 5.0
+"""Of a server that does not answer."""
 _NODE_PAUSE_S = 0.2
 _REST = 3.0
 """How long to rest after each writing, in units of the time that it took."""
 _REPLAY = "`bluesky-denoise replay-backup` brings it in"
 _AGAIN = "it is tried again"
 _NOT_AGAIN = f"it is not tried again; {_REPLAY}"
+_STILL = "It is tried again until the denoiser is closed"
 
 
 class TiledSink:
@@ -46,7 +56,7 @@ class TiledSink:
         Called with the uid of the raw run when all of its derived run is in Tiled.
     on_kept :
         Called with the uid of the raw run, and the reason, when all of its derived run is
-        in the backup, and Tiled will not have it, or not before it has the raw run.
+        in the backup, and Tiled will not have it, or has not for `node_timeout_s`.
     look :
         Whether to find out, and log, if Tiled can read the frames of the first run.
     """
@@ -67,7 +77,8 @@ class TiledSink:
         self._left: list[Path] = []  # backups of runs that were refused
         self._client: Any = None
         self._looked, self._closing = not look, False
-        self._away_until = 0.0  # where there is no connection at all: not each run tries it
+        self._away = ""  # why nothing answers: then not each run tries it
+        self._away_s = self._away_until = 0.0
         self._thread = threading.Thread(target=self._loop, name="denoise-tiled", daemon=True)
         self._thread.start()
 
@@ -111,7 +122,8 @@ class TiledSink:
     def _loop(self) -> None:
         while True:
             self._take()
-            for run in list(self._runs.values()):
+            # The one that failed last comes last: it may be the only one that does.
+            for run in sorted(self._runs.values(), key=lambda run: run.next_try):
                 try:
                     self._advance(run)
                 except Exception:
@@ -132,6 +144,9 @@ class TiledSink:
             self._try(run)
         if run.stopped and not run.to_write:
             self._end(run)
+        elif run.stopped and run.backup_path and not run.told and self._is_late(run):
+            run.told = True
+            self._on_kept(run.raw_uid, run.trouble)
 
     def _disconnect(self) -> None:
         if self._client is not None:
@@ -182,6 +197,8 @@ class TiledSink:
         if name == "descriptor":
             self._run_of[doc["uid"]] = uid
         run.add(name, doc)
+        if name == "start" and self._away:
+            self._wait_for_answers(run)
         if run.stopped and not run.backup_path:
             run.next_try = 0.0
 
@@ -190,24 +207,27 @@ class TiledSink:
             if run.writer is None:
                 if self._client is None:
                     self._client = connect(self._settings)
+                    self._away, self._away_s = "", 0.0
                 run.begin_anew(open_writer(self._client, self._settings))
             began = time.monotonic()
             run.write()
         except NodeMissing as error:
             run.writer = None
             run.next_try = time.monotonic() + _NODE_PAUSE_S
-            if time.monotonic() - run.since > self._settings.node_timeout_s:
+            if self._is_late(run):
                 self._failed(run, error)
-                self._tell_once(run, f"{error} What is derived goes in when the run is there")
+                trouble = f"{error} What is derived goes in when the run is there"
+                run.trouble = self._settings.redact(trouble)
         except Exception as error:
             run.writer = None  # its state is unknown: begin anew, which skips what is there
-            if isinstance(error, httpx.TransportError):
-                self._disconnect()
             self._failed(run, error)
-            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-                self._away_until = time.monotonic() + min(run.pause_s, _LONGEST_AWAY_S)
+            if is_away(error):
+                self._disconnect()
+                self._away = type(error).__name__
+                self._away_s = min(2 * self._away_s or _FIRST_PAUSE_S, _LONGEST_AWAY_S)
+                self._away_until = time.monotonic() + self._away_s
                 for other in self._runs.values():
-                    other.back_up(type(error).__name__, _AGAIN)
+                    self._wait_for_answers(other)
         else:
             # Raw data has the server to itself for most of the time, and what comes
             # meanwhile goes in one request.
@@ -215,11 +235,13 @@ class TiledSink:
             run.next_try = now + _REST * (now - began)
             run.pause_s = 0.0
 
-    def _tell_once(self, run: PendingRun, reason: str) -> None:
-        """Say that a run waits in its backup, for nobody knows how long."""
-        if run.stopped and run.backup_path and not run.told:
-            run.told = True
-            self._on_kept(run.raw_uid, self._settings.redact(reason))
+    def _is_late(self, run: PendingRun) -> bool:
+        return time.monotonic() - run.since > self._settings.node_timeout_s
+
+    def _wait_for_answers(self, run: PendingRun) -> None:
+        """Keep a run out of memory while a request may hang for half a minute."""
+        run.trouble = f"Tiled does not answer ({self._away}). {_STILL}"
+        run.back_up(self._away, _AGAIN)
 
     def _failed(self, run: PendingRun, error: Exception) -> None:
         reason = self._settings.redact(explain(error, self._settings))
@@ -229,6 +251,7 @@ class TiledSink:
             return
         run.pause_s = min(2 * run.pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         run.next_try = time.monotonic() + run.pause_s
+        run.trouble = f"Tiled does not take it: {' '.join(reason.split()).rstrip('.')}. {_STILL}"
         run.back_up(reason, _AGAIN)
 
     def _end(self, run: PendingRun) -> None:

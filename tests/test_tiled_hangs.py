@@ -1,0 +1,138 @@
+"""A Tiled server that takes requests and does not answer, and one run that it never takes."""
+
+import signal
+
+import bluesky.plans as bp
+import httpx
+import numpy as np
+import pytest
+from bluesky_tiled_plugins import TiledWriter
+from live_path import is_whole, python_path, settings, wait_for
+from process_fixtures import FRAMES, replay
+from tiled.client import from_uri
+
+from bluesky_denoise import DenoiseProcess
+from bluesky_denoise.backup import backup_files, read_backup
+from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
+from bluesky_denoise.tiled_layouts import connect, is_away
+from bluesky_denoise.tiled_sink import TiledSink
+
+
+def test_a_tiled_that_hangs_holds_up_neither_scans_nor_results_and_all_comes_when_it_is_back(
+    RE, raw, elsewhere, tmp_path, monkeypatch, logged
+):
+    monkeypatch.setenv("PYTHONPATH", python_path())
+    monkeypatch.setenv("TILED_RETRY_ATTEMPTS", "1")
+    options = settings(
+        model="child_denoisers:Hasty", tiled_uri=elsewhere.uri, backup_directory=tmp_path / "backup"
+    )
+    derived = DocumentCollector()
+    with DenoiseProcess(options, node_timeout_s=0.5) as denoise:
+        denoise.subscribe(derived)
+        RE.subscribe(denoise)
+        elsewhere.process.send_signal(signal.SIGSTOP)
+        try:
+            uids = RE(bp.count([replay()], 2))
+            with pytest.raises(TiledUnavailable, match=r"Tiled does not answer \(ReadTimeout\)\."):
+                denoise.wait(60)
+            uids += RE(bp.count([replay()], 2))
+            wait_for(lambda: uids[1] in denoise._refused, what="word of the second run")
+            assert len(derived.by_name["stop"]) == 2
+            kept = backup_files(tmp_path / "backup")
+            assert [is_whole(path) for path in kept] == [True, True]
+        finally:
+            elsewhere.process.send_signal(signal.SIGCONT)
+        client = from_uri(elsewhere.uri)
+        writer = TiledWriter(client, batch_size=1)
+        for name, doc in raw.documents:
+            writer(name, doc)
+        wait_for(lambda: not backup_files(tmp_path / "backup"), what="all that was kept")
+        wait_for(lambda: not denoise._refused, what="word that it is there")
+        denoise.wait(1)
+    with client.context:
+        for uid in uids:
+            stream = client[uid]["denoised"]
+            assert list(stream["raw_seq_num"].read()) == [1, 2]
+            np.testing.assert_array_equal(stream["det_image"].read(), FRAMES[:2] * 2)
+    assert logged().count("cannot be written to Tiled") == 2
+
+
+@pytest.fixture
+def derived(RE, raw, tiled, tmp_path):
+    """Return the documents of two derived runs, whose raw runs are in Tiled."""
+    router, derived = DenoiseRouter(settings(), UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    for callback in (TiledWriter(tiled.client, batch_size=1), router):
+        RE.subscribe(callback)
+    runs = []
+    for _ in range(2):
+        before = len(derived.documents)
+        RE(bp.count([replay()], 2))
+        runs.append(derived.documents[before:])
+    return runs
+
+
+def out_of_order(monkeypatch, uid, answer):
+    """Let requests that concern one run have another answer than Tiled's, or none."""
+
+    def connected(options):
+        client = connect(options)
+        send = client.context.http_client.send
+
+        def send_some(request, **kwargs):
+            if uid in request.url.path:
+                if answer is None:
+                    raise httpx.ReadTimeout("timed out", request=request)
+                return httpx.Response(answer, request=request)
+            return send(request, **kwargs)
+
+        client.context.http_client.send = send_some
+        return client
+
+    monkeypatch.setattr("bluesky_denoise.tiled_sink.connect", connected)
+
+
+@pytest.mark.parametrize("answer", [500, None], ids=["500", "no answer"])
+def test_a_run_that_tiled_never_takes_is_told_once_and_holds_up_no_other(
+    tiled, derived, tmp_path, monkeypatch, answer
+):
+    bad, good = derived
+    bad_uid, good_uid = (run[0][1]["original_run_uid"] for run in derived)
+    out_of_order(monkeypatch, bad_uid, answer)
+    options = settings(
+        tiled_uri=tiled.uri, backup_directory=tmp_path / "backup", node_timeout_s=0.2
+    )
+    written, told = [], []
+    sink = TiledSink(options, written.append, lambda *kept: told.append(kept))
+    for name, doc in bad:
+        sink(name, doc)
+    wait_for(lambda: backup_files(options.backup_path), what="the backup")
+    for name, doc in good:
+        sink(name, doc)
+    wait_for(lambda: written == [good_uid], what="the other run")
+    wait_for(lambda: told, what="word of the first")
+    pauses = {run.pause_s for run in sink._runs.values()}
+    wait_for(lambda: pauses.isdisjoint(r.pause_s for r in sink._runs.values()), what="an attempt")
+    (path,) = sink.close(30)
+    ((uid, reason),) = told
+    assert uid == bad_uid
+    assert ("Server error '500" in reason) is (answer == 500)
+    assert ("(ReadTimeout)" in reason) is (answer is None)
+    assert reason.endswith(". It is tried again until the denoiser is closed")
+    assert written == [good_uid]
+    assert list(read_backup(path))[-1][0] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [(httpx.ConnectError("refused"), True), (httpx.ReadTimeout("timed out"), True)]
+    + [(status, status in (502, 503, 504)) for status in (404, 500, 502, 503, 504)]
+    + [(KeyError("stream"), False)],
+)
+def test_a_server_that_is_away_is_told_from_one_that_has_trouble_with_a_run(error, away):
+    if isinstance(error, int):
+        response = httpx.Response(error, request=httpx.Request("POST", "http://tiled/api/v1"))
+        error = httpx.HTTPStatusError("", request=response.request, response=response)
+    assert is_away(error) is away
