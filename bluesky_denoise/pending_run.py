@@ -89,10 +89,12 @@ class PendingRun:
         Exception
             Whatever Tiled raises; begin anew then.
         """
-        documents = self._waiting
+        documents = waiting = self._waiting
         if self._backup:
-            documents = [*read_backup(self._backup.path), *self._waiting]
+            documents = [*read_backup(self._backup.path), *waiting]
         self.writer.write(documents)
+        if self._waiting is not waiting:
+            return  # this took so long that `TiledSink.close` has backed it up: so it stays
         self.since = time.monotonic()
         self._written += [item for item in documents if self._is_needed_again(item[0])]
         self._waiting = []

@@ -112,6 +112,7 @@ class TiledSink:
 
         What it writes meanwhile is recognised when the backup is replayed.
         """
+        self._closing = True  # for the thread, if it goes on
         with contextlib.suppress(queue.Empty):
             while True:
                 if (item := self._queue.get_nowait()) is not None:

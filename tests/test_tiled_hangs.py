@@ -1,6 +1,7 @@
 """A Tiled server that takes requests and does not answer, and one run that it never takes."""
 
 import signal
+import threading
 
 import bluesky.plans as bp
 import httpx
@@ -136,3 +137,30 @@ def test_a_server_that_is_away_is_told_from_one_that_has_trouble_with_a_run(erro
         response = httpx.Response(error, request=httpx.Request("POST", "http://tiled/api/v1"))
         error = httpx.HTTPStatusError("", request=response.request, response=response)
     assert is_away(error) is away
+
+
+def test_what_a_hanging_request_manages_after_the_end_takes_no_document_from_the_backup(
+    derived, tmp_path, monkeypatch
+):
+    """The writer has the first documents only, when the rest is backed up and it goes on."""
+    documents = derived[0]
+    begun, answered = threading.Event(), threading.Event()
+
+    class Hanging:
+        def write(self, documents):
+            begun.set()
+            answered.wait(60)
+
+    monkeypatch.setattr("bluesky_denoise.tiled_sink.connect", lambda options: None)
+    monkeypatch.setattr("bluesky_denoise.tiled_sink.open_writer", lambda *of: Hanging())
+    sink = TiledSink(settings(backup_directory=tmp_path / "backup"))
+    for name, doc in documents[:3]:
+        sink(name, doc)
+    assert begun.wait(60)
+    for name, doc in documents[3:]:
+        sink(name, doc)
+    (path,) = sink.close(0.1)
+    answered.set()
+    sink._thread.join(60)
+    assert not sink._thread.is_alive()
+    assert [doc["uid"] for _, doc in read_backup(path)] == [doc["uid"] for _, doc in documents]
