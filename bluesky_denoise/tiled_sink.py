@@ -308,8 +308,8 @@ def replay_backup(settings: DenoiseSettings) -> list[str]:
     Raises
     ------
     TiledUnavailable
-        If Tiled lacks the raw run of some, refuses them, or has rows twice for an answer that
-        was lost; all others are written.
+        If Tiled lacks the raw run of some, or does not take them, or a file is damaged; all
+        others are written.
     Exception
         Whatever a Tiled that is away raises. The files of all that is not written are kept.
     """
@@ -325,15 +325,15 @@ def replay_backup(settings: DenoiseSettings) -> list[str]:
                         path,
                     )
                     continue
-                documents = list(read_backup(path))
-                if not documents:
-                    logger.warning("Backup %s held no whole document and is removed", path)
-                    path.unlink()
-                    continue
                 try:
+                    documents = list(read_backup(path))
+                    if not documents:
+                        logger.warning("Backup %s held no whole document and is removed", path)
+                        path.unlink()
+                        continue
                     open_writer(client, settings).write(documents)
                 except Exception as error:
-                    if not (isinstance(error, TiledUnavailable) or is_refusal(error)):
+                    if is_away(error):
                         raise
                     failed.append(f"{path.name}: {settings.redact(explain(error, settings))}")
                     continue

@@ -13,12 +13,12 @@ from process_fixtures import FRAMES, replay
 from tiled.client import from_uri
 
 from bluesky_denoise import DenoiseProcess
-from bluesky_denoise.backup import backup_files, read_backup
+from bluesky_denoise.backup import BackupFile, backup_files, read_backup
 from bluesky_denoise.errors import TiledUnavailable
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
 from bluesky_denoise.tiled_layouts import connect, is_away
-from bluesky_denoise.tiled_sink import TiledSink
+from bluesky_denoise.tiled_sink import TiledSink, replay_backup
 
 
 def test_a_tiled_that_hangs_holds_up_neither_scans_nor_results_and_all_comes_when_it_is_back(
@@ -124,6 +124,26 @@ def test_a_run_that_tiled_never_takes_is_told_once_and_holds_up_no_other(
     assert reason.endswith(". It is tried again until the denoiser is closed")
     assert written == [good_uid]
     assert list(read_backup(path))[-1][0] == "stop"
+
+
+def test_a_replay_goes_on_past_runs_that_tiled_never_takes_and_damaged_files(
+    tiled, derived, tmp_path, monkeypatch
+):
+    bad, good = derived
+    out_of_order(monkeypatch, bad[0][1]["original_run_uid"], 500)
+    options = settings(tiled_uri=tiled.uri, backup_directory=tmp_path / "backup")
+    for name, documents in (("bad", bad), ("good", good)):
+        file = BackupFile(options.backup_path, name)
+        file.append(documents)
+        file.release()
+    (options.backup_path / "damaged.jsonl").write_text("{\n")
+    with pytest.raises(TiledUnavailable) as caught:
+        replay_backup(options)
+    assert str(caught.value).startswith(f"1 runs were written, 2 are still in {tmp_path}")
+    assert "bad.jsonl: HTTPStatusError: Server error '500" in str(caught.value)
+    assert "damaged.jsonl: JSONDecodeError" in str(caught.value)
+    assert {path.stem for path in backup_files(options.backup_path)} == {"bad", "damaged"}
+    assert "denoised" in tiled.client[good[0][1]["original_run_uid"]]
 
 
 @pytest.mark.parametrize(
