@@ -10,16 +10,22 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from .cli_terminal import Report, console, each_run, fail, find_run, open_catalog
+from .cli_terminal import (
+    LOCAL,
+    Address,
+    Report,
+    console,
+    each_run,
+    fail,
+    find_run,
+    open_catalog,
+)
 from .errors import DenoiseError
 
 __all__ = ["app"]
 
 app = typer.Typer()
 
-Address = Annotated[
-    str, typer.Option("--uri", envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
-]
 Uids = Annotated[list[str], typer.Argument(help="uids of runs, or their first letters.")]
 Stream = Annotated[
     str | None,
@@ -28,7 +34,6 @@ Stream = Annotated[
 Container = Annotated[
     str, typer.Option(help="Of derived runs, where `tiled_container` of the settings is another.")
 ]
-LOCAL = "http://localhost:8000"
 _SHOWN = (
     *("name", "run_uid", "model", "weights_sha256", "version", "exit_status", "reason"),
     "num_events",
