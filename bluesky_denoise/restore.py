@@ -262,7 +262,7 @@ class _InPlace:
         self._run = run
 
     def include_data_sources(self) -> "_InPlace":
-        return self
+        return _InPlace(self._run.include_data_sources())
 
     def create_container(self, **_: Any) -> Any:
         return self._run

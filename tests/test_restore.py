@@ -1,14 +1,18 @@
 import re
 import shutil
 
+import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+import bluesky.preprocessors as bpp
 import httpx
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
 from live_path import SHAPE, Camera, poisson
 from ophyd import Signal
+from ophyd_async.core import TriggerInfo, init_devices
 from process_fixtures import replay
+from router_fixtures import path_provider
 from tiled.client import from_context, from_uri
 from typer.testing import CliRunner
 
@@ -18,6 +22,7 @@ from bluesky_denoise.cli_terminal import console
 from bluesky_denoise.errors import BackupError
 from bluesky_denoise.restore import restore_run
 from bluesky_denoise.simulation import ReplayFrames
+from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
 
 
@@ -62,9 +67,9 @@ def unreliable(RE, tiled, tmp_path):
 def kept(RE, raw, unreliable):
     """Return a function that takes a run which Tiled has not, or not whole; returns its uid."""
 
-    def kept(*detectors, requests=0, number=3):
+    def kept(*detectors, requests=0, plan=None):
         unreliable.fail_after(requests)
-        (uid,) = RE(bp.count(list(detectors) or [replay()], number))
+        (uid,) = RE(plan or bp.count(list(detectors) or [replay()], 3))
         unreliable.mend()
         return uid
 
@@ -230,15 +235,44 @@ def test_a_number_that_is_whole_at_first_is_no_obstacle(RE, unreliable, tiled):
     assert list(tiled.client[uid]["primary"]["position"].read()) == [1, 2, 2.5]
 
 
-def test_frames_in_files_are_registered_again(kept, unreliable, tiled, tmp_path):
+@pytest.mark.parametrize("requests", [0, 7], ids=["nothing is there", "a part is there"])
+def test_frames_in_files_are_registered_again(kept, unreliable, tiled, tmp_path, requests):
     counts = np.random.default_rng(0).poisson(3.0, (3, *SHAPE)).astype(np.uint16)
     frames = ReplayFrames(counts, 1.0)
     detector = AreaDetectorReplay(name="det", frames=frames, directory=tmp_path / "frames")
-    uid = kept(detector, Signal(name="number", value=np.int64(3)))
-    assert "3 events of primary" in restore_run(tiled.client, unreliable.path(uid))
+    uid = kept(detector, Signal(name="number", value=np.int64(3)), requests=requests)
+    assert (uid in tiled.client) == bool(requests)
+    told = restore_run(tiled.client, unreliable.path(uid), replace=bool(requests))
+    assert "3 events of primary" in told
     stream = tiled.client[uid]["primary"]
     np.testing.assert_array_equal(stream["det_image"].read().reshape(counts.shape), counts)
     assert list(stream["number"].read()) == [3, 3, 3]
+
+
+@pytest.mark.parametrize("requests", [0, 4], ids=["nothing is there", "a part is there"])
+def test_a_fly_scan_without_events_is_restored(kept, unreliable, tiled, tmp_path, requests):
+    counts = np.random.default_rng(0).poisson(3.0, (6, *SHAPE)).astype(np.uint16)
+    with init_devices():
+        det = AsyncReplayDetector(path_provider(tmp_path), ReplayFrames(counts, 0.5))
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def fly():
+        three = TriggerInfo(number_of_events=3, livetime=0.5)
+        yield from bps.prepare(det, three, wait=True)
+        yield from bps.declare_stream(det, name="main")
+        for _ in range(2):
+            yield from bps.prepare(det, three, wait=True)
+            yield from bps.kickoff(det, wait=True)
+            yield from bps.complete(det, wait=True)
+            yield from bps.collect(det, return_payload=False, name="main")
+
+    uid = kept(plan=fly(), requests=requests)
+    assert (uid in tiled.client) == bool(requests)
+    told = restore_run(tiled.client, unreliable.path(uid), replace=bool(requests))
+    assert told.startswith(f"run {uid} is in Tiled, with 6 events of main. ")
+    frames = tiled.client[uid]["main"]["det"].read()
+    np.testing.assert_array_equal(frames.reshape(counts.shape), counts)
 
 
 @pytest.mark.parametrize(
