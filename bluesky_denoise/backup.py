@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -95,7 +96,8 @@ class RawBackup(dict[str, "_RawRun"]):
     Parameters
     ----------
     directory :
-        Made with the first run that is kept; one file for each, read by `read_backup`.
+        Made with the first run that is kept; one file for each, which `bluesky-denoise restore`
+        brings in.
 
     Examples
     --------
@@ -126,9 +128,9 @@ class _RawRun:
             self._file = BackupFile(self._directory, uid)
             logger.error(
                 "Raw run %s cannot be written to Tiled, and the scan goes on. All its documents "
-                "are kept in %s. Later, delete what Tiled has of the run, and give a TiledWriter "
-                "all of it: `for name, doc in read_backup(%r): writer(name, doc)`.",
-                *(uid, self._file.path, str(self._file.path)),
+                "are kept in %s. Later, `bluesky-denoise restore %s --uri ADDRESS_OF_TILED` brings "
+                "it in.",
+                *(uid, self._file.path, shlex.quote(str(self._file.path))),
             )
         self._file.append([(name, doc)])
         if name == "stop":

@@ -9,6 +9,7 @@ from tiled.client import from_context
 from tiled.client.utils import ClientError
 from tiled.queries import Eq
 
+from .archive import EventArray
 from .derived import raw_stream_of
 from .errors import DenoiseError
 from .frame_keys import is_frame_key
@@ -20,6 +21,7 @@ __all__ = [
     "as_tiled_run",
     "denoised_streams",
     "ended_well",
+    "events_of",
     "frames_not_ok",
     "has_frames",
     "is_complete",
@@ -186,6 +188,29 @@ def ended_well(exit_status: str | None, reason: str, raw_stop: Mapping[str, Any]
         of_scan = (raw_stop.get("reason") or "").strip("; ")
         return raw_stop.get("exit_status") == "fail" and reason.strip("; ") == of_scan
     return exit_status is not None
+
+
+def events_of(run: Any, denoised: DenoisedStream) -> tuple[int, int]:
+    """Return how many events a denoised stream has, and how many its raw stream.
+
+    Of streams and runs that have no end, those that are in Tiled so far are counted.
+    """
+    raw = as_tiled_run(run)
+    done, taken = denoised.num_events, None
+    if done is None:
+        done = _rows_in(denoised.stream.base)
+    if stop := raw.metadata.get("stop"):
+        taken = stop.get("num_events", {}).get(denoised.raw_stream)
+    if taken is None:
+        taken = _rows_in(raw[denoised.raw_stream].base) if denoised.raw_stream in raw else 0
+    return done, taken
+
+
+def _rows_in(node: Any) -> int:
+    if "internal" in node:
+        return len(node["internal"].read(["seq_num"]))
+    arrays = [key for key, child in node.items() if hasattr(child, "shape")]
+    return min((len(EventArray(node, key)) for key in arrays), default=0)
 
 
 def frames_not_ok(denoised: DenoisedStream) -> int:

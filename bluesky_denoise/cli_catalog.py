@@ -10,16 +10,22 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from .cli_terminal import Report, console, each_run, fail, find_run, open_catalog
+from .cli_terminal import (
+    LOCAL,
+    Address,
+    Report,
+    console,
+    each_run,
+    fail,
+    find_run,
+    open_catalog,
+)
 from .errors import DenoiseError
 
 __all__ = ["app"]
 
 app = typer.Typer()
 
-Address = Annotated[
-    str, typer.Option("--uri", envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
-]
 Uids = Annotated[list[str], typer.Argument(help="uids of runs, or their first letters.")]
 Stream = Annotated[
     str | None,
@@ -28,7 +34,6 @@ Stream = Annotated[
 Container = Annotated[
     str, typer.Option(help="Of derived runs, where `tiled_container` of the settings is another.")
 ]
-LOCAL = "http://localhost:8000"
 _SHOWN = (
     *("name", "run_uid", "model", "weights_sha256", "version", "exit_status", "reason"),
     "num_events",
@@ -48,7 +53,7 @@ def runs(
         str | None, typer.Option(help="Only denoised with this model, or weights of this sha256.")
     ] = None,
     flagged: Annotated[
-        bool, typer.Option("--flagged", help="Only with frames that are not ok.")
+        bool, typer.Option("--flagged", help="Only with frames that are not ok, or lack.")
     ] = False,
     container: Container = "denoised",
 ) -> None:
@@ -62,7 +67,7 @@ def runs(
         for start, streams in islice(listed, number):
             about = [start["uid"][:8], str(start.get("scan_id", "")), start.get("plan_name", "")]
             about.append(_sample(start))
-            for told in streams or [("", "", "", "", "")]:
+            for told in streams:
                 table.add_row(*(escape(cell) for cell in (*about, *told)))
                 about = [""] * len(about)
     console.print(table if table.row_count else "There are no such runs.")
@@ -92,23 +97,25 @@ def _listed(
     found: Iterator[Any], model: str | None, flagged: bool, container: str
 ) -> Iterator[tuple]:
     """Yield the start document of each run that is asked for, and a row for each stream."""
-    from .catalog import denoised_streams, frames_not_ok
+    from .catalog import denoised_streams, events_of, frames_not_ok
 
     for run in found:
         if "start" not in run.metadata:  # a container of derived runs
             continue
+        raw_end = "" if run.metadata.get("stop") else "the raw run has no end"
         rows = []
         for stream in denoised_streams(run, container):
             if model and not (stream.model == model or stream.weights_sha256.startswith(model)):
                 continue
-            bad = frames_not_ok(stream)
-            if flagged and not bad:
+            bad, (done, taken) = frames_not_ok(stream), events_of(run, stream)
+            if flagged and not bad and done >= taken:
                 continue
-            events = "" if stream.num_events is None else str(stream.num_events)
-            ended = stream.exit_status or "running"
+            events = str(done) if done >= taken else f"{done} of {taken}"
+            # Nobody tells that a process was killed.
+            ended = ", ".join(filter(None, [stream.exit_status or "running or cut short", raw_end]))
             rows.append((stream.name, stream.model, events, str(bad or ""), ended))
         if rows or not (model or flagged):
-            yield run.metadata["start"], rows
+            yield run.metadata["start"], rows or [("", "", "", "", raw_end)]
 
 
 def _sample(start: dict[str, Any]) -> str:
@@ -142,6 +149,8 @@ def show(
             fail(f"There is no event {event}; the stream {chosen.name} has 1 to {len(table)}.")
         row = table.iloc[event - 1]
         told |= {"frames not ok": frames_not_ok(chosen), "picture": picture}
+        if run.metadata.get("stop") is None:
+            told["raw run"] = "has no end in Tiled"
         try:
             draw_event(run, chosen, event, picture)
         except DenoiseError as error:

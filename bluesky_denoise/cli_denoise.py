@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_terminal import Report, console, each_run, fail, find_run, open_catalog
+from .cli_terminal import (
+    LOCAL,
+    Address,
+    Report,
+    console,
+    each_file,
+    each_run,
+    fail,
+    find_run,
+    open_catalog,
+)
 from .errors import DenoiseError
 
 __all__ = ["app"]
@@ -66,6 +76,36 @@ def replay_backup_command(settings: SettingsFile) -> None:
     for uid in written:
         console.print(f"{uid}: in Tiled")
     console.print(f"{len(written)} runs were written.")
+
+
+@app.command()
+def restore(
+    backups: Annotated[
+        list[Path], typer.Argument(help="Backup files of raw runs, or directories of them.")
+    ],
+    uri: Address = LOCAL,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Delete the part of a raw run that Tiled has.")
+    ] = False,
+) -> None:
+    """Write raw runs to Tiled that it did not take during the scan, from their backup files.
+
+    A file whose run is in Tiled, with all streams and events, is renamed to end in `.restored`. It
+    is never removed.
+    """
+    from .backup import backup_files
+    from .restore import restore_run
+
+    files: list[Path] = []
+    for path in backups:
+        found = backup_files(path) if path.is_dir() else [path]
+        if not found:
+            fail(f"There are no backup files (*.jsonl) in {path}.")
+        files += found
+    with open_catalog(uri) as catalog:
+        each_file(
+            files, lambda path, report: restore_run(catalog, path, replace=replace, progress=report)
+        )
 
 
 def _denoise_runs(runs: list, settings: Any, again: bool) -> None:

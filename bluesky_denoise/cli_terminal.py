@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import httpx
 import typer
@@ -18,38 +19,60 @@ from rich.progress import (
 
 from .errors import DenoiseError
 
-__all__ = ["Report", "console", "each_run", "fail", "find_run", "open_catalog"]
+__all__ = [
+    "LOCAL",
+    "Address",
+    "Report",
+    "console",
+    "each_file",
+    "each_run",
+    "fail",
+    "find_run",
+    "open_catalog",
+]
 
 console = Console()
 if not console.is_terminal:
     console.width = 250  # lines that a program can read, and a file can hold
 
+LOCAL = "http://localhost:8000"
+Address = Annotated[
+    str, typer.Option("--uri", envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
+]
 Report = Callable[[int, int | None], None]
 """Takes how much is done, and of how much."""
 
 
 def each_run(runs: list, work: Callable[[Any, Report], str]) -> None:
     """Work on runs with a progress bar; go on after one that fails."""
+    _each("runs", [(run.metadata["start"]["uid"], run) for run in runs], work)
+
+
+def each_file(paths: list[Path], work: Callable[[Path, Report], str]) -> None:
+    """Work on files, as `each_run`."""
+    _each("files", [(path.name, path) for path in paths], work)
+
+
+def _each(what: str, items: list[tuple[str, Any]], work: Callable[[Any, Report], str]) -> None:
     failed = 0
     columns = (
         *(TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn()),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        every = bar.add_task("runs", total=len(runs)) if len(runs) > 1 else None
-        for run in runs:
-            uid = run.metadata["start"]["uid"]
-            task = bar.add_task(uid[:8], total=None)
+        every = bar.add_task(what, total=len(items)) if len(items) > 1 else None
+        for name, item in items:
+            task = bar.add_task(name[:8], total=None)
 
             def report(done: int, total: int | None, task: Any = task) -> None:
                 bar.update(task, completed=done, total=total)
 
             try:
-                told = work(run, report)
+                told = work(item, report)
             except (DenoiseError, OSError, httpx.HTTPStatusError) as error:
                 failed += 1
                 told = _told(error)
-            console.print(f"{uid}: {told}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"{name}: {told}", highlight=False, soft_wrap=True, markup=False)
             bar.update(task, visible=False)
             if every is not None:
                 bar.advance(every)

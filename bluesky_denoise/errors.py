@@ -1,6 +1,7 @@
 """Every error this package raises on purpose, under one base class."""
 
 __all__ = [
+    "BackupError",
     "CheckpointError",
     "DenoiseError",
     "DenoiseTimeout",
@@ -17,6 +18,10 @@ __all__ = [
 
 class DenoiseError(Exception):
     """Base of the errors of this package; its subclasses derive from a builtin, too."""
+
+
+class BackupError(DenoiseError, ValueError):
+    """A backup file is damaged, or what it holds cannot be brought into Tiled."""
 
 
 class SettingsError(DenoiseError, ValueError):

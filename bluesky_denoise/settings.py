@@ -27,6 +27,7 @@ from pydantic import (
 from .errors import SettingsError
 from .masks import load_mask
 from .roi import ROI
+from .settings_errors import EXPECTED, explain
 
 __all__ = ["DenoiseSettings", "is_hidden"]
 
@@ -130,7 +131,7 @@ class DenoiseSettings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError(_explain(error, "DenoiseSettings")) from None
+            raise SettingsError(explain(error, values, "DenoiseSettings")) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, **overrides: Any) -> Self:
@@ -204,7 +205,10 @@ class DenoiseSettings(BaseModel):
         """
         if not isinstance(values, dict) or not isinstance(values.get("tiled_uri"), str):
             return values
-        parts = urlsplit(values["tiled_uri"])
+        try:
+            parts = urlsplit(values["tiled_uri"])
+        except ValueError:  # `_is_http` says so
+            return values
         query = dict(parse_qsl(parts.query))
         own = query.pop("api_key", None)
         path = parts.path
@@ -221,8 +225,12 @@ class DenoiseSettings(BaseModel):
     @field_validator("tiled_uri")
     @classmethod
     def _is_http(cls, uri: str | None) -> str | None:
-        if uri is not None and urlsplit(uri).scheme not in ("http", "https"):
-            raise ValueError(f"got {uri!r}; expected an address such as http://localhost:8000")
+        try:
+            known = uri is None or urlsplit(uri).scheme in ("http", "https")
+        except ValueError as error:
+            raise ValueError(f"{error}; expected {EXPECTED['tiled_uri']}") from None
+        if not known:
+            raise ValueError(f"got {uri!r}; expected {EXPECTED['tiled_uri']}")
         return uri
 
     @field_validator("data_keys", "streams", "exposure_keys", mode="before")
@@ -338,7 +346,7 @@ class DenoiseSettings(BaseModel):
         if isinstance(mask, dict):
             return {str(key): cls._is_loadable(value) for key, value in mask.items()}
         if not isinstance(mask, str | Path | np.ndarray):
-            raise ValueError("expected an array (H, W), a file, or one of them by data key")
+            raise ValueError(f"expected {EXPECTED['mask']}")
         return load_mask(mask)
 
     def mask_of(self, *names: str) -> np.ndarray | None:
@@ -466,19 +474,3 @@ def _relative_to(directory: Path, value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _relative_to(directory, item) for key, item in value.items()}
     return str(directory / Path(value).expanduser()) if isinstance(value, str) else value
-
-
-def _explain(error: ValidationError, where: str | Path) -> str:
-    """Say for each wrong key what came and what to do, one line each."""
-    known = ", ".join(DenoiseSettings.model_fields)
-    lines = []
-    for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"]) or "settings"
-        if item["type"] == "extra_forbidden":
-            lines.append(f"unknown setting {key!r}; known are: {known}")
-        else:
-            # What came without a place is all of the settings, with the address as typed.
-            secret = not item["loc"] or "api_key" in key or "uri" in key
-            came = "" if secret else f" (got {item['input']!r:.80})"
-            lines.append(f"{key!r}: {item['msg'].removeprefix('Value error, ')}{came}")
-    return f"{where}: " + "; ".join(lines)

@@ -14,6 +14,7 @@ from process_fixtures import replay
 from tiled.client import from_uri
 
 from bluesky_denoise.backup import BackupFile, RawBackup, backup_files, read_backup, take_backup
+from bluesky_denoise.restore import restore_run
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
 
@@ -220,10 +221,7 @@ def test_a_server_error_ends_no_scan_and_the_raw_run_comes_back(RE, tiled, raw, 
     assert str(path) in caplog.text
     assert is_whole(path)
 
-    if uid in client:  # what was written before the error
-        client.delete_contents(uid, recursive=True, external_only=False)
-    for name, doc in read_backup(path):
-        writer(name, doc)
+    restore_run(client, path, replace=True)
     run = client[uid]
     frames = [event["data"]["det_image"] for event in raw.by_name["event"]]
     np.testing.assert_array_equal(run["primary"]["det_image"].read(), frames)

@@ -171,6 +171,35 @@ def test_runs_are_searched_by_model_and_by_flag(command, uid, tmp_path):
     assert re.search(rf"{uid[:8]} .* denoised_2 +│ .* │ 3 +│ 3 +│", command(*listed, "--flagged"))
 
 
+def test_a_raw_run_without_its_end_is_told_however_well_its_denoising_ended(
+    RE, command, into_tiled, tiled
+):
+    """As where Tiled did not take all of it."""
+    write = TiledWriter(tiled.client, batch_size=1)
+    RE.subscribe(lambda name, doc: None if name == "stop" else write(name, doc))
+    camera = Camera(name="det", func=poisson(), exposure_s=0.5)
+    (bare,) = RE(bp.count([camera], 2))
+    assert re.search(rf"{bare[:8]} .*│ +the raw run has no end", command("runs", "-n", "1"))
+    live = into_tiled()
+    (uid,) = RE(bp.count([camera], 2))
+    live.wait(uid)
+    listed = command("runs", "-n", "1")
+    assert re.search(rf"{uid[:8]} .*│ 2 +│ +│ success, the raw run has no end", listed)
+    assert "raw run: has no end in Tiled" in command("show", uid)
+
+
+def test_a_stream_that_was_cut_short_is_flagged(command, uid, tiled):
+    settings = DenoiseSettings(model=UNIT, tiled_uri=tiled.uri)
+    router, sink = DenoiseRouter(settings), TiledSink(settings)
+    router.subscribe(sink)
+    for name, doc in list(archived_documents(tiled.client[uid]))[:-2]:
+        router(name, doc)
+    router.close("the child died")
+    assert sink.close() == []
+    listed = command("runs", "--sample", "lead", "--flagged")
+    assert re.search(rf"{uid[:8]} .* denoised +│ unit +│ 2 of 3 +│ +│ fail ", listed)
+
+
 def test_runs_are_searched_by_sample_and_scan_id(command, uid):
     assert uid[:8] in command("runs", "--sample", "lead", "--scan-id", "1", "-n", "100")
     assert uid[:8] not in command("runs", "--sample", "gold")

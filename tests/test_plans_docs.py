@@ -11,6 +11,7 @@ from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT
 from ophyd.sim import SynAxis
 
+from bluesky_denoise.best_effort import DenoisedBestEffortCallback
 from bluesky_denoise.testing import UnitDenoiser
 
 ROOT = Path(__file__).parents[1]
@@ -39,26 +40,42 @@ def test_the_code_on_the_page_about_archives_runs(RE, tiled, tmp_path, monkeypat
     assert (tmp_path / "run.nxs").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("page", sorted(OURS))
-def test_the_code_on_the_page_runs(page, RE):
+@pytest.fixture
+def beamline(RE):
+    """Return what the profile gives to the code on the pages."""
     mpl.use("Agg")
     motor = SynAxis(name="motor")
     rois = {"satellite_1": ROIS["satellite"], "satellite_2": ROIS["satellite"]}
     streams = ("primary", "reference", "short")
     denoised = denoised_here(RE, UnitDenoiser(), rois=rois, streams=streams)
-    denoise = denoised.router
-    namespace = {
+    return {
         "RE": RE,
         "motor": motor,
         "det": detector(motor, exposure_s=1.0),
         "denoised": denoised,
-        "denoise": denoise,
+        "denoise": denoised.router,
         "rois": rois,
     }
+
+
+def test_the_first_plan_prints_the_table_on_the_page(RE, beamline, capsys):
+    callback = DenoisedBestEffortCallback()
+    callback.disable_plots()
+    RE.subscribe(callback)
+    page = (ROOT / "docs" / "plans.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], beamline)
+    shown = re.search(r"```text\n(.*?)```", page, re.S)[1].splitlines()
+    printed = [line for line in capsys.readouterr().out.splitlines() if line[:1] in ("+", "|")]
+    assert printed[:5] == shown[:5]
+    assert len(printed) == len(shown)
+
+
+@pytest.mark.parametrize("page", sorted(OURS))
+def test_the_code_on_the_page_runs(page, beamline):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
     assert blocks
     for block in blocks:
-        exec(compile(block, page, "exec"), namespace)
+        exec(compile(block, page, "exec"), beamline)
 
 
 def test_links_between_the_pages_lead_somewhere():

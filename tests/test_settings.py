@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -23,23 +24,44 @@ def test_the_defaults_denoise_the_primary_stream_and_write_nothing():
 
 
 def test_an_unknown_setting_is_refused_with_the_names_there_are():
-    with pytest.raises(SettingsError, match=r"unknown setting 'exposure'; known are: data_keys"):
+    with pytest.raises(
+        SettingsError, match=r"'exposure', perhaps 'exposure_s' is meant; known are: data_k"
+    ):
         DenoiseSettings(exposure=1.0)
+    with pytest.raises(SettingsError, match=r"unknown setting 'colour'; known are: data_keys, str"):
+        DenoiseSettings(colour="grey")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"exposure_s": 0}, r"'exposure_s.*greater than 0 \(got 0\)"),
-        ({"exposure_s": {"det": -1}}, r"'exposure_s.*det'.*greater than 0 \(got -1\)"),
-        ({"batch_size": 0}, r"'batch_size'.*greater than 0 \(got 0\)"),
-        ({"queue_wait_s": -1}, r"'queue_wait_s'.*greater than or equal to 0 \(got -1\)"),
-        ({"tiled_layout": "both"}, r"'tiled_layout'.*'stream' or 'run' \(got 'both'\)"),
+        ({"exposure_s": 0}, r"'exposure_s': got 0; expected seconds, a number > 0 such as 0\.5,"),
+        ({"exposure_s": "1s"}, r"'exposure_s': got '1s'; expected seconds, a number > 0"),
+        ({"exposure_s": {"det": -1}}, r"'exposure_s\.det': got -1; expected seconds, a number"),
+        ({"exposure_s": {"a": "1s", "b": 1}}, r"'exposure_s\.a': got '1s'; expected seconds"),
+        ({"batch_size": 0}, r"'batch_size': got 0; expected a whole number > 0"),
+        ({"queue_wait_s": -1}, r"'queue_wait_s': got -1; expected seconds, a number >= 0"),
+        ({"tiled_layout": "both"}, r"'tiled_layout': got 'both'; expected 'stream' or 'run'"),
+        ({"rate_range": [1]}, r"'rate_range': got \[1\]; expected two numbers, least and most"),
+        ({"rate_range": {"det": [1]}}, r"'rate_range\.det': got \[1\]; expected two numbers"),
+        ({"streams": ["a", 2, 3]}, r"'streams\.1': got 2, 'streams\.2': got 3; expected names"),
+        ({"mask": {"det": None}}, r"'mask\.det': got None; expected an array \(H, W\), a file"),
+        ({"tiled_uri": 3}, r"'tiled_uri'; expected an address such as http://localhost:8000$"),
+        ({"tiled_uri": "http://[a"}, r"'tiled_uri': Invalid IPv6 URL; expected an address"),
+        ({"rois": {"a": [1, 9, 1, 9]}}, r"'rois\.a': got \[1, 9, 1, 9\]; expected regions by"),
+        ({"rois": {"a": {"rows": [1, 9]}}}, r"'rois\.a': got {'rows': \[1, 9\]}; expected region"),
+        (
+            {"rois": {"a": {"rows": [9, 1], "cols": [1, 9]}}},
+            r"'rois\.a': The rows of a ROI are \(9, 1\); expected .* first < last \(got {'rows'",
+        ),
         ({"tiled_uri": "localhost:8000"}, r"'tiled_uri'.*expected an address such as http://"),
         ({"rate_range": (5, 1)}, r"'rate_range'.*expected 0 <= least < most, not 5 and 1"),
         ({"rate_range": {"det": (-1, 1)}}, r"'rate_range'.*expected 0 <= least < most, not -1"),
         ({"rois": {"a" * 44: REGION}}, r"'rois'.*'a{44}' has 44 bytes; expected at most 43"),
-        ({"rois": {"a": {"row": (1, 9), "cols": (1, 9)}}}, r"'rois\.\*\.a\.row': Unexpected"),
+        (
+            {"rois": {"a": {"row": (1, 9), "cols": (1, 9)}}},
+            r"'rois\.a\.row': got \(1, 9\); expected",
+        ),
         ({"rois": {"ü_1": REGION}}, r"'rois'.*'ü_1' has 'ü', which Tiled refuses"),
         ({"rois": {"Peak": REGION, "peak": REGION}}, r"'rois'.*'Peak' and 'peak' are the same"),
         ({"data_keys": ["a" * 46]}, r"'data_keys'.*'a{46}' has 46 bytes; expected at most 45"),
@@ -72,6 +94,30 @@ def test_names_are_as_long_and_regions_as_many_as_tiled_takes(tiled):
     for longer in ({"b" * 46: {}}, {"b": {"a" * 44: REGION}}):
         with pytest.raises(ClientError, match="max bytes is 63"):
             tiled.client.create_appendable_table(schema=columns(longer))
+
+
+WRONG = [None, True, "1s", "", -1, 0, 1.5, [1], [1, 2, 3], ["a", 2], {"det": "1s"}, {"det": None}]
+WRONG += [{"det": [1]}, {"det": {"a": 3}}, {1: 2}, float("nan"), np.ones(2), object()]
+
+
+@pytest.mark.parametrize("key", DenoiseSettings.model_fields)
+def test_whatever_is_typed_for_a_setting_no_error_is_in_the_words_of_a_library(
+    key, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # texts are paths, too
+    refused = []
+    for value in WRONG:
+        try:
+            DenoiseSettings(**{key: value})
+        except SettingsError as error:
+            refused.append(str(error))
+    assert len(refused) > 8
+    for told in refused:
+        assert re.match(rf"DenoiseSettings: '{key}(\.\w+)*'(:|; expected)", told), told
+        assert "expected" in told or "Tiled refuses" in told or "is no name" in told, told
+        assert not re.search(r"Input should|constrained|lax|\[str|valid tuple|Field req", told), (
+            told
+        )
 
 
 def test_all_wrong_keys_are_named_at_once():
