@@ -1,11 +1,20 @@
 """Motors, detectors and the denoiser that `beamline.yaml` names."""
 # ruff: noqa: F821 (startup files share one namespace)
 
+from contextlib import suppress
 from importlib.util import find_spec
+
+from ophyd.signal import EpicsSignalBase
 
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.settings import DenoiseSettings
+
+TIMEOUT_S = BEAMLINE.get("timeout_s") or 5
+if BEAMLINE.get("motors") or BEAMLINE.get("detectors"):
+    # ophyd asks for some PVs while it builds a device, and waits for 1 s unless it is told.
+    with suppress(RuntimeError):  # this file is run again
+        EpicsSignalBase.set_defaults(connection_timeout=TIMEOUT_S)
 
 
 def area_detector(name, prefix, write_path, read_path=None):
@@ -34,6 +43,12 @@ def area_detector(name, prefix, write_path, read_path=None):
     detector.cam.read_attrs = ["acquire_time"]
     detector.cam.configuration_attrs = ["num_images"]
     detector.configuration_attrs = ["cam"]
+    detector.wait_for_connection(timeout=TIMEOUT_S)
+    if not any(detector.hdf5.array_size.get()):
+        print(
+            f"detector {name}: its HDF5 plugin has seen no frame since the IOC was started, so it "
+            f"does not know how large they are.\n  `{name}.hdf5.warmup()` takes one."
+        )
     return detector
 
 
@@ -47,7 +62,7 @@ def async_detector(name, prefix, kind, write_path):
     module = import_module(f"ophyd_async.epics.{kind}")
     detector_class = {"adsimdetector": "SimDetector", "adpilatus": "PilatusDetector"}[kind]
     provider = StaticPathProvider(UUIDFilenameProvider(), Path(write_path))
-    with init_devices():
+    with init_devices(timeout=TIMEOUT_S):
         writer = ADWriterFactory.hdf(provider)
         detector = getattr(module, detector_class)(prefix, writer, name=name)
     return detector
@@ -57,7 +72,9 @@ def motor_record(name, prefix):
     """Make an EPICS motor."""
     from ophyd import EpicsMotor
 
-    return EpicsMotor(prefix, name=name, labels={"motors"})
+    motor = EpicsMotor(prefix, name=name, labels={"motors"})
+    motor.wait_for_connection(timeout=TIMEOUT_S)
+    return motor
 
 
 MAKERS = {"ophyd": area_detector, "ophyd-async": async_detector}
@@ -71,20 +88,26 @@ _WHY = {
     TypeError: "beamline.yaml lacks a line, or has one too many.",
 }
 _MISSING = "Is the prefix right, the IOC running, and EPICS_CA_ADDR_LIST set?"
+_OTHER = (
+    "The IOC answers, with other choices or types than are expected: is `kind` right, and does its "
+    "areaDetector fit the version of ophyd-async?"
+)
 
 
 def connected(kind, name, make, /, *args, **options):
-    """Make a device and wait until it answers; say what to look at if it does not."""
+    """Make a device that answers; say what to look at if it does not."""
     try:
-        device = make(name, *args, **options)
-        if hasattr(device, "wait_for_connection"):
-            device.wait_for_connection(timeout=BEAMLINE.get("timeout_s") or 5)
+        return make(name, *args, **options)
     except Exception as error:
         speaks_epics = any(find_spec(client) for client in _CLIENTS[make])
-        why = _WHY.get(type(error), _MISSING if speaks_epics else _NO_EPICS)
-        print(f"{kind} {name}: {type(error).__name__}: {error}\n  {why}")
+        answers = ": TypeError: " in str(error)  # of a PV, as ophyd-async lists them
+        lacking = _OTHER if answers else _MISSING
+        why = _WHY.get(type(error), lacking if speaks_epics else _NO_EPICS)
+        first, *more = f"{kind} {name}: {type(error).__name__}: {error}".strip().split("\n")
+        if len(more) > 9:  # ophyd-async names each PV
+            more[9:] = [f"    ... and {len(more) - 9} lines more"]
+        print(first, *more, f"  {why}", sep="\n")
         return None
-    return device
 
 
 # A key with nothing behind it is None.

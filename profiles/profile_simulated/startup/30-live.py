@@ -3,43 +3,14 @@
 
 import sys
 
-import matplotlib
+from bluesky_denoise.at_prompt import open_view, tables_and_plots
 
-HAS_SCREEN = "ipykernel" in sys.modules or bool(os.environ.get("DISPLAY"))
-if not HAS_SCREEN:
-    matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from bluesky_denoise.best_effort import DenoisedBestEffortCallback
-from bluesky_denoise.errors import SettingsError
-from bluesky_denoise.viewer import FrameViewer
-
-# IPython shows the traceback of a plan that fails; once is enough.
-_once = logging.StreamHandler()
-_once.setFormatter(logging.Formatter("%(message)s"))
-_once.formatter.formatException = lambda error: ""
-logging.getLogger("bluesky").addHandler(_once)
-
-bec = DenoisedBestEffortCallback()
-if HAS_SCREEN:
-    plt.ion()
-else:
-    bec.disable_plots()
-RE.subscribe(bec)
+bec = tables_and_plots(RE)
 
 
 def watch(roi="satellite_1", data_key="det_image"):
     """Open the live view: raw, denoised, residual, and an ROI; without a screen, a picture."""
-    known = denoise.settings.data_keys
-    if known is not None and data_key not in known:
-        raise SettingsError(
-            f"The view is to show {data_key!r}; what is denoised is {', '.join(known)}."
-        )
-    viewer = FrameViewer(data_key, roi=roi, save_to=None if HAS_SCREEN else "live.png")
-    viewer.attach(RE, denoise)
-    if not HAS_SCREEN:
-        print(f"There is no screen: {Path('live.png').absolute()} is drawn anew with each frame.")
-    return viewer
+    return open_view(RE, denoise, data_key, roi)
 
 
 def web(run=-1, data_key="det_image"):

@@ -1,0 +1,88 @@
+"""The profile of a beamline, with a detector and a motor that speak EPICS."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from live_path import free_port
+from profile_sessions import environment, profile_copy, started
+from tiled.client import from_uri
+
+from bluesky_denoise.server import embedded_tiled
+
+IOC = Path(__file__).parent / "area_detector_ioc.py"
+LAYERS = {
+    "ophyd": {"layer": "ophyd", "prefix": "SIM:"},
+    "ophyd-async": {"layer": "ophyd-async", "kind": "adpilatus", "prefix": "ca://SIM:"},
+}
+SCAN = """
+globals().update(namespace)
+if hasattr(pilatus, "hdf5"):
+    pilatus.hdf5.warmup()
+plan = denoised_scan([pilatus], theta, -1, 1, 3, denoised=denoised)
+RE(short_exposure_wrapper(plan, [pilatus], 2.5))
+denoise.wait(60)
+print("theta is at", theta.position)
+"""
+
+
+@pytest.fixture
+def ioc(tmp_path):
+    """Start an IOC that nobody else finds; yield what its clients need to know."""
+    where = {"EPICS_CA_SERVER_PORT": str(free_port())}
+    with subprocess.Popen(
+        [sys.executable, str(IOC), "SIM:"],
+        env=environment(**where),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield where
+        process.kill()
+
+
+def beamline(tmp_path, uri, detector):
+    """Return a profile that somebody has edited."""
+    profile = profile_copy(tmp_path, "profile_area_detector")
+    (tmp_path / "raw").mkdir()
+    edited = {
+        "tiled_uri": uri,
+        "timeout_s": 20,
+        "motors": {"theta": "SIM:m1"},
+        "detectors": {"pilatus": {"write_path": f"{tmp_path}/raw/", **detector}},
+        "denoise": {
+            "data_keys": ["pilatus"],
+            "frames_directory": str(tmp_path / "denoised"),
+            "rois": {"satellite": {"rows": [80, 105], "cols": [200, 233], "background_px": 4}},
+        },
+    }
+    (profile / "beamline.yaml").write_text(yaml.safe_dump(edited))
+    return profile
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_short_scan_of_an_epics_detector_is_denoised(tmp_path, ioc, layer):
+    with embedded_tiled(tmp_path / "tiled", readable=tmp_path) as uri:
+        profile = beamline(tmp_path, uri, LAYERS[layer])
+        printed = started(tmp_path, profile, SCAN, **ioc)
+        client = from_uri(uri)
+        with client.context:
+            (run,) = client.values()
+            assert set(run) == {"primary", "denoised", "signals"}
+            raw = run["primary"]["pilatus_image" if layer == "ophyd" else "pilatus"].read()
+            rates = run["denoised"]["pilatus"].read()
+            numbers = run["denoised"].base["internal"].read()
+            start = run.metadata["start"]
+    assert raw.shape == rates.shape == (3, 1, 195, 487)
+    assert list(numbers["pilatus_exposure_s"]) == [0.4] * 3
+    assert list(numbers["theta"]) == [-1, 0, 1]
+    assert numbers["pilatus_raw_total"].sum() == raw[raw < 2**32 - 1].sum()
+    assert start["exposures"] == {"pilatus": {"full_s": 1.0, "short_s": 0.4, "factor": 2.5}}
+    assert "denoised_" in printed  # the table
+    assert "theta is at 1" in printed
+    primed = "detector pilatus: its HDF5 plugin has seen no frame since" not in printed
+    assert primed == (layer == "ophyd-async")  # there, the size comes from the camera
