@@ -3,6 +3,8 @@
 
 import sys
 
+import matplotlib.pyplot as plt
+
 from bluesky_denoise.at_prompt import open_view, tables_and_plots
 
 bec = tables_and_plots(RE)
