@@ -34,13 +34,6 @@ class Row:
     """Why it is not to be denoised."""
     result: DerivedEvent | None = None
 
-    def note(self, run_uid: str, seq_num: int, name: str, error: Exception) -> None:
-        """Keep the reason why frames are not denoised."""
-        known = isinstance(error, DenoiseError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
-        self.result.problems.append(f"{name}: {reason}")
-        logger.warning("Run %.8s, event %d, %s: not denoised: %s", run_uid, seq_num, name, reason)
-
 
 @dataclass
 class Take:

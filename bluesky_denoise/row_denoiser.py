@@ -2,12 +2,13 @@
 
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .derived_stream import DerivedEvent
-from .errors import MaskError
+from .errors import DenoiseError, MaskError
 from .frames import Frame
 from .raw_stream import RawStream, Row
 from .results import audit, measure
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["RowDenoiser"]
 
 logger = logging.getLogger(__name__)
+
+_MOST_TOLD = 3
+"""Frames of a run, with one data key and kind of error, that the log tells of."""
 
 
 class RowDenoiser:
@@ -37,6 +41,7 @@ class RowDenoiser:
 
     def __init__(self, run_uid: str, settings: DenoiseSettings, denoiser: "DenoiserLike") -> None:
         self._uid, self._settings, self._denoiser = run_uid, settings, denoiser
+        self._told: Counter[tuple[str, type]] = Counter()
 
     def denoise(self, stream: RawStream, final: bool) -> bool:
         """Denoise frames that wait in a stream; what goes wrong is noted in their rows.
@@ -94,7 +99,7 @@ class RowDenoiser:
                 message = f"{name!r} has frames {counts.shape[1:]}, its mask {mask.shape}"
                 raise MaskError(message)
         except Exception as error:
-            row.note(self._uid, seq_num, name, error)
+            self._note(row, seq_num, name, error)
             return None
         return Frame(counts, exposure_s, mask, name, seq_num, self._uid)
 
@@ -113,7 +118,7 @@ class RowDenoiser:
         except Exception as error:
             if len(items) == 1:
                 row, frame = items[0]
-                row.note(self._uid, frame.seq_num, frame.data_key, error)
+                self._note(row, frame.seq_num, frame.data_key, error)
                 return
             for item in items:
                 self._denoise_batch(stream, [item], alone)
@@ -128,8 +133,23 @@ class RowDenoiser:
             try:
                 self._look_at(stream, row, frame, alone)
             except Exception as error:
-                row.note(self._uid, frame.seq_num, frame.data_key, error)
+                self._note(row, frame.seq_num, frame.data_key, error)
             logger.debug("Run %.8s, event %d: denoised", self._uid, frame.seq_num)
+
+    def _note(self, row: Row, seq_num: int, name: str, error: Exception) -> None:
+        """Keep the reason why frames are not denoised; tell of the first such frames of a run."""
+        known = isinstance(error, DenoiseError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        row.result.problems.append(f"{name}: {reason}")
+        kind = name, type(error)
+        self._told[kind] += 1
+        level = logging.WARNING if self._told[kind] <= _MOST_TOLD else logging.DEBUG
+        last = "; of more, `denoise_reason` tells alone" if self._told[kind] == _MOST_TOLD else ""
+        logger.log(
+            level,
+            "Run %.8s, event %d, %s: not denoised: %s%s",
+            *(self._uid, seq_num, name, reason, last),
+        )
 
     def _look_at(self, stream: RawStream, row: Row, frame: Frame, alone: bool) -> None:
         """Measure the frames of one row, and audit them if nothing else waits."""

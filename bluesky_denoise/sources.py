@@ -6,6 +6,7 @@ Datum into StreamResource and StreamDatum before this module sees them.
 """
 
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 import h5py
@@ -26,6 +27,10 @@ from .stored_rows import are_stored
 __all__ = ["SOURCES", "AdapterSource", "FrameSource", "HDF5Source", "as_stack", "open_source"]
 
 _POLL_S = 0.02
+_WRITTEN = (
+    "While a file is written, its frames can be read if the writer is in SWMR mode, and flushes "
+    "each of them (areaDetector: SWMRMode On, NumFramesFlush 1)"
+)
 
 
 class FrameSource(Protocol):
@@ -63,7 +68,7 @@ class HDF5Source:
         """Return the frames of one index, (n, H, W)."""
         # Opened for each read: a file that is kept open does not show what was added, and HDF5's
         # own `refresh` makes wrong frames of all later reads if the process has it open twice.
-        with h5py.File(self._path, "r", swmr=True, libver="latest") as file:
+        with _opened(self._path) as file:
             dataset = file[self._name]
             stacked = dataset.ndim > 3  # (N, n, H, W) rather than (N * n, H, W)
             if dataset.ndim == 2 and index == 0:
@@ -71,11 +76,22 @@ class HDF5Source:
             first, count = (index, 1) if stacked else (index * self._per_index, self._per_index)
             available = dataset.shape[0]
             if available < first + count:
-                raise IndexError(f"{available} frames in the file, {first + count} promised")
+                raise IndexError(
+                    f"{available} frames in the file, {first + count} promised. {_WRITTEN}"
+                )
             if not are_stored(dataset, slice(first, first + count)):
                 raise IndexError("the file has a place for it, in which nothing is written")
             frames = dataset[first : first + count]
         return frames[0] if stacked else frames
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r", swmr=True, libver="latest")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OSError(f"{error}. {_WRITTEN}") from None
 
 
 class AdapterSource:

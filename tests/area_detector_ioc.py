@@ -1,8 +1,8 @@
-"""An EPICS IOC: areaDetector with its HDF5 plugin, and a motor; run as ``python FILE PREFIX``.
+"""An EPICS IOC: areaDetector with its HDF5 plugin, and a motor.
 
-It speaks Channel Access, by caproto, and does what devices of ophyd and ophyd-async wait for: a
-busy record is done when its frames are written, a motor when it is there. A PV that nobody has
-thought of is a number, or text if it is called so.
+Run as ``python FILE PREFIX [--no-swmr]``. It speaks Channel Access, by caproto, and does what
+devices of ophyd and ophyd-async wait for: a busy record is done when its frames are written, a
+motor when it is there. A PV that nobody has thought of is a number, or text if it is called so.
 """
 
 import asyncio
@@ -93,7 +93,8 @@ def _made_up(name):
 class Beamline:
     """A camera that looks at a simulated scene, the file that it writes, and a motor."""
 
-    def __init__(self, prefix):
+    def __init__(self, prefix, swmr):
+        self.swmr = swmr
         self.scene = diffraction_scene()
         self.rng = np.random.default_rng(0)
         self.file = None
@@ -141,18 +142,25 @@ class Beamline:
 
     def _plugin(self, width, height):
         numbers = {"NumCapture": 0, "NumCaptured_RBV": 0, "FileNumber": 0, "ArrayCounter": 0}
-        numbers |= {"NumFramesChunks": 1, "NumRowChunks": height, "NumColChunks": width}
+        numbers |= {
+            "NumFramesFlush": 0,
+            "NumFramesChunks": 1,
+            "NumRowChunks": height,
+            "NumColChunks": width,
+        }
         # It has seen no frame yet, so it does not know how large they are.
         numbers |= {"NDimensions_RBV": 2, "ArraySize0_RBV": 0, "ArraySize1_RBV": 0}
         numbers |= {"ArraySize2_RBV": 0, "CreateDirectory": 0}
         choices = {"EnableCallbacks": ON, "Compression": COMPRESSIONS, "WriteStatus": ("Ok", "Bad")}
         switches = ("BlockingCallbacks", "AutoIncrement", "AutoSave", "ChunkSizeAuto", "LazyOpen")
         choices |= dict.fromkeys((*switches, "PositionMode", "StoreAttr", "StorePerform"), YES)
-        choices |= {"SWMRMode": ("Off", "On"), "FlushNow": ("Done", "Flush")}
+        choices |= {"SWMRMode": ("Off", "On")}
         choices |= {"FileWriteMode": ("Single", "Capture", "Stream"), "FilePathExists_RBV": YES}
         return self._both() | {
             **{name: ChannelInteger(value=value) for name, value in numbers.items()},
             **{name: _choice(of) for name, of in choices.items()},
+            "SWMRSupported_RBV": _choice(("Not Supported", "Supported"), int(self.swmr)),
+            "FlushNow": acting(ChannelEnum, self.flush)(enum_strings=["Done", "Flush"], value=0),
             "Capture": acting(ChannelEnum, self.capture)(enum_strings=["Done", "Capture"], value=0),
             "FilePath": acting(Text, self.look_for_path)(),
             "FileTemplate": Text("%s%s_%6.6d.h5"),
@@ -206,15 +214,21 @@ class Beamline:
         template, number = str(self[f"{HDF}FileTemplate"]), int(self.number(f"{HDF}FileNumber"))
         parts = (str(self[f"{HDF}FilePath"]), str(self[f"{HDF}FileName"]), number)
         name = template % parts[: template.count("%")]
-        shape = self.scene.rate.shape
-        self.file = h5py.File(name, "w", libver="latest")
+        shape, swmr = self.scene.rate.shape, self.number(f"{HDF}SWMRMode")
+        self.file = h5py.File(name, "w", libver="latest" if swmr else None)
         self.file.create_dataset(
             "/entry/data/data", (0, *shape), np.uint32, maxshape=(None, *shape), chunks=(1, *shape)
         )
-        self.file.swmr_mode = True
+        if swmr:
+            self.file.swmr_mode = True
         await self[f"{HDF}FullFileName_RBV"].write(name)
         await self[f"{HDF}NumCaptured_RBV"].write(0)
         await self.count(f"{HDF}FileNumber")
+
+    async def flush(self):
+        if self.file is not None and self.file.swmr_mode:
+            self.file["/entry/data/data"].flush()
+        await self[f"{HDF}FlushNow"].write(0)
 
     async def acquire(self):
         if not self.number(f"{CAMERA}Acquire"):
@@ -237,7 +251,9 @@ class Beamline:
             frames = self.file["/entry/data/data"]
             frames.resize(len(frames) + 1, 0)
             frames[-1] = frame
-            frames.flush()
+            each = self.number(f"{HDF}NumFramesFlush")
+            if self.file.swmr_mode and each and len(frames) % each == 0:
+                frames.flush()
             await self[f"{HDF}NumCaptured_RBV"].write(len(frames))
 
 
@@ -246,4 +262,5 @@ async def ready(library):
 
 
 if __name__ == "__main__":
-    run(Beamline(sys.argv[1]).pvs, interfaces=["127.0.0.1"], startup_hook=ready)
+    beamline = Beamline(sys.argv[1], "--no-swmr" not in sys.argv)
+    run(beamline.pvs, interfaces=["127.0.0.1"], startup_hook=ready)

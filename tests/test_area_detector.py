@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from live_path import free_port
@@ -28,12 +30,12 @@ print("theta is at", theta.position)
 """
 
 
-@pytest.fixture
-def ioc(tmp_path):
-    """Start an IOC that nobody else finds; yield what its clients need to know."""
+@contextmanager
+def ioc(*options):
+    """Run an IOC that nobody else finds; yield what its clients need to know."""
     where = {"EPICS_CA_SERVER_PORT": str(free_port())}
     with subprocess.Popen(
-        [sys.executable, str(IOC), "SIM:"],
+        [sys.executable, str(IOC), "SIM:", *options],
         env=environment(**where),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -56,6 +58,7 @@ def beamline(tmp_path, uri, detector):
         "denoise": {
             "data_keys": ["pilatus"],
             "frames_directory": str(tmp_path / "denoised"),
+            "read_timeout_s": 1.0,
             "rois": {"satellite": {"rows": [80, 105], "cols": [200, 233], "background_px": 4}},
         },
     }
@@ -63,20 +66,31 @@ def beamline(tmp_path, uri, detector):
     return profile
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_short_scan_of_an_epics_detector_is_denoised(tmp_path, ioc, layer):
-    with embedded_tiled(tmp_path / "tiled", readable=tmp_path) as uri:
-        profile = beamline(tmp_path, uri, LAYERS[layer])
-        printed = started(tmp_path, profile, SCAN, **ioc)
+def scanned(tmp_path, layer, code, *options):
+    """Run code at the prompt of the profile; return what it prints, and the run in Tiled."""
+    with embedded_tiled(tmp_path / "tiled", readable=tmp_path) as uri, ioc(*options) as where:
+        printed = started(tmp_path, beamline(tmp_path, uri, LAYERS[layer]), code, **where)
         client = from_uri(uri)
         with client.context:
             (run,) = client.values()
-            assert set(run) == {"primary", "denoised", "signals"}
-            raw = run["primary"]["pilatus_image" if layer == "ophyd" else "pilatus"].read()
-            rates = run["denoised"]["pilatus"].read()
-            numbers = run["denoised"].base["internal"].read()
-            start = run.metadata["start"]
+            read = {name: run[name].base for name in run}
+            numbers = read["denoised"]["internal"].read()
+            frames = {
+                name: read[name][key].read()
+                for name, key in (
+                    ("primary", "pilatus_image" if layer == "ophyd" else "pilatus"),
+                    ("denoised", "pilatus"),
+                )
+            }
+            return printed, run.metadata["start"], set(run), frames, numbers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_short_scan_of_an_epics_detector_is_denoised(tmp_path, layer):
+    printed, start, streams, frames, numbers = scanned(tmp_path, layer, SCAN)
+    assert streams == {"primary", "denoised", "signals"}
+    raw, rates = frames["primary"], frames["denoised"]
     assert raw.shape == rates.shape == (3, 1, 195, 487)
     assert list(numbers["pilatus_exposure_s"]) == [0.4] * 3
     assert list(numbers["theta"]) == [-1, 0, 1]
@@ -86,3 +100,24 @@ def test_a_short_scan_of_an_epics_detector_is_denoised(tmp_path, ioc, layer):
     assert "theta is at 1" in printed
     primed = "detector pilatus: its HDF5 plugin has seen no frame since" not in printed
     assert primed == (layer == "ophyd-async")  # there, the size comes from the camera
+
+
+@pytest.mark.slow
+def test_frames_that_cannot_be_read_during_the_run_are_told_with_what_to_do(tmp_path):
+    count = """
+globals().update(namespace)
+pilatus.hdf5.warmup()
+pilatus.cam.acquire_time.set(0.3).wait(5)
+RE(bp.count([pilatus], 5))
+denoise.wait(60)
+"""
+    printed, _, _, frames, numbers = scanned(tmp_path, "ophyd", count, "--no-swmr")
+    assert "detector pilatus: its HDF5 plugin has no SWMR mode" in printed
+    assert frames["primary"].shape == (5, 1, 195, 487)
+    reasons = list(numbers["denoise_reason"])
+    late = [reason for reason in reasons if "is not readable" in reason]
+    assert late == reasons[: len(late)]  # what was read when the file was closed is denoised
+    assert late
+    assert all("areaDetector: SWMRMode On, NumFramesFlush 1" in reason for reason in late)
+    done = ~np.isnan(frames["denoised"]).all((1, 2, 3))
+    assert list(done) == [reason not in late for reason in reasons]

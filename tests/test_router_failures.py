@@ -132,7 +132,7 @@ def test_a_failed_plan_gives_a_failed_derived_run_with_its_reason(RE, raw, build
 
 
 def test_files_that_never_come_are_told_in_each_event_and_cost_one_deadline(
-    RE, raw, build, tmp_path
+    RE, raw, build, tmp_path, caplog
 ):
     number, deadline_s = 20, 0.6
     _, derived = build(exposure_s=1.0, read_timeout_s=deadline_s)
@@ -141,8 +141,11 @@ def test_files_that_never_come_are_told_in_each_event_and_cost_one_deadline(
     )
     RE(bp.count([det], 1))  # imports what reads files
     derived.clear()
+    caplog.clear()
     began = time.monotonic()
     RE(bp.count([det], number))
+    assert caplog.text.count("not denoised: frame") == 3  # and not once for each of a long scan
+    assert caplog.text.count("of more, `denoise_reason` tells alone") == 1
     assert deadline_s < time.monotonic() - began < number * deadline_s / 2
     assert values(derived, "denoise_ok") == [False] * number
     reasons = values(derived, "denoise_reason")

@@ -44,6 +44,15 @@ def area_detector(name, prefix, write_path, read_path=None):
     detector.cam.configuration_attrs = ["num_images"]
     detector.configuration_attrs = ["cam"]
     detector.wait_for_connection(timeout=TIMEOUT_S)
+    if detector.hdf5.swmr_supported.get() == "Supported":
+        # Each frame can be read while the file grows.
+        detector.hdf5.stage_sigs.update(swmr_mode="On", num_frames_flush=1)
+        detector.hdf5.stage_sigs.move_to_end("capture")
+    else:
+        print(
+            f"detector {name}: its HDF5 plugin has no SWMR mode, so frames can be read when a run "
+            "has ended.\n  Those that wait for too long are left to `bluesky-denoise catch-up`."
+        )
     if not any(detector.hdf5.array_size.get()):
         print(
             f"detector {name}: its HDF5 plugin has seen no frame since the IOC was started, so it "
