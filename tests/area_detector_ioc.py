@@ -44,7 +44,7 @@ class Text(ChannelChar):
         super().__init__(value=value, max_length=512, string_encoding="utf-8")
 
     async def write_from_dbr(self, *args, **kwargs):
-        if not len(args[0]):  # nothing at all: an empty string
+        if not bytes(args[0]).strip(b"\0"):  # of which caproto makes a number
             return await self.write("")
         return await super().write_from_dbr(*args, **kwargs)
 

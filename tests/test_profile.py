@@ -236,6 +236,7 @@ def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path)
         "eiger": {"layer": "ophyd-async", "kind": "adpilatus", **where},
         "other": {"layer": "tango", **where},
         "third": {"layer": "ophyd", "prefix": "X"},
+        "fourth": {"layer": "ophyd-async", "kind": "adeiger", **where},
     }
     (profile / "beamline.yaml").write_text(yaml.safe_dump(edited))
     printed = started(tmp_path, profile, "print(namespace['denoise'])\n")
@@ -247,6 +248,7 @@ def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path)
         )
     assert "detector other: layer is 'tango'; expected one of ophyd, ophyd-async." in printed
     assert re.search(r"third: TypeError: .*'write_path'\n  beamline.yaml lacks a line", printed)
+    assert re.search(r"fourth: KeyError: .*kind is 'adeiger'; expected one of admerlin, ", printed)
     assert printed.splitlines()[-1] == "None"
 
 

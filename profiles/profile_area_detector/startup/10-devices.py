@@ -61,6 +61,14 @@ def area_detector(name, prefix, write_path, read_path=None):
     return detector
 
 
+KINDS = {
+    "admerlin": "MerlinDetector",
+    "adpilatus": "PilatusDetector",
+    "adsimdetector": "SimDetector",
+}
+"""Modules of ophyd_async.epics, and their detectors."""
+
+
 def async_detector(name, prefix, kind, write_path):
     """Make an areaDetector with its HDF5 plugin, through ophyd-async."""
     from importlib import import_module
@@ -68,12 +76,13 @@ def async_detector(name, prefix, kind, write_path):
     from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
     from ophyd_async.epics.adcore import ADWriterFactory
 
-    module = import_module(f"ophyd_async.epics.{kind}")
-    detector_class = {"adsimdetector": "SimDetector", "adpilatus": "PilatusDetector"}[kind]
+    if kind not in KINDS:
+        raise KeyError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+    detector_class = getattr(import_module(f"ophyd_async.epics.{kind}"), KINDS[kind])
     provider = StaticPathProvider(UUIDFilenameProvider(), Path(write_path))
     with init_devices(timeout=TIMEOUT_S):
         writer = ADWriterFactory.hdf(provider)
-        detector = getattr(module, detector_class)(prefix, writer, name=name)
+        detector = detector_class(prefix, writer, name=name)
     return detector
 
 
