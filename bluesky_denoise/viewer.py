@@ -246,7 +246,7 @@ class FrameViewer:
         columns = 3 + len(sigma)
         grid = self.figure.add_gridspec(
             *(3, columns),
-            **{"left": 0.08, "right": 0.98, "bottom": 0.08, "top": 0.9},
+            **{"left": 0.1, "right": 0.98, "bottom": 0.08, "top": 0.9},
             **{"wspace": 0.2, "hspace": 0.4, "height_ratios": _heights(raw.shape, columns)},
         )
         places = [self.figure.add_subplot(grid[0, i]) for i in range(columns)]
@@ -302,7 +302,7 @@ class FrameViewer:
 
 def _heights(shape: tuple[int, ...], columns: int) -> tuple[float, float, float]:
     """Return the heights of frames, bars and trace, inches: wide frames leave more to the trace."""
-    width = 0.9 * _INCHES[0] / (1.2 * columns - 0.2)  # of a frame
+    width = 0.88 * _INCHES[0] / (1.2 * columns - 0.2)  # of a frame
     frames = min(max(width * shape[0] / shape[1], 1.0), 3.3)
     return frames, 0.14, 4.53 - 0.14 - frames
 
