@@ -1,5 +1,6 @@
 """The profile of a beamline, with a detector and a motor that speak EPICS."""
 
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -23,10 +24,13 @@ SCAN = """
 globals().update(namespace)
 if hasattr(pilatus, "hdf5"):
     pilatus.hdf5.warmup()
+viewer = watch()
+viewer.save_to = "seen.png"
 plan = denoised_scan([pilatus], theta, -1, 1, 3, denoised=denoised)
 RE(short_exposure_wrapper(plan, [pilatus], 2.5))
 denoise.wait(60)
-print("theta is at", theta.position)
+viewer.close()
+print("theta is at", theta.position, "view of", viewer.data_key, viewer.drawn > 0)
 """
 
 
@@ -97,7 +101,8 @@ def test_a_short_scan_of_an_epics_detector_is_denoised(tmp_path, layer):
     assert numbers["pilatus_raw_total"].sum() == raw[raw < 2**32 - 1].sum()
     assert start["exposures"] == {"pilatus": {"full_s": 1.0, "short_s": 0.4, "factor": 2.5}}
     assert "denoised_" in printed  # the table
-    assert "theta is at 1" in printed
+    assert re.search(r"theta is at 1\S* view of pilatus True", printed)
+    assert (tmp_path / "seen.png").stat().st_size > 10_000
     primed = "detector pilatus: its HDF5 plugin has seen no frame since" not in printed
     assert primed == (layer == "ophyd-async")  # there, the size comes from the camera
 
