@@ -35,11 +35,12 @@ BANNER = f"""
 A session with RE, cat, {", ".join(name for name, device in _found.items() if device is not None)};
 {BEAMLINE_FILE} names what there is.
 """
+_try = {
+    f"RE(denoised_count([{_detector}], 3, denoised=denoised))": "denoised numbers of three frames",
+    f"RE(short_exposure_wrapper(plan, [{_detector}], 20))": "any plan, a twentieth of the exposure",
+    "viewer = watch()": "raw | denoised | residual, live",
+}
 if denoised is not None:
-    BANNER += f"""
-  RE(denoised_count([{_detector}], 3, denoised=denoised))   denoised numbers of three frames
-  RE(short_exposure_wrapper(plan, [{_detector}], 20))       any plan, a twentieth of the exposure
-  viewer = watch()                                   raw | denoised | residual, live
-"""
+    BANNER += "".join(f"\n  {typed:<58} {what}" for typed, what in _try.items()) + "\n"
 if sys.stdin is not None and sys.stdin.isatty():
     print(BANNER)
