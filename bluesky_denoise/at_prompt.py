@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def open_view(RE: Any, denoise: Any, data_key: str, roi: str | None) -> FrameVie
     SettingsError
         If there are no such frames, or no such region.
     """
-    known: Sequence[str] | None = denoise.settings.data_keys
+    known = denoise.settings.data_keys
     if known is not None and data_key not in known:
         raise SettingsError(
             f"The view is to show {data_key!r}; what is denoised is {', '.join(known)}."

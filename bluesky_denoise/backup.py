@@ -174,9 +174,9 @@ def _lock(number: int) -> bool:
     return True
 
 
-def read_backup(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_backup(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the documents of a backup file; a last line that was cut off is left out."""
-    with open(path) as file:
+    with path.open() as file:
         for line in file:
             if not line.endswith("\n"):
                 return

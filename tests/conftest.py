@@ -16,7 +16,7 @@ from live_path import NO_PROXY
 from bluesky_denoise.simulation.ophyd_devices import SimulatedMotor
 from bluesky_denoise.testing import DocumentCollector
 
-pytest_plugins = ["process_fixtures", "router_fixtures", "tiled_fixtures"]
+pytest_plugins = ["cli_fixtures", "process_fixtures", "router_fixtures", "tiled_fixtures"]
 
 
 def pytest_collection_modifyitems(items):

@@ -1,0 +1,40 @@
+"""A command line against the server of the tests, and a run to name in it."""
+
+import bluesky.plans as bp
+import pytest
+from bluesky_tiled_plugins import TiledWriter
+from live_path import UNIT, Camera, poisson
+from ophyd.sim import motor
+from typer.testing import CliRunner
+
+from bluesky_denoise.cli import app
+from bluesky_denoise.cli_terminal import console
+
+
+@pytest.fixture
+def command(tiled, tmp_path, monkeypatch):
+    """Return a function that runs bluesky-denoise against the server of the tests."""
+    address, _, key = tiled.uri.partition("?api_key=")
+    monkeypatch.setenv("TILED_API_KEY", key)
+    monkeypatch.setenv("TILED_URI", address)
+    # It took its width when it was imported, which another test may have done.
+    monkeypatch.setattr(console, "width", 160)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.yaml").write_text(
+        f"tiled_uri: {address}\nframes_directory: denoised\nmodel: {UNIT!r}\n"
+    )
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(app, arguments)
+        assert code is None or result.exit_code == code, result.output
+        return result.output
+
+    return run
+
+
+@pytest.fixture
+def uid(RE, tiled):
+    RE.subscribe(TiledWriter(tiled.client))
+    camera = Camera(name="det", func=poisson(shape=(32, 40)), exposure_s=0.5)
+    (uid,) = RE(bp.scan([camera], motor, -1, 1, 3, md={"sample": "lead"}))
+    return uid
