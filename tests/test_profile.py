@@ -246,6 +246,7 @@ def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path)
             r"\n  Is the prefix right, the IOC running",
             printed,
         )
+    assert "could not connect within 0.2-second timeout" in printed  # while it is built, too
     assert "detector other: layer is 'tango'; expected one of ophyd, ophyd-async." in printed
     assert re.search(r"third: TypeError: .*'write_path'\n  beamline.yaml lacks a line", printed)
     assert re.search(r"fourth: KeyError: .*kind is 'adeiger'; expected one of admerlin, ", printed)
