@@ -56,6 +56,7 @@ def archived_documents(
     streams: tuple[str, ...] = ("primary",),
     *,
     without_frames: Mapping[str, Container[int]] | None = None,
+    most: int | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the documents of a run in Tiled, with the frames inside the events.
 
@@ -70,6 +71,8 @@ def archived_documents(
         The streams to yield; denoised streams are left out.
     without_frames :
         By stream, the numbers of events whose frames are not read, and left out.
+    most :
+        Events of each stream, from its start; None: all.
 
     Yields
     ------
@@ -89,7 +92,7 @@ def archived_documents(
         descriptors = descriptors_of(run, name)
         yield "descriptor", descriptors.pop(0)
         bare = (without_frames or {}).get(name, ())
-        for event in archived_events(run, name, without_frames=bare):
+        for event in archived_events(run, name, last=most, without_frames=bare):
             while descriptors and event["time"] >= descriptors[0]["time"]:
                 yield "descriptor", descriptors.pop(0)  # a device was configured meanwhile
             yield "event", event

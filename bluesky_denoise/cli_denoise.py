@@ -1,9 +1,11 @@
 """The commands of ``bluesky-denoise`` that denoise archived runs, and write what was kept."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from .cli_terminal import (
     LOCAL,
@@ -22,8 +24,46 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
+_LOOKED_AT = 20
+"""Newest runs among which one with frames is looked for."""
+
 SettingsFile = Annotated[Path, typer.Argument(help="YAML file of DenoiseSettings.")]
 Uids = Annotated[list[str], typer.Argument(help="uids of runs, or their first letters.")]
+
+
+@app.command()
+def check(
+    settings: SettingsFile,
+    uid: Annotated[
+        str | None, typer.Argument(help="uid of a run, or its first letters; else the newest.")
+    ] = None,
+    events: Annotated[int, typer.Option("--events", "-n", min=1, help="How many to try.")] = 3,
+) -> None:
+    """Try settings on the first frames of an archived run, and write nothing.
+
+    Says where exposures are found, whether masks and regions fit, what the audit finds, and whether
+    frames are denoised as fast as they came.
+    """
+    from .router import DenoiseRouter
+    from .trial import try_settings
+    from .worker import with_threads
+
+    loaded = with_threads(_settings(settings))
+    with open_catalog(loaded.tiled_uri, loaded) as catalog, console.status("Loading the network"):
+        denoiser = DenoiseRouter(loaded).denoiser
+        told = f"{denoiser.name} ({denoiser.weights_sha256[:12]}) on {denoiser.device}"
+        threads = f", threads: {loaded.threads}" if denoiser.device == "cpu" else ""
+        console.print(f"Network {told}{threads}", highlight=False)
+        run = find_run(catalog, uid) if uid else _newest_with_frames(catalog, loaded)
+        start = run.metadata["start"]
+        taken = f"{datetime.fromtimestamp(start['time']):%Y-%m-%d %H:%M}"
+        what = " ".join(str(start[key]) for key in ("scan_id", "plan_name") if key in start)
+        console.print(f"Run {start['uid'][:8]} ({what}) of {taken}; nothing is written")
+        tried = try_settings(run, loaded, events, denoiser=denoiser)
+    for stream in tried:
+        _show_trial(stream)
+    if any(stream.not_ok for stream in tried):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -106,6 +146,72 @@ def restore(
         each_file(
             files, lambda path, report: restore_run(catalog, path, replace=replace, progress=report)
         )
+
+
+def _newest_with_frames(catalog: Any, settings: Any) -> Any:
+    """Return the newest run that settings may be tried on."""
+    from .derived import is_derived
+    from .trial import has_frame_keys
+
+    for run in reversed(catalog.values().tail(_LOOKED_AT)):
+        start = run.metadata.get("start")
+        if start and not is_derived(start) and has_frame_keys(run, settings.streams):
+            return run
+    fail(
+        f"None of the newest {_LOOKED_AT} runs has frames in {', '.join(settings.streams)}. Take "
+        "one, `RE(count([detector]))`, or give the uid of a run."
+    )
+
+
+def _show_trial(stream: Any) -> None:
+    """Print what settings make of a stream."""
+    table = Table(title=f"{stream.name}: {len(stream.events)} events", title_justify="left")
+    for column in ("frames", "pixels", "masked", "counts / pixel", "exposure"):
+        table.add_column(column, justify="left" if column == "frames" else "right")
+    for frames in stream.frames:
+        found = frames.exposure
+        where = found.key if found.value_s is not None else f"{found.key}, of each event"
+        table.add_row(
+            frames.name,
+            " x ".join(map(str, frames.shape)),
+            f"{frames.masked:.1%}",
+            f"{frames.counts:.3g}",
+            f"{frames.exposure_s:g} s ({where})",
+        )
+    console.print(table)
+    names = [
+        key.removesuffix("_intensity_error")
+        for key in stream.events[0]
+        if key.endswith("_intensity_error")
+    ]
+    if names:
+        table = Table("event", *(f"{name}, counts / s" for name in names))
+        for event in stream.events:
+            values = [(event[f"{n}_intensity"], event[f"{n}_intensity_error"]) for n in names]
+            table.add_row(str(event["raw_seq_num"]), *(f"{v:.1f} ± {e:.1f}" for v, e in values))
+        console.print(table)
+    for number, reason in stream.not_ok:
+        console.print(f"event {number}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    if not stream.not_ok:
+        console.print("All frames are ok.")
+    console.print(_speed(stream), highlight=False, soft_wrap=True)
+
+
+def _speed(stream: Any) -> str:
+    told = f"Denoised in {stream.seconds:.2g} s an event"
+    if stream.audit_seconds:
+        told += f", audited in {stream.audit_seconds:.2g} s more"
+    if stream.pace_s is None:
+        return f"{told}."
+    told += f"; in this run there was one each {stream.pace_s:.2g} s"
+    if stream.seconds + stream.audit_seconds <= stream.pace_s:
+        return f"{told}: fast enough."
+    if stream.seconds <= stream.pace_s:
+        return f"{told}: fast enough for denoising, not for an audit of each frame."
+    return (
+        f"{told}: too slow. Frames wait, and are skipped when more than `queue_size` do; "
+        "`catch-up` denoises those after the scan."
+    )
 
 
 def _denoise_runs(runs: list, settings: Any, again: bool) -> None:

@@ -140,7 +140,8 @@ class DenoiseSettings(BaseModel):
         Parameters
         ----------
         path :
-            The file; relative paths in it are relative to its directory.
+            The file; relative paths in it are relative to its directory. That of a profile,
+            `beamline.yaml`, has the settings under `denoise`, and `tiled_uri` beside them.
         **overrides :
             Settings that take precedence over those of the file.
 
@@ -154,11 +155,15 @@ class DenoiseSettings(BaseModel):
             values = yaml.safe_load(path.read_text()) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SettingsError(f"Settings file {path} cannot be read: {error}") from None
+        address, where = {}, str(path)
+        if isinstance(values, dict) and "denoise" in values:
+            address = {key: values[key] for key in ("tiled_uri",) if values.get(key)}
+            values, where = values["denoise"] or {}, f"{path}, denoise"
         if not isinstance(values, dict):
             raise SettingsError(
-                f"Settings file {path} holds {type(values).__name__}; expected `key: value` lines."
+                f"Settings file {where} holds {type(values).__name__}; expected `key: value` lines."
             )
-        return cls.from_values(values, path.parent, str(path), **overrides)
+        return cls.from_values({**values, **address}, path.parent, where, **overrides)
 
     @classmethod
     def from_values(

@@ -31,7 +31,7 @@ except ImportError:  # Windows
 
 logger = logging.getLogger("bluesky_denoise.worker")  # __name__ is "__main__" here
 
-__all__ = ["main"]
+__all__ = ["main", "with_threads"]
 
 Document = tuple[str, Mapping[str, Any]]
 
@@ -126,8 +126,7 @@ class _Worker:
         os.environ.setdefault("TILED_RETRY_TIMEOUT", "10")
         from .router import DenoiseRouter
 
-        if settings.threads is None:
-            settings = settings.model_copy(update={"threads": max(1, _cores() - 1)})
+        settings = with_threads(settings)
         self._pipe = pipe
         self._router = DenoiseRouter(settings)
         self._router.subscribe(self._take)
@@ -205,11 +204,15 @@ class _Worker:
         return [str(path) for path in self._sink.close(tiled_s)] if self._sink else []
 
 
-def _cores() -> int:
-    """Return how many cores this process may run on."""
+def with_threads(settings: DenoiseSettings) -> DenoiseSettings:
+    """Settle how many threads denoise: where nothing is set, all cores but the RunEngine's."""
+    if settings.threads is not None:
+        return settings
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 2
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 2
+    return settings.model_copy(update={"threads": max(1, cores - 1)})
 
 
 def _open_sink(settings: DenoiseSettings, on_done: Callable[..., None]) -> Any:

@@ -196,6 +196,25 @@ def test_settings_within_another_file_have_paths_relative_to_it(tmp_path):
         DenoiseSettings.from_values({"thread": 1}, tmp_path, "beamline.yaml, denoise")
 
 
+def test_the_file_of_a_profile_is_a_settings_file(tmp_path):
+    path = tmp_path / "beamline.yaml"
+    np.save(tmp_path / "bad.npy", np.eye(16))
+    text = "tiled_uri: http://localhost:8000\nmotors: {}\ndenoise:\n  mask: bad.npy\n"
+    path.write_text(text)
+    settings = DenoiseSettings.from_yaml(path, exposure_s=2.0)
+    assert settings.mask_of("det").sum() == 16
+    assert settings.tiled_uri == "http://localhost:8000"
+    assert settings.exposure_s == 2.0
+    path.write_text(f"{text}  thread: 1\n")
+    with pytest.raises(SettingsError, match=r"beamline\.yaml, denoise: unknown setting 'thread'"):
+        DenoiseSettings.from_yaml(path)
+    path.write_text("tiled_uri: null\ndenoise:\n")
+    assert DenoiseSettings.from_yaml(path).tiled_uri is None
+    path.write_text("denoise: [a]\n")
+    with pytest.raises(SettingsError, match=r"beamline\.yaml, denoise.* holds list"):
+        DenoiseSettings.from_yaml(path)
+
+
 @pytest.mark.parametrize("key", ["streams", "data_keys"])
 def test_nothing_to_denoise_is_refused(key):
     with pytest.raises(SettingsError, match=f"'{key}': expected one name at least"):

@@ -145,12 +145,7 @@ globals().update({name: device for name, device in _found.items() if device is n
 
 denoise = denoised = None
 if any(device is not None for device in _detectors.values()):
-    _settings = dict(BEAMLINE.get("denoise") or {})
-    if BEAMLINE.get("tiled_uri"):
-        _settings["tiled_uri"] = BEAMLINE["tiled_uri"]
-    denoise = DenoiseProcess(
-        DenoiseSettings.from_values(_settings, PROFILE, f"{BEAMLINE_FILE}, denoise")
-    )
+    denoise = DenoiseProcess(DenoiseSettings.from_yaml(BEAMLINE_FILE))
     _session.callback(denoise.close)
     denoise_token = RE.subscribe(denoise)  # to replace it: docs/settings.md
     if denoise.settings.rois or denoise.settings.data_keys:
