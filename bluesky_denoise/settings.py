@@ -227,6 +227,22 @@ class DenoiseSettings(BaseModel):
             values["tiled_api_key"] = key
         return values
 
+    @field_validator(
+        *("exposure_s", "threads", "rate_range", "batch_size", "queue_size"),
+        *("queue_wait_s", "read_timeout_s", "node_timeout_s"),
+        mode="before",
+    )
+    @classmethod
+    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what YAML makes of `yes` or `on`: it would count as 1."""
+        parts = value.values() if isinstance(value, dict) else [value]
+        numbers = [
+            n for part in parts for n in (part if isinstance(part, list | tuple) else [part])
+        ]
+        if any(isinstance(number, bool) for number in numbers):
+            raise ValueError(f"true and false are no numbers; expected {EXPECTED[info.field_name]}")
+        return value
+
     @field_validator("tiled_uri")
     @classmethod
     def _is_http(cls, uri: str | None) -> str | None:

@@ -239,6 +239,13 @@ def test_an_empty_file_gives_the_defaults(tmp_path):
     [
         ("exposure: 1\n", r"denoise\.yaml: unknown setting 'exposure'"),
         ("batch_size: many\n", r"denoise\.yaml: 'batch_size'.*got 'many'"),
+        (
+            "exposure_s: yes\n",
+            r"'exposure_s': true and false are no numbers; expected seconds.*True",
+        ),
+        ("exposure_s: {det: on}\n", r"'exposure_s': true and false are no numbers"),
+        ("rate_range: [no, 5]\n", r"'rate_range': true and false are no numbers"),
+        ("threads: true\n", r"'threads': true and false are no numbers; expected a whole number"),
         ("- a\n- b\n", r"denoise\.yaml holds list; expected `key: value` lines"),
         ("a: [\n", r"denoise\.yaml cannot be read"),
     ],
