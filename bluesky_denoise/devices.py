@@ -39,12 +39,13 @@ class DenoisedSignals(Device):
 
     For each data key ``<key>_raw_total`` (counts), ``<key>_denoised_total`` (counts / s),
     ``<key>_exposure_s`` and ``<key>_audit_deviance``. For each ROI ``<roi>_intensity`` and
-    ``<roi>_intensity_error`` (counts / s, from raw counts, unbiased; hinted), ``_background``
-    (counts / s / px), ``_raw_sum``, ``_raw_sum_error`` and ``_denoised_sum`` (counts / s),
-    ``_center_row``, ``_center_col``, ``_width_row``, ``_width_col`` and, with ``_error`` after
-    each, their standard errors (px; NaN where the peak is not significant), and
-    ``_significance``. And ``raw_seq_num``, ``latency_s``, ``denoise_ok``, ``denoise_audit``,
-    ``denoise_reason``. Their names begin with the name of the device.
+    ``<roi>_intensity_error`` (counts / s, from raw counts; hinted), ``_background``
+    (counts / s / px), ``_background_error``, ``_raw_sum``, ``_raw_sum_error`` and
+    ``_denoised_sum`` (counts / s), ``_center_row``, ``_center_col``, ``_width_row``,
+    ``_width_col`` and, with ``_error`` after each, their standard errors (px; NaN where the
+    peak is not significant), and ``_significance``. And ``raw_seq_num``,
+    ``latency_s``, ``denoise_ok``, ``denoise_audit``, ``denoise_reason``. Their names begin with
+    the name of the device.
 
     Parameters
     ----------

@@ -29,6 +29,7 @@ ROI_NUMBERS = {
     "intensity": "counts / s",
     "intensity_error": "counts / s",
     "background": "counts / s / pixel",
+    "background_error": "counts / s",
     "raw_sum": "counts / s",
     "raw_sum_error": "counts / s",
     "denoised_sum": "counts / s",
@@ -111,14 +112,15 @@ def measure(
     }
     if not rois:
         return numbers
-    counts, exposure_s, mean_rate, mask = frame.counts[0], frame.exposure_s, rate[0], frame.mask
+    counts, exposure_s, whole, mask = frame.counts[0], frame.exposure_s, rate[0], frame.mask
     if len(rate) > 1:
         # Summed, the flag of a masked pixel would be taken for a count.
         mask = ~valid_pixels(frame.counts, mask).all(0)
         counts = np.where(mask, 0, frame.counts).sum(0, dtype=_wider(frame.counts.dtype))
-        exposure_s, mean_rate = exposure_s * len(rate), rate.mean(0)
+        # Denoised one by one, weak frames do not show what their sum does.
+        exposure_s, whole = exposure_s * len(rate), None
     for name, roi in rois.items():
-        values = measure_roi(counts, exposure_s, roi, denoiser, mask=mask, rate=mean_rate).as_dict()
+        values = measure_roi(counts, exposure_s, roi, denoiser, mask=mask, rate=whole).as_dict()
         numbers |= {f"{name}_{field}": float(values[field]) for field in ROI_NUMBERS}
     return numbers
 

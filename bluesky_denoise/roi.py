@@ -1,4 +1,4 @@
-"""Unbiased numbers of a region: raw photons are summed, the denoised frame says where."""
+"""Numbers of a region: raw photons are summed, the denoised frame says where."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -14,6 +14,7 @@ from bluesky_denoise.summation import (
     FOLDS,
     LEAST_Z,
     Summation,
+    bend,
     choose_summation,
     excess,
     ground,
@@ -32,11 +33,16 @@ class ROIValues:
     """What is measured in one region of one frame; NaN where it cannot be told."""
 
     intensity: float
-    """Counts / s above the background, from raw counts, unbiased."""
+    """Counts / s above the background, from raw counts: unbiased for a peak that is about a
+    Gaussian on a plane. Tails of a peak count as background."""
     intensity_error: float
     """Its standard error from counting photons, counts / s."""
     background: float
     """Raw background at the region, counts / s and pixel; 0 where none is subtracted."""
+    background_error: float
+    """By how much ``intensity`` may be off, counts / s, as the background is seen to be curved and
+    a plane is subtracted: beside a strong peak, or with another one in the frame around the
+    region. 0 where a plane fits. It is alike in frames of the same scene, and no noise."""
     raw_sum: float
     """Counts / s in the valid pixels of the region, nothing subtracted."""
     raw_sum_error: float
@@ -216,13 +222,14 @@ def values(weighing: Weighing) -> ROIValues:
     crop, chosen, whole = weighing.crop, weighing.summations, weighing.rate
     seconds, inside = crop.exposure_s, crop.inside
     total = float(crop.counts[inside].sum())
-    intensity = error = covered = np.nan
+    intensity = error = off = covered = np.nan
+    ellipse, z, background = _peak(crop, whole * seconds)
     if chosen:
         pairs = zip(chosen, weighing.parts, strict=True)
         intensity = sum(float((one.coefficients * part).sum()) for one, part in pairs)
         error = _error(crop, chosen, intensity)
+        off = _off_by_curvature(crop, chosen, ellipse)
         covered = float(np.mean([one.covered for one in chosen]))
-    ellipse, z, background = _peak(crop, whole * seconds)
     shape = PeakShape()
     if ellipse is not None:
         shape = fit_shape(crop.counts, inside | crop.around, ellipse, background)
@@ -232,6 +239,7 @@ def values(weighing: Weighing) -> ROIValues:
         intensity=intensity / seconds,
         intensity_error=error / seconds,
         background=background / seconds,
+        background_error=off / seconds,
         raw_sum=total / seconds if inside.any() else np.nan,
         raw_sum_error=float(np.sqrt(max(total, 1.0))) / seconds if inside.any() else np.nan,
         denoised_sum=float(np.nansum(whole[inside])) if inside.any() else np.nan,
@@ -264,7 +272,27 @@ def _error(crop: Crop, chosen: list[Summation], intensity: float) -> float:
             found = float((squared * expected)[used].sum())
         # No photon seen is not no uncertainty.
         variance += max(found, float(squared.max())) / len(chosen)
+    if len(chosen) > 1:
+        # Which weights are chosen is a matter of chance, too: what they make of the same counts.
+        sums = [float((one.coefficients * crop.counts).sum()) for one in chosen]
+        variance += float(np.var(sums, ddof=1))
     return float(np.sqrt(variance))
+
+
+def _off_by_curvature(crop: Crop, chosen: list[Summation], ellipse: Ellipse | None) -> float:
+    """Tell what a background that is no plane makes of the sum, counts."""
+    around = crop.around
+    beside = around
+    if ellipse is not None:
+        beside = (crop.inside & (ellipse.distance(around.shape) > 3)) | around
+    # A plain sum is of all that is inside, another peak, too.
+    sums, seen = [], {True: around, False: beside}
+    for plain, pixels in seen.items():
+        alike = [one.coefficients for one in chosen if (one.profile is None) == plain]
+        if alike:
+            curved = bend(crop.counts, pixels)
+            sums += [float((coefficients * curved).sum()) for coefficients in alike]
+    return abs(float(np.mean(sums)))
 
 
 def _peak(crop: Crop, expected: np.ndarray) -> tuple[Ellipse | None, float, float]:

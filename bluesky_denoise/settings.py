@@ -36,8 +36,8 @@ _LONGEST_COLUMN = 63
 """Bytes: of PostgreSQL, and Tiled asks it of SQLite too."""
 _LONGEST_OF_ROI = len("ts_") + len("_center_row_error")
 _LONGEST_OF_KEY = len("ts_") + len("_denoised_total")
-_MOST_REGIONS = 50
-"""With 15 numbers and as many time stamps each. PostgreSQL takes 1600 columns, SQLite 2000; two are
+_MOST_REGIONS = 47
+"""With 16 numbers and as many time stamps each. PostgreSQL takes 1600 columns, SQLite 2000; two are
 of Tiled, and some tens are left to the raw readings."""
 _FORBIDDEN = re.compile(r"""^[^a-zA-Z_]|['"`;\\%()=+]|--|/\*|\*/""")
 

@@ -19,6 +19,7 @@ __all__ = [
     "FOLDS",
     "LEAST_Z",
     "Summation",
+    "bend",
     "choose_summation",
     "excess",
     "ground",
@@ -35,6 +36,8 @@ REACHES = (2.8, 3.2, 4.0, 6.0)
 """Sizes of the ellipse that are tried, standard deviations."""
 SLOPING = 12.0
 """Chi-square of the two slopes of a background from which it is taken for a plane."""
+BENT = 16.0
+"""Chi-square of three curvatures of a background from which it is taken to be curved."""
 FULLY_SEEN = 0.99
 """Share of a peak in valid pixels above which the mask hides nothing to speak of."""
 LOOSE = 0.5
@@ -109,6 +112,40 @@ def ground(counts: np.ndarray, around: np.ndarray) -> np.ndarray:
     down, across = np.ogrid[: counts.shape[0], : counts.shape[1]]
     plane = level + slopes[0] * (down - middle[0]) + slopes[1] * (across - middle[1])
     return np.maximum(plane, 0.0)
+
+
+def bend(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Tell how a background is curved: (h, w) counts, less its plane; 0 if no more than by noise.
+
+    Beside the tail of a strong peak, or with another peak among the pixels that tell the
+    background, it is no plane.
+
+    Parameters
+    ----------
+    counts : (h, w) raw counts
+    seen : (h, w) bool, the pixels of the background
+
+    References
+    ----------
+    Rao (1948), doi:10.1017/S0305004100023987 (score test)
+    """
+    level = float(counts[seen].mean()) if seen.any() else 0.0
+    if level <= 0 or min(np.ptp(np.argwhere(seen), axis=0)) < 3:
+        return np.zeros(counts.shape)
+    rows, cols = (axis - axis[seen].mean() for axis in np.indices(counts.shape))
+    plane = np.stack([np.ones_like(rows), rows, cols])
+    curves = np.stack([rows * rows, cols * cols, rows * cols])
+    below, above, found = plane[:, seen], curves[:, seen], counts[seen]
+    fitted = below.T @ np.linalg.lstsq(below.T, found, rcond=None)[0]
+    weight = 1 / np.maximum(fitted, 0.1 * level)
+    # What of the curves no plane can be.
+    flat = np.linalg.solve((below * weight) @ below.T, (below * weight) @ above.T)
+    above = above - flat.T @ below
+    score = (above * weight) @ (found - fitted)
+    curvatures = np.linalg.solve((above * weight) @ above.T, score)
+    if score @ curvatures < BENT:
+        return np.zeros(counts.shape)
+    return np.tensordot(curvatures, curves - np.tensordot(flat.T, plane, 1), 1)
 
 
 def excess(expected: np.ndarray, under: np.ndarray, around: np.ndarray) -> np.ndarray:

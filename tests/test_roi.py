@@ -8,7 +8,7 @@ from bluesky_denoise.frames import Denoised
 from bluesky_denoise.region import cut
 from bluesky_denoise.roi import ROI, measure_roi, weigh
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
-from bluesky_denoise.summation import choose_summation, ground
+from bluesky_denoise.summation import bend, choose_summation, ground
 from bluesky_denoise.testing import UnitDenoiser
 
 SHAPE = (46, 46)
@@ -433,3 +433,42 @@ def test_values_are_plain_numbers_that_any_document_takes():
     assert {name: type(value) for name, value in found.items() if name != "method"} == (
         dict.fromkeys(found.keys() - {"method"}, float)
     )
+
+
+def test_a_background_that_is_no_plane_is_told():
+    rows, cols = np.indices(SHAPE)
+    flat = gaussian_peak(SHAPE, Peak(22.5, 22.5, 300.0, 1.8, 1.8)) + 2.0
+    slope = flat + 0.05 * rows
+    beside = flat + 2e6 / ((rows - 22.5) ** 2 + (cols + 25.0) ** 2) ** 1.5
+    found = {}
+    for name, expected in (("flat", flat), ("slope", slope), ("beside", beside)):
+        counts = np.random.default_rng(1).poisson(expected)
+        found[name] = measure_roi(counts, 0.5, BOX, Smoother())
+    assert found["flat"].background_error == found["slope"].background_error == 0
+    off = found["beside"].intensity - 300 / 0.5
+    assert abs(off) > 3 * found["beside"].intensity_error
+    assert found["beside"].background_error == pytest.approx(abs(off), rel=0.3)
+
+
+def test_a_plane_is_hardly_ever_taken_to_be_curved():
+    rng = np.random.default_rng(2)
+    seen = np.ones(SHAPE, bool)
+    seen[8:38, 8:38] = False
+    for level in (0.02, 1.0, 50.0):
+        plane = level * (1 + np.linspace(-0.8, 0.8, SHAPE[0])[:, None] * np.ones(SHAPE))
+        bent = [bool(bend(rng.poisson(plane), seen).any()) for _ in range(200)]
+        assert sum(bent) <= 3, level
+
+
+def test_what_is_chosen_by_chance_is_in_the_error():
+    """A ridge through the region: each part finds another ellipse."""
+    cols = np.arange(SHAPE[1])
+    ridge = 40 * np.exp(-0.5 * ((cols - 22.5) / 2.5) ** 2) + 80
+    found = []
+    for draw in range(60):
+        counts = np.random.default_rng(draw).poisson(np.broadcast_to(ridge, SHAPE))
+        found.append(measure_roi(counts, 1.0, BOX, Smoother()))
+    scatter = np.std([one.intensity for one in found])
+    stated = np.sqrt(np.mean([one.intensity_error**2 for one in found]))
+    assert {one.method for one in found} == {"profile"}
+    assert scatter == pytest.approx(stated, rel=0.25)

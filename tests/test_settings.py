@@ -68,8 +68,8 @@ def test_an_unknown_setting_is_refused_with_the_names_there_are():
         ({"data_keys": ["13SIM1"]}, r"'data_keys'.*'13SIM1' has '1', which Tiled refuses"),
         ({"data_keys": ["det", "Det"]}, r"'data_keys'.*'det' and 'Det' are the same"),
         (
-            {"rois": {f"r{i}": REGION for i in range(51)}, "tiled_uri": SERVER},
-            r"'tiled_layout'.*`rois` has 51 regions, .* columns for 50; leave some out",
+            {"rois": {f"r{i}": REGION for i in range(48)}, "tiled_uri": SERVER},
+            r"'tiled_layout'.*`rois` has 48 regions, .* columns for 47; leave some out",
         ),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_came(values, message):
 
 
 def test_names_are_as_long_and_regions_as_many_as_tiled_takes(tiled):
-    regions = {"a" * 43: REGION} | {f"r{i}": REGION for i in range(49)}
+    regions = {"a" * 43: REGION} | {f"r{i}": REGION for i in range(46)}
     settings = DenoiseSettings(data_keys=["b" * 45], rois=regions, tiled_uri=SERVER)
     rois = settings.rois_of(settings.data_keys)
 
