@@ -179,3 +179,54 @@ def test_an_exposure_in_the_configuration_stands_whatever_else_is_scanned():
     assert find_exposure(doc, "det_image", motors=["motor"]) == Exposure(key, 0.5)
     with pytest.raises(ExposureNotFound, match=f"'det_image' .* is scanned .'{key}'"):
         find_exposure(doc, "det_image", motors=["motor", key])
+
+
+STATION = {
+    "data_keys": {"station_saxs_image": image(), "station_waxs_image": image()},
+    "object_keys": {"station": ["station_saxs_image", "station_waxs_image"]},
+    "name": "primary",
+}
+
+
+def _configured(**values):
+    return STATION | {"configuration": {"station": {"data": values, "data_keys": {}}}}
+
+
+def test_each_detector_of_a_device_has_the_exposure_that_is_named_like_it():
+    one = _configured(station_saxs_cam_acquire_time=0.1, station_waxs_cam_acquire_time=5.0)
+    assert find_exposure(one, "station_saxs_image").value_s == 0.1
+    assert find_exposure(one, "station_waxs_image").value_s == 5.0
+    keys = {key: number() for key in one["configuration"]["station"]["data"]}
+    in_events = STATION | {
+        "data_keys": STATION["data_keys"] | keys,
+        "object_keys": {"station": [*STATION["data_keys"], *keys]},
+    }
+    assert find_exposure(in_events, "station_waxs_image").key == "station_waxs_cam_acquire_time"
+
+
+def test_an_exposure_that_may_be_of_another_detector_is_refused():
+    one = _configured(station_t1_acquire_time=0.1, station_t2_acquire_time=5.0)
+    with pytest.raises(ExposureNotFound, match=r"t1_acquire_time' or 'station_t2_acquire_time'"):
+        find_exposure(one, "station_saxs_image")
+    named = find_exposure(one, "station_saxs_image", extra_keys=("station_t2_acquire_time",))
+    assert named.value_s == 5.0
+    same = _configured(station_t1_acquire_time=0.1, station_t2_acquire_time=0.1)
+    assert find_exposure(same, "station_saxs_image").value_s == 0.1
+
+
+def test_exposures_that_are_summed_into_an_image_are_counted():
+    time, times = "det_cam_acquire_time", "det_cam_num_exposures"
+    both = {"det": {time: (0.1, "s"), times: (10, None)}}
+    assert find_exposure(descriptor(configuration=both), "det_image").of_event({}) == 1.0
+    in_event = descriptor(event={time: number("ms")}, configuration={"det": {times: (10, None)}})
+    assert find_exposure(in_event, "det_image").of_event({time: 100}) == pytest.approx(1.0)
+    all_in_event = descriptor(event={time: number("s"), times: number()})
+    found = find_exposure(all_in_event, "det_image")
+    assert found.of_event({time: 0.1, times: 10}) == pytest.approx(1.0)
+    with pytest.raises(ExposureNotFound, match="number of exposures 'det_cam_num_exposures' is 0"):
+        found.of_event({time: 0.1, times: 0})
+    number_in_event = descriptor(event={times: number()}, configuration={"det": {time: (0.1, "s")}})
+    found = find_exposure(number_in_event, "det_image")
+    assert found.of_event({times: 10}) == pytest.approx(1.0)
+    other = {"det": {"det_exposure_time": (0.1, "s"), times: (10, None)}}
+    assert find_exposure(descriptor(configuration=other), "det_image").of_event({}) == 0.1

@@ -41,7 +41,7 @@ def area_detector(name, prefix, write_path, read_path=None):
     # A reading is in each event: bluesky writes the configuration once a run.
     detector.read_attrs = ["hdf5", "cam"]
     detector.cam.read_attrs = ["acquire_time"]
-    detector.cam.configuration_attrs = ["num_images"]
+    detector.cam.configuration_attrs = ["num_images", "num_exposures"]
     detector.configuration_attrs = ["cam"]
     detector.wait_for_connection(timeout=TIMEOUT_S)
     if detector.hdf5.swmr_supported.get() == "Supported":
