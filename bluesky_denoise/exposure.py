@@ -184,8 +184,8 @@ def _check_is_its_own(key: str, others: Iterable[str], data_key: str) -> None:
         if other != key and alike and other.lower().endswith(suffix):
             raise ExposureNotFound(
                 f"The exposure of {data_key!r} may be {key!r} or {other!r}: both are of its "
-                "device, and neither is named more like it. Name the right one in `exposure_keys`, or make "
-                "a device of each detector."
+                "device, and neither is named more like it. Name the right one in "
+                "`exposure_keys`, or make a device of each detector."
             )
 
 
