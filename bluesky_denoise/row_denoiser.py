@@ -9,11 +9,12 @@ import numpy as np
 
 from .derived_stream import DerivedEvent
 from .errors import DenoiseError, MaskError
+from .frame_keys import TAKE_ONE
 from .frames import Frame
 from .raw_stream import RawStream, Row
 from .results import audit, measure
 from .settings import DenoiseSettings
-from .sources import TAKE_ONE, as_stack
+from .sources import as_stack
 
 if TYPE_CHECKING:
     from .router import DenoiserLike
@@ -143,8 +144,9 @@ class RowDenoiser:
         if name in self._looked_at:
             return
         self._looked_at.add(name)
-        declared = tuple(stream.descriptor["data_keys"][stream.raw_keys[name]]["shape"][-2:])
-        if len(declared) == 2 and None not in declared and declared != shape[-2:]:
+        spec = stream.descriptor["data_keys"][stream.raw_keys[name]]
+        declared = tuple(spec["shape"][-2:])
+        if "external" in spec and None not in declared and declared != shape[-2:]:
             logger.warning(
                 "Run %.8s: frames of %s are %s, and the descriptor has %s; they are denoised, but "
                 "raw ones cannot be read from Tiled before `cat[uid].validate()`. %s.",

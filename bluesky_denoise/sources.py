@@ -23,6 +23,7 @@ from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
 
 from .errors import DenoiseError, FrameNotReady, FrameShapeError
+from .frame_keys import TAKE_ONE
 from .stored_rows import are_stored
 
 __all__ = ["SOURCES", "AdapterSource", "FrameSource", "HDF5Source", "as_stack", "open_source"]
@@ -31,10 +32,6 @@ _POLL_S = 0.02
 _WRITTEN = (
     "While a file is written, its frames can be read if the writer is in SWMR mode, and flushes "
     "each of them (areaDetector: SWMRMode On, NumFramesFlush 1)"
-)
-TAKE_ONE = (
-    "Where region, binning or colours of the detector were changed, take a frame before the scan: "
-    "until then it tells its former size"
 )
 _ELSEWHERE = (
     "Where the IOC sees the files under another path than this machine, the documents must have "

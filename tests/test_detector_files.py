@@ -1,18 +1,24 @@
 """Frames in files as ophyd and areaDetector have them, beside the scan and from Tiled."""
 
+import re
+
 import h5py
+import matplotlib as mpl
 import numpy as np
 import pytest
 import tifffile
 from bluesky_tiled_plugins import TiledWriter
 from event_model import compose_run
-from live_path import SHAPE
+from live_path import SHAPE, settings
 from tiled_fixtures import Live, in_tiled
 
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.event_array import EventArray
 from bluesky_denoise.resources import RESOURCE_PATCHES, end_folder
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.testing import UnitDenoiser
+from bluesky_denoise.viewer import FrameViewer
 
 EXPOSURE_S = 0.5
 FRAMES = np.random.default_rng(5).poisson(5, (6, *SHAPE)).astype(np.uint32)
@@ -78,19 +84,20 @@ def taken(tiled, tmp_path):
     """Return a function that writes a run to Tiled and denoises it beside."""
     opened = []
 
-    def taken(documents, patches=RESOURCE_PATCHES):
+    def taken(documents, patches=RESOURCE_PATCHES, **values):
         write = TiledWriter(tiled.client, batch_size=1, patches=patches)
         one = Live(
             tiled_uri=tiled.uri,
             frames_directory=tmp_path / "denoised",
             backup_directory=tmp_path / "backup",
             read_timeout_s=0.1,
+            **values,
         )
         opened.append(one)
         for name, doc in documents:
             write(name, doc)
             one.router(name, doc)
-        one.wait(documents[0][1]["uid"])
+        one.sink.close(30)
         return in_tiled(tiled, documents[0][1]["uid"]), one.settings
 
     yield taken
@@ -115,10 +122,10 @@ def test_a_file_for_each_frame_is_denoised_beside_the_scan_and_again(
     tmp_path, taken, spec, per_point, rooted
 ):
     root = str(tmp_path / "raw") if rooted else "/"
-    run, settings = taken(series(tmp_path, spec, per_point, root=root))
+    run, used = taken(series(tmp_path, spec, per_point, root=root))
     raw = FRAMES.reshape(-1, per_point, *SHAPE)
     np.testing.assert_array_equal(run["primary"]["det_image"].read(), raw)
-    reprocess(run, settings)
+    reprocess(run, used)
     again, live = denoised_streams(run)
     for found in (again, live):
         rates = found.stream["det_image"].read()
@@ -134,11 +141,11 @@ def test_other_resources_keep_their_path():
 
 
 def test_files_that_tiled_looks_for_elsewhere_are_named_with_what_to_do(tmp_path, taken):
-    run, settings = taken(series(tmp_path, "AD_TIFF", 1), patches=None)
+    run, used = taken(series(tmp_path, "AD_TIFF", 1), patches=None)
     (live,) = denoised_streams(run)
     assert list(live.stream["denoise_reason"].read()) == [""] * len(FRAMES)
     with pytest.raises(DenoiseError) as refusal:
-        reprocess(run, settings)
+        reprocess(run, used)
     for told in ("'det_image'", "Tiled answers 500", str(tmp_path), "rawa_000000.tiff"):
         assert told in str(refusal.value)
 
@@ -148,19 +155,54 @@ def test_frames_of_another_size_than_the_descriptor_has_are_told_with_what_to_do
 ):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["/entry/data/data"] = FRAMES
-    run, settings = taken(documents("AD_HDF5", tmp_path / "a.h5", shape=(40, 50)))
+    run, used = taken(documents("AD_HDF5", tmp_path / "a.h5", shape=(40, 50)))
     (live,) = denoised_streams(run)
     rates = live.stream["det_image"].read()
     np.testing.assert_array_equal(rates[:, 0] * np.float32(EXPOSURE_S), FRAMES)
     told = f"frames of det_image are {SHAPE}, and the descriptor has (40, 50); they are denoised"
     assert logged().count(told) == 1
     with pytest.raises(DenoiseError, match=r"another shape than .*validate\(\)` corrects what"):
-        reprocess(run, settings)
+        reprocess(run, used)
     with pytest.warns(UserWarning, match="primary/det_image"):
         run.validate(raise_on_error=True)
-    reprocess(run, settings)  # as the message says
+    reprocess(run, used)  # as the message says
     rates = denoised_streams(run)[0].stream["det_image"].read()
     np.testing.assert_array_equal(rates.reshape(FRAMES.shape) * np.float32(EXPOSURE_S), FRAMES)
+
+
+NO_SIZE = "A detector tells the size of its last frame: .* take one before the scan"
+
+
+def test_a_detector_that_has_seen_no_frame_is_told_with_what_to_do(tmp_path, taken, caplog):
+    run, _ = taken(documents("AD_HDF5", tmp_path / "a.h5", shape=()))
+    assert set(run) == {"primary"}
+    told = (
+        r"undenoised: the descriptor has det_image with the shape \[1\]; expected frames of 16 x 16"
+    )
+    assert re.search(f"{told}.* {NO_SIZE}", caplog.text)
+
+
+def test_frames_without_a_size_are_denoised_where_they_are_named(tmp_path, taken, caplog):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["/entry/data/data"] = FRAMES
+    made = documents("AD_HDF5", tmp_path / "a.h5", shape=())
+    run, _ = taken(made, data_keys=["det_image"])
+    rates = denoised_streams(run)[0].stream["det_image"].read()
+    np.testing.assert_array_equal(rates * np.float32(EXPOSURE_S), FRAMES)
+    assert re.search(rf"the descriptor has \(1,\); they are denoised.* {NO_SIZE}", caplog.text)
+
+
+def test_a_file_for_each_frame_is_in_the_live_view(tmp_path):
+    mpl.use("Agg")
+    router = DenoiseRouter(settings(), UnitDenoiser())
+    viewer = FrameViewer("det_image", interval_s=0.01, save_to=tmp_path / "live.png")
+    router.subscribe(viewer.derived)
+    for name, doc in series(tmp_path, "AD_TIFF", 1):
+        viewer.raw(name, doc)
+        router(name, doc)
+    viewer.close()
+    images = [axes.images[0].get_array() for axes in viewer.figure.axes if axes.images]
+    np.testing.assert_allclose(images[0], images[1], rtol=1e-6)  # a unit denoiser
 
 
 def test_colours_are_not_denoised(tmp_path, taken):
@@ -173,12 +215,12 @@ def test_colours_are_not_denoised(tmp_path, taken):
 
 
 def test_files_that_tiled_cannot_look_into_are_told(tmp_path, taken, logged):
-    run, settings = taken(documents("AD_EIGER_MX", tmp_path / "a"))
+    run, used = taken(documents("AD_EIGER_MX", tmp_path / "a"))
     (live,) = denoised_streams(run)
     reasons = list(live.stream["denoise_reason"].read())
     assert all("'AD_EIGER_MX'" in reason and "HDF5 plugin" in reason for reason in reasons)
     with pytest.raises(DenoiseError, match="holds no frames in primary"):
-        reprocess(run, settings)
+        reprocess(run, used)
     told = (
         "det_image is left out. Tiled cannot look into the files of 'det_image', of Resources with"
     )
@@ -191,8 +233,8 @@ def test_the_dataset_of_a_layout_is_read_where_the_resource_names_it(tmp_path, t
     elsewhere = "/entry/instrument/detector/data"
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file[elsewhere] = FRAMES
-    run, settings = taken(documents("AD_HDF5", tmp_path / "a.h5", dataset=elsewhere))
-    reprocess(run, settings)
+    run, used = taken(documents("AD_HDF5", tmp_path / "a.h5", dataset=elsewhere))
+    reprocess(run, used)
     for found in denoised_streams(run):
         rates = found.stream["det_image"].read()
         np.testing.assert_array_equal(rates[:, 0] * np.float32(EXPOSURE_S), FRAMES)

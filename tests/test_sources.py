@@ -296,7 +296,7 @@ def test_a_tiff_with_two_pages_has_two_frames(tmp_path, counts):
 def test_a_file_of_another_shape_than_the_descriptor_has_is_told_with_what_to_do(tmp_path, counts):
     source, path = series(tmp_path, "tif")
     write(path(0), counts[0, :10])
-    message = r"10, 20\).* the descriptor has \(16, 20\) for a point\. .*take a frame before"
+    message = r"10, 20\).* the descriptor has \(16, 20\) for a point\. .*take one before"
     with pytest.raises(FrameNotReady, match=message):
         read_until(source, 0, time.monotonic())
 
