@@ -1,5 +1,6 @@
 """Frames in files as ophyd and areaDetector have them, beside the scan and from Tiled."""
 
+import json
 import re
 
 import h5py
@@ -16,6 +17,7 @@ from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.event_array import EventArray
 from bluesky_denoise.resources import RESOURCE_PATCHES, end_folder
+from bluesky_denoise.restore import restore_run
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import UnitDenoiser
 from bluesky_denoise.viewer import FrameViewer
@@ -130,6 +132,15 @@ def test_a_file_for_each_frame_is_denoised_beside_the_scan_and_again(
     for found in (again, live):
         rates = found.stream["det_image"].read()
         np.testing.assert_array_equal(rates * np.float32(EXPOSURE_S), raw)
+
+
+def test_a_run_that_was_kept_is_restored_with_its_files(tmp_path, tiled):
+    made = series(tmp_path, "AD_TIFF", 1)
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("".join(json.dumps({"name": name, "doc": doc}) + "\n" for name, doc in made))
+    restore_run(tiled.client, kept)
+    read = in_tiled(tiled, made[0][1]["uid"])["primary"]["det_image"].read()
+    np.testing.assert_array_equal(read[:, 0], FRAMES)
 
 
 def test_other_resources_keep_their_path():
