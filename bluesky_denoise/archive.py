@@ -1,5 +1,6 @@
 """An archived run as documents again, with its frames read from Tiled."""
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,47 +9,16 @@ import numpy as np
 from bluesky_tiled_plugins.exporters import build_descriptor_docs
 
 from .errors import DenoiseError
+from .event_array import EventArray, is_array, why_no_array
 from .exposure import find_exposure
 from .frame_keys import is_frame_key
-from .tiled_streams import METADATA_KEY
+from .tiled_streams import METADATA_KEY, arrays_of
 
-__all__ = ["EventArray", "archived_documents", "archived_events", "descriptors_of", "raw_rows"]
+__all__ = ["archived_documents", "archived_events", "descriptors_of", "raw_rows"]
+
+logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 16
-
-
-class EventArray:
-    """An array of a raw stream in Tiled, one row for each event.
-
-    Events of n frames are (N, n, H, W) in Tiled as they are written. Once the run is validated
-    they are as they lie in the file, mostly (N n, H, W), which the old way to join them
-    (``concat``) gives from the start.
-
-    Parameters
-    ----------
-    node :
-        Tiled client of the stream.
-    key :
-        Data key of the array.
-    """
-
-    def __init__(self, node: Any, key: str) -> None:
-        self._array = array = node[key]
-        shape = node.metadata["data_keys"].get(key, {}).get("shape") or ()
-        # Files of areaDetector say by themselves how many frames a point has.
-        declared = shape[0] if len(shape) == 3 else 1
-        frames = array.metadata.get("frame_per_point") or declared or 1
-        self._per_event = int(frames) if len(array.shape) == 3 else 1
-
-    def __len__(self) -> int:
-        return self._array.shape[0] // self._per_event
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Return the rows of successive events: (N, H, W), or (N, n, H, W)."""
-        first, last, _ = rows.indices(len(self))
-        n = self._per_event
-        read = np.asarray(self._array[first * n : last * n])
-        return read.reshape(-1, n, *read.shape[1:]) if n > 1 else read
 
 
 def archived_documents(
@@ -89,7 +59,7 @@ def archived_documents(
             continue
         if METADATA_KEY in node.metadata:
             continue
-        descriptors = descriptors_of(run, name)
+        descriptors = _readable(descriptors_of(run, name), node, name)
         yield "descriptor", descriptors.pop(0)
         bare = (without_frames or {}).get(name, ())
         for event in archived_events(run, name, last=most, without_frames=bare):
@@ -98,6 +68,20 @@ def archived_documents(
             yield "event", event
     if stop := run.metadata.get("stop"):
         yield "stop", dict(stop)
+
+
+def _readable(descriptors: list[dict[str, Any]], node: Any, stream: str) -> list[dict[str, Any]]:
+    """Leave out the data keys of files that Tiled cannot look into."""
+    for key in [key for key, child in arrays_of(node).items() if not is_array(child)]:
+        logger.warning(
+            "Run %.8s, stream %s: %s is left out. %s",
+            *(descriptors[0]["run_start"], stream, key, why_no_array(key, node[key])),
+        )
+        for descriptor in descriptors:
+            descriptor["data_keys"].pop(key, None)
+            for owned in descriptor.get("object_keys", {}).values():
+                owned[:] = [other for other in owned if other != key]
+    return descriptors
 
 
 def descriptors_of(run: Any, stream: str) -> list[dict[str, Any]]:
@@ -146,7 +130,8 @@ def archived_events(
     descriptors = descriptors_of(run, stream)
     internal = node.get("internal")
     table = None if internal is None else internal.read()
-    arrays = {key: EventArray(node, key) for key in node if key != "internal"}
+    found = arrays_of(node)
+    arrays = {key: EventArray(node, key) for key in found if is_array(found[key])}
     lengths = [len(array) for array in arrays.values()]
     if table is not None:
         lengths.append(len(table))

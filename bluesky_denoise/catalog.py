@@ -9,9 +9,9 @@ from tiled.client import from_context
 from tiled.client.utils import ClientError
 from tiled.queries import Eq
 
-from .archive import EventArray
 from .derived import raw_stream_of
 from .errors import DenoiseError
+from .event_array import EventArray
 from .frame_keys import is_frame_key
 from .tiled_streams import denoised_in
 

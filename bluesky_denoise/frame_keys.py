@@ -9,6 +9,7 @@ from .errors import FrameShapeError
 
 __all__ = [
     "RAW_KEY",
+    "TAKE_ONE",
     "also_called",
     "check_frame_shape",
     "frame_keys",
@@ -20,6 +21,12 @@ __all__ = [
 RAW_KEY = "raw_data_key"
 """A data key of a derived stream says by this which raw one it was made from, if the names
 differ."""
+
+TAKE_ONE = (
+    "A detector tells the size of its last frame: where region, binning or colours were changed "
+    "since, or the IOC was started, take one before the scan"
+)
+"""What to do about a wrong shape."""
 
 
 def is_frame_key(spec: Mapping[str, Any], smallest: int = 16) -> bool:

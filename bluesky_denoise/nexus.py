@@ -11,9 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .archive import EventArray, raw_rows
+from .archive import raw_rows
 from .catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run
 from .errors import SettingsError
+from .event_array import EventArray
 from .frame_keys import raw_key
 from .tiled_streams import arrays_of
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from .archive import EventArray, raw_rows
+from .archive import raw_rows
 from .catalog import FROM_ARCHIVE
 from .errors import DenoiseError
+from .event_array import EventArray
 from .frame_checks import valid_pixels
 from .frame_keys import raw_key
 from .screen import block_maxima, block_px, block_residuals, show_blocks

@@ -11,7 +11,14 @@ import numpy as np
 from .derived_stream import DerivedEvent
 from .errors import DenoiseError, FrameShapeError, MaskError
 from .exposure import Exposure, find_exposure
-from .frame_keys import also_called, check_frame_shape, frame_keys, is_frame_key, under_names
+from .frame_keys import (
+    TAKE_ONE,
+    also_called,
+    check_frame_shape,
+    frame_keys,
+    is_frame_key,
+    under_names,
+)
 from .roi import ROI
 from .settings import DenoiseSettings, is_hidden
 
@@ -126,8 +133,10 @@ def open_stream(
     if descriptor["name"] not in settings.streams:
         return None
     found = frame_keys(descriptor, settings.data_keys)
-    if settings.data_keys is not None and not found:
+    if not found and settings.data_keys is not None:
         _warn_of_nothing(descriptor, settings.data_keys)
+    elif not found:
+        _warn_of_no_size(descriptor)
     also = {name: also_called(descriptor, name, key) for name, key in found.items()}
     _warn_of_unknown(descriptor, settings, also)
     _warn_of_flat_regions(descriptor, settings, list(found))
@@ -233,6 +242,24 @@ def _warn_of_nothing(descriptor: Mapping[str, Any], wanted: Sequence[str]) -> No
         *(descriptor["run_start"], descriptor["name"], ", ".join(wanted)),
         *(", ".join(descriptor["data_keys"]), _where_frames_are(descriptor)),
     )
+
+
+def _warn_of_no_size(descriptor: Mapping[str, Any]) -> None:
+    """Tell of detectors whose frames are in files, and have no size."""
+    specs = descriptor["data_keys"]
+    detectors = [
+        key
+        for device, owned in descriptor.get("object_keys", {}).items()
+        for key in owned
+        if key in (device, f"{device}_image") and "external" in specs[key]
+    ]
+    if detectors:
+        logger.warning(
+            "Run %.8s, stream %s goes on undenoised: the descriptor has %s with the shape %s; "
+            "expected frames of 16 x 16 pixels or more. %s.",
+            *(descriptor["run_start"], descriptor["name"], detectors[0]),
+            *(list(specs[detectors[0]]["shape"]), TAKE_ONE),
+        )
 
 
 def _where_frames_are(descriptor: Mapping[str, Any]) -> str:

@@ -2,15 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Set
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping, Set
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 
-from .archive import EventArray, archived_documents, raw_rows
+from .archive import archived_documents, raw_rows
 from .catalog import (
     FROM_ARCHIVE,
     DenoisedStream,
@@ -22,6 +20,7 @@ from .catalog import (
 )
 from .derived_stream import DerivedEvent
 from .errors import DenoiseError, SettingsError, TiledUnavailable
+from .event_array import EventArray, why_not_read
 from .router import DenoiserLike, DenoiseRouter
 from .settings import DenoiseSettings
 from .tiled_sink import TiledSink
@@ -113,7 +112,7 @@ class StoredResults:
         except Exception as error:
             raise DenoiseError(
                 f"Event {seq_num} was denoised before, and its frame cannot be read any more: "
-                f"{_why_not_read(error, arrays.values())}. Denoise all frames again: "
+                f"{why_not_read(error, arrays.values())}. Denoise all frames again: "
                 "`bluesky-denoise reprocess --again`, or in Python `reprocess` without `known`."
             ) from error
         sigmas = {key for key in frames if key.removesuffix("_sigma") in frames and "_sigma" in key}
@@ -140,19 +139,6 @@ class StoredResults:
             self._chunks[array.uri] = first, chunk
         frame = chunk[index - first]
         return frame.reshape(-1, *frame.shape[-2:])
-
-
-def _why_not_read(error: Exception, arrays: Iterable[Any]) -> str:
-    """Say why frames cannot be read; where they are, if a server is there to tell."""
-    if not isinstance(error, httpx.HTTPStatusError):
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    sources = [source for array in arrays for source in array.data_sources() or ()]
-    uris = [asset.data_uri for source in sources for asset in source.assets]
-    places = sorted({str(PurePosixPath(urlsplit(uri).path).parent) for uri in uris})
-    return (
-        f"Tiled answers {error.response.status_code}; either it may not read {', '.join(places)} "
-        "(`readable_storage`), or the files are gone"
-    )
 
 
 def _archived_seq_nums(raw: Any, found: DenoisedStream, seq_nums: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from event_model import DocumentRouter
 from .backup import read_backup, take_backup
 from .derived import is_derived
 from .errors import BackupError
+from .resources import RESOURCE_PATCHES
 from .tiled_streams import denoised_in
 
 __all__ = ["restore_run"]
@@ -274,7 +275,8 @@ def _write(client: Any, path: Path, kept: _KeptRun, progress: Callable[[int, int
     What waits for the rest of its batch is written at the stop, so without one nothing may wait.
     """
     size = max(1, _BATCH_BYTES * kept.documents // path.stat().st_size)
-    writer = TiledWriter(client, batch_size=1 if kept.num_events is None else size)
+    batch_size = 1 if kept.num_events is None else size
+    writer = TiledWriter(client, batch_size=batch_size, patches=RESOURCE_PATCHES)
     done = 0
 
     def take(name: str, doc: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .derived_stream import DerivedEvent
 from .errors import DenoiseError, MaskError
+from .frame_keys import TAKE_ONE
 from .frames import Frame
 from .raw_stream import RawStream, Row
 from .results import audit, measure
@@ -42,6 +43,7 @@ class RowDenoiser:
     def __init__(self, run_uid: str, settings: DenoiseSettings, denoiser: "DenoiserLike") -> None:
         self._uid, self._settings, self._denoiser = run_uid, settings, denoiser
         self._told: Counter[tuple[str, type]] = Counter()
+        self._looked_at: set[str] = set()  # names of frames whose shape was compared
 
     def denoise(self, stream: RawStream, final: bool) -> bool:
         """Denoise frames that wait in a stream; what goes wrong is noted in their rows.
@@ -94,6 +96,7 @@ class RowDenoiser:
             data = row.event["data"] if row.event else {}
             exposure_s = stream.exposures[name].of_event(data)
             counts = as_stack(row.waiting[name](), name)
+            self._compare_shape(stream, name, counts.shape)
             mask = stream.masks[name]
             if mask is not None and mask.shape != counts.shape[1:]:
                 message = f"{name!r} has frames {counts.shape[1:]}, its mask {mask.shape}"
@@ -135,6 +138,20 @@ class RowDenoiser:
             except Exception as error:
                 self._note(row, frame.seq_num, frame.data_key, error)
             logger.debug("Run %.8s, event %d: denoised", self._uid, frame.seq_num)
+
+    def _compare_shape(self, stream: RawStream, name: str, shape: tuple[int, ...]) -> None:
+        """Tell once of frames that Tiled cannot read, as the descriptor has another shape."""
+        if name in self._looked_at:
+            return
+        self._looked_at.add(name)
+        spec = stream.descriptor["data_keys"][stream.raw_keys[name]]
+        declared = tuple(spec["shape"][-2:])
+        if "external" in spec and None not in declared and declared != shape[-2:]:
+            logger.warning(
+                "Run %.8s: frames of %s are %s, and the descriptor has %s; they are denoised, but "
+                "raw ones cannot be read from Tiled before `cat[uid].validate()`. %s.",
+                *(self._uid, name, shape[-2:], declared, TAKE_ONE),
+            )
 
     def _note(self, row: Row, seq_num: int, name: str, error: Exception) -> None:
         """Keep the reason why frames are not denoised; tell of the first such frames of a run."""

@@ -15,6 +15,7 @@ from .derived_stream import DerivedEvent
 from .errors import FrameNotReady
 from .frame_keys import is_frame_key
 from .raw_stream import RawStream, Row, open_stream
+from .resources import RESOURCE_PATCHES
 from .row_denoiser import RowDenoiser
 from .settings import DenoiseSettings
 from .sources import FrameSource, as_stack, open_source, read_until
@@ -75,7 +76,7 @@ class DenoisedRun:
         self._problems: list[str] = []
         self._skipped = 0
         # Resource and Datum become StreamResource and StreamDatum: one path for all.
-        self._normalizer = RunNormalizer()
+        self._normalizer = RunNormalizer(RESOURCE_PATCHES)
         self._normalizer.subscribe(self._normalized)
 
     def accept(

@@ -5,6 +5,7 @@ here or inside an event: `RunNormalizer` of bluesky-tiled-plugins turns Resource
 Datum into StreamResource and StreamDatum before this module sees them.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
 
 from .errors import DenoiseError, FrameNotReady, FrameShapeError
+from .frame_keys import TAKE_ONE
 from .stored_rows import are_stored
 
 __all__ = ["SOURCES", "AdapterSource", "FrameSource", "HDF5Source", "as_stack", "open_source"]
@@ -30,6 +32,10 @@ _POLL_S = 0.02
 _WRITTEN = (
     "While a file is written, its frames can be read if the writer is in SWMR mode, and flushes "
     "each of them (areaDetector: SWMRMode On, NumFramesFlush 1)"
+)
+_ELSEWHERE = (
+    "Where the IOC sees the files under another path than this machine, the documents must have "
+    "the one here (ophyd: read_path_template; ophyd-async: directory_uri of the PathInfo)"
 )
 
 
@@ -69,6 +75,8 @@ class HDF5Source:
         # Opened for each read: a file that is kept open does not show what was added, and HDF5's
         # own `refresh` makes wrong frames of all later reads if the process has it open twice.
         with _opened(self._path) as file:
+            if self._name not in file:
+                raise LookupError(_no_dataset(file, self._name))
             dataset = file[self._name]
             stacked = dataset.ndim > 3  # (N, n, H, W) rather than (N * n, H, W)
             if dataset.ndim == 2 and index == 0:
@@ -88,10 +96,27 @@ class HDF5Source:
 def _opened(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", swmr=True, libver="latest")
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, os.strerror(error.errno), str(path)) from None
     except OSError as error:
         raise OSError(f"{error}. {_WRITTEN}") from None
+
+
+def _no_dataset(file: h5py.File, name: str) -> str:
+    """Say where the frames of a file may be instead."""
+    stacks: list[str] = []
+
+    def look_at(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim > 2:
+            stacks.append(item.name)
+
+    file.visititems(look_at)
+    held = f"it has frames in {', '.join(stacks)}" if stacks else "nor other frames"
+    return (
+        f"{file.filename} has no dataset {name!r}, {held}. Where a layout puts them elsewhere, the "
+        "documents must say so: `dataset` in the resource_kwargs of the Resource, or in the "
+        "parameters of the StreamResource"
+    )
 
 
 class AdapterSource:
@@ -119,7 +144,13 @@ class AdapterSource:
         adapter = consolidator.init_adapter()
         rows = adapter.structure().shape[0]
         rows //= span["stop"] - span["start"]  # of this index
-        array = np.asarray(adapter.read(NDSlice(slice(-rows, None))))
+        try:
+            array = np.asarray(adapter.read(NDSlice(slice(-rows, None))))
+        except ValueError as error:  # or the file is half-written
+            shape = self._descriptor["data_keys"][resource["data_key"]]["shape"]
+            raise ValueError(
+                f"{error}; the descriptor has {tuple(shape)} for a point. {TAKE_ONE}"
+            ) from None
         return array.reshape(-1, *array.shape[-2:])
 
 
@@ -136,17 +167,18 @@ def open_source(resource: StreamResource, descriptor: EventDescriptor) -> FrameS
     DenoiseError
         If nothing is known that reads files of this kind.
     """
-    mimetype = resource["mimetype"]
+    mimetype, spec = resource["mimetype"], resource["parameters"].get("spec")
     # One file, all of it; of others Tiled's own readers know the parts.
     plain = not any(resource["parameters"].get(key) for key in ("template", "slice", "squeeze"))
     kind = SOURCES.get(mimetype) if plain else None
     # Looked up anew: a beamline may have registered a kind of its own.
     read_by_tiled = {k for k, v in CONSOLIDATOR_REGISTRY.items() if hasattr(v, "init_adapter")}
     if kind is None and mimetype not in read_by_tiled:
+        came, known = (spec, MIMETYPE_LOOKUP) if spec else (mimetype, {*SOURCES, *read_by_tiled})
         raise DenoiseError(
-            f"{resource['uri']} is of a kind that cannot be read, {mimetype!r}; expected one of "
-            f"{', '.join(sorted({*SOURCES, *read_by_tiled}))}. The spec of a Resource must be "
-            f"one of {', '.join(sorted(MIMETYPE_LOOKUP))}."
+            f"{resource['uri']} is of a kind that cannot be read, {came!r}; expected one of "
+            f"{', '.join(sorted(known))}. Files of an Eiger's own (AD_EIGER) are not read by Tiled "
+            "either: have areaDetector's HDF5 plugin write the frames."
         )
     return (kind or AdapterSource)(resource, descriptor)
 
@@ -174,7 +206,10 @@ def read_until(source: FrameSource, index: int, deadline: float) -> np.ndarray:
         # Each library has errors of its own for a half-written file: EOFError, struct.error, …
         except Exception as error:
             if time.monotonic() >= deadline:
-                reason = str(error).strip("'\"") or type(error).__name__
+                reason = str(error.args[0] if isinstance(error, KeyError) else error)
+                reason = reason or type(error).__name__
+                if isinstance(error, FileNotFoundError):
+                    reason = f"{reason}. {_ELSEWHERE}"
                 raise FrameNotReady(f"frame {index} is not readable: {reason}") from None
             time.sleep(_POLL_S)
 
@@ -185,7 +220,7 @@ def as_stack(frames: Any, data_key: str) -> np.ndarray:
     Raises
     ------
     FrameShapeError
-        If they are not two- or three-dimensional.
+        If they are not two- or three-dimensional, or have colours on their last axis.
     """
     array = np.asarray(frames)
     came = array.shape
@@ -193,6 +228,11 @@ def as_stack(frames: Any, data_key: str) -> np.ndarray:
         array = array[0]
     if array.ndim == 2:
         array = array[None]  # (H, W) -> (1, H, W)
+    if array.ndim == 3 and array.shape[2] <= 4 < min(array.shape[:2]):
+        raise FrameShapeError(
+            f"{data_key!r} has shape {came}, which is colours; expected (H, W) or (n, H, W) frames "
+            "of counts (areaDetector: ColorMode Mono)"
+        )
     if array.ndim != 3 or 0 in array.shape:
         raise FrameShapeError(f"{data_key!r} has shape {came}; expected (H, W) or (n, H, W) frames")
     return array

@@ -15,6 +15,7 @@ from .errors import DenoiseError, SettingsError
 from .frame_checks import valid_pixels
 from .frame_keys import also_called, frame_keys
 from .recent_frames import RecentFrames
+from .resources import RESOURCE_PATCHES
 from .screen import block_maxima, block_px, block_residuals, show_blocks
 
 __all__ = ["FrameViewer"]
@@ -79,7 +80,7 @@ class FrameViewer:
         self._raw = RecentFrames(data_key, streams[0])
         self._denoised = RecentFrames(data_key, streams[1])
         self._sigma = RecentFrames(f"{data_key}_sigma", streams[1])
-        self._normalizer = RunNormalizer()
+        self._normalizer = RunNormalizer(RESOURCE_PATCHES)
         self._raw_run = self._derived_from = ""  # uids of the raw run that each is of
         self._trace: dict[int, tuple[float, float, float]] = {}  # a point may be taken again
         self._subscribed: list[tuple[Callable[[int], None], int]] = []
@@ -129,7 +130,7 @@ class FrameViewer:
         with self._lock:
             if name == "start":
                 # Resource and Datum become StreamResource and StreamDatum: one path for all.
-                self._normalizer = RunNormalizer()
+                self._normalizer = RunNormalizer(RESOURCE_PATCHES)
                 self._normalizer.subscribe(self._raw.note)
                 self._raw_run = doc["uid"]
             elif name == "stop" or not self._raw_run:

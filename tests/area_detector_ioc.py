@@ -1,8 +1,9 @@
-"""An EPICS IOC: areaDetector with its HDF5 plugin, and a motor.
+"""An EPICS IOC: areaDetector with its HDF5 and TIFF plugins, and a motor.
 
-Run as ``python FILE PREFIX [--no-swmr]``. It speaks Channel Access, by caproto, and does what
-devices of ophyd and ophyd-async wait for: a busy record is done when its frames are written, a
-motor when it is there. A PV that nobody has thought of is a number, or text if it is called so.
+Run as ``python FILE PREFIX [--no-swmr] [--dataset=PATH]``; the path is where a layout XML would put
+the frames. It speaks Channel Access, by caproto, and does what devices of ophyd and ophyd-async
+wait for: a busy record is done when its frames are written, a motor when it is there. A PV that
+nobody has thought of is a number, or text if it is called so.
 """
 
 import asyncio
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from caproto import ChannelChar, ChannelDouble, ChannelEnum, ChannelInteger, ChannelString
+import tifffile
+from caproto import ChannelDouble, ChannelEnum, ChannelInteger, ChannelString
 from caproto.asyncio.server import run
+from ioc_channels import PVs, Text, acting, choice
 
 from bluesky_denoise.simulation import diffraction_scene
 
-CAMERA, HDF = "cam1:", "HDF1:"
+CAMERA, HDF, TIFF = "cam1:", "HDF1:", "TIFF1:"
 MOTOR = "m1"
 CLOCK_S = 1e-3
 """Exposures are whole multiples of it."""
@@ -33,78 +36,18 @@ VERSIONS = ("ADCoreVersion", "DriverVersion", "SDKVersion", "FirmwareVersion")
 NAMES = ("Manufacturer", "Model", "SerialNumber")
 
 
-def _choice(of, value=0):
-    return ChannelEnum(value=value, enum_strings=list(of))
-
-
-class Text(ChannelChar):
-    """A waveform of characters."""
-
-    def __init__(self, value=""):
-        super().__init__(value=value, max_length=512, string_encoding="utf-8")
-
-    async def write_from_dbr(self, *args, **kwargs):
-        if not bytes(args[0]).strip(b"\0"):  # of which caproto makes a number
-            return await self.write("")
-        return await super().write_from_dbr(*args, **kwargs)
-
-    def __str__(self):
-        value = self.value if isinstance(self.value, str) else bytes(self.value).decode()
-        return value.partition("\0")[0]
-
-
-def acting(kind, act):
-    """Return a kind of channel that calls a coroutine once it has been written to."""
-
-    class Acting(kind):
-        async def write_from_dbr(self, *args, **kwargs):
-            done = await super().write_from_dbr(*args, **kwargs)
-            await act()
-            return done
-
-    return Acting
-
-
-class PVs(dict):
-    """The channels by name; ``X`` and ``X_RBV`` are one unless both are there."""
-
-    def __init__(self, prefix):
-        super().__init__()
-        self.prefix = prefix
-
-    def __contains__(self, name):
-        return name.startswith(self.prefix)
-
-    def __missing__(self, name):
-        if name not in self:
-            raise KeyError(name)
-        other = name.removesuffix("_RBV") if name.endswith("_RBV") else f"{name}_RBV"
-        self[name] = self[other] if dict.__contains__(self, other) else _made_up(name)
-        return self[name]
-
-
-def _made_up(name):
-    last = name.rpartition(":")[2]
-    if any(word in last for word in ("Name", "Path", "File", "Template", "Message")):
-        return Text()
-    return ChannelDouble(value=0.0)
-
-
 class Beamline:
-    """A camera that looks at a simulated scene, the file that it writes, and a motor."""
+    """A camera that looks at a simulated scene, the files that are written, and a motor."""
 
-    def __init__(self, prefix, swmr):
-        self.swmr = swmr
+    def __init__(self, prefix, *, swmr=True, dataset="/entry/data/data"):
         self.scene = diffraction_scene()
         self.rng = np.random.default_rng(0)
-        self.file = None
         self.pvs = PVs(prefix)
-        height, width = self.scene.rate.shape
-        self._add(CAMERA, self._camera(width, height))
-        self._add(HDF, self._plugin(width, height))
-        self._add("", self._motor())
+        self.plugins = [HDF5Plugin(self, HDF, swmr, dataset), TIFFPlugin(self, TIFF)]
+        self.add(CAMERA, self._camera(*reversed(self.scene.rate.shape)))
+        self.add("", self._motor())
 
-    def _add(self, group, channels):
+    def add(self, group, channels):
         self.pvs.update({f"{self.pvs.prefix}{group}{key}": pv for key, pv in channels.items()})
 
     def __getitem__(self, name):
@@ -117,57 +60,31 @@ class Beamline:
     async def count(self, name):
         await self[name].write(int(self.number(name)) + 1)
 
-    def _both(self):
+    def both(self):
+        """Return what a camera and a plugin have."""
         versions = {f"{name}_RBV": ChannelString(value="3.14") for name in VERSIONS}
         names = {f"{name}_RBV": ChannelString(value="simulated") for name in NAMES}
-        return versions | names | {"ColorMode": _choice(COLOURS), "DataType": _choice(TYPES, 5)}
+        return versions | names | {"ColorMode": choice(COLOURS), "DataType": choice(TYPES, 5)}
 
     def _camera(self, width, height):
-        return self._both() | {
+        return self.both() | {
             "Acquire": acting(ChannelEnum, self.acquire)(enum_strings=["Done", "Acquire"], value=0),
             "AcquireTime": acting(ChannelDouble, self.round)(value=1.0, precision=3),
             "AcquirePeriod": ChannelDouble(value=1.0, precision=3),
             "NumImages": ChannelInteger(value=1),
-            "ImageMode": _choice(("Single", "Multiple", "Continuous")),
-            "TriggerMode": _choice(TRIGGERS),
-            "Armed": _choice(("Unarmed", "Armed"), 1),
-            "WaitForPlugins": _choice(YES),
-            "ArrayCallbacks": _choice(ON, 1),
+            "ImageMode": choice(("Single", "Multiple", "Continuous")),
+            "TriggerMode": choice(TRIGGERS),
+            "Armed": choice(("Unarmed", "Armed"), 1),
+            "WaitForPlugins": choice(YES),
+            "ArrayCallbacks": choice(ON, 1),
             "ArrayCounter": ChannelInteger(value=0),
-            "DetectorState_RBV": _choice(STATES),
+            "DetectorState_RBV": choice(STATES),
             "PortName_RBV": ChannelString(value="CAM"),
+            "SizeX": ChannelInteger(value=width),
+            "SizeY": ChannelInteger(value=height),
+            # Of the last frame, whatever region has been set since.
             "ArraySizeX_RBV": ChannelInteger(value=width),
             "ArraySizeY_RBV": ChannelInteger(value=height),
-        }
-
-    def _plugin(self, width, height):
-        numbers = {"NumCapture": 0, "NumCaptured_RBV": 0, "FileNumber": 0, "ArrayCounter": 0}
-        numbers |= {
-            "NumFramesFlush": 0,
-            "NumFramesChunks": 1,
-            "NumRowChunks": height,
-            "NumColChunks": width,
-        }
-        # It has seen no frame yet, so it does not know how large they are.
-        numbers |= {"NDimensions_RBV": 2, "ArraySize0_RBV": 0, "ArraySize1_RBV": 0}
-        numbers |= {"ArraySize2_RBV": 0, "CreateDirectory": 0}
-        choices = {"EnableCallbacks": ON, "Compression": COMPRESSIONS, "WriteStatus": ("Ok", "Bad")}
-        switches = ("BlockingCallbacks", "AutoIncrement", "AutoSave", "ChunkSizeAuto", "LazyOpen")
-        choices |= dict.fromkeys((*switches, "PositionMode", "StoreAttr", "StorePerform"), YES)
-        choices |= {"SWMRMode": ("Off", "On")}
-        choices |= {"FileWriteMode": ("Single", "Capture", "Stream"), "FilePathExists_RBV": YES}
-        return self._both() | {
-            **{name: ChannelInteger(value=value) for name, value in numbers.items()},
-            **{name: _choice(of) for name, of in choices.items()},
-            "SWMRSupported_RBV": _choice(("Not Supported", "Supported"), int(self.swmr)),
-            "FlushNow": acting(ChannelEnum, self.flush)(enum_strings=["Done", "Flush"], value=0),
-            "Capture": acting(ChannelEnum, self.capture)(enum_strings=["Done", "Capture"], value=0),
-            "FilePath": acting(Text, self.look_for_path)(),
-            "FileTemplate": Text("%s%s_%6.6d.h5"),
-            "FullFileName_RBV": Text(),
-            "NDArrayPort": ChannelString(value="CAM"),
-            "PortName_RBV": ChannelString(value="HDF"),
-            "PluginType_RBV": ChannelString(value="NDFileHDF5"),
         }
 
     def _motor(self):
@@ -179,7 +96,7 @@ class Beamline:
             f"{MOTOR}.VAL": target,
             f"{MOTOR}.EGU": ChannelString(value="deg"),
             f"{MOTOR}.DMOV": ChannelInteger(value=1),
-            f"{MOTOR}.DIR": _choice(("Pos", "Neg")),
+            f"{MOTOR}.DIR": choice(("Pos", "Neg")),
             **{
                 f"{MOTOR}.{name}": ChannelDouble(value=value, precision=3)
                 for name, value in fields.items()
@@ -199,62 +116,167 @@ class Beamline:
             max(CLOCK_S, round(exposure_s / CLOCK_S) * CLOCK_S)
         )
 
-    async def look_for_path(self):
-        path = str(self[f"{HDF}FilePath"])
-        await self[f"{HDF}FilePathExists_RBV"].write(int(Path(path).is_dir()))
-        if path and not path.endswith("/"):
-            await self[f"{HDF}FilePath"].write(f"{path}/")
-
-    async def capture(self):
-        if self.file is not None:
-            self.file.close()
-            self.file = None
-        if not self.number(f"{HDF}Capture"):
-            return
-        template, number = str(self[f"{HDF}FileTemplate"]), int(self.number(f"{HDF}FileNumber"))
-        parts = (str(self[f"{HDF}FilePath"]), str(self[f"{HDF}FileName"]), number)
-        name = template % parts[: template.count("%")]
-        shape, swmr = self.scene.rate.shape, self.number(f"{HDF}SWMRMode")
-        self.file = h5py.File(name, "w", libver="latest" if swmr else None)
-        self.file.create_dataset(
-            "/entry/data/data", (0, *shape), np.uint32, maxshape=(None, *shape), chunks=(1, *shape)
-        )
-        if swmr:
-            self.file.swmr_mode = True
-        await self[f"{HDF}FullFileName_RBV"].write(name)
-        await self[f"{HDF}NumCaptured_RBV"].write(0)
-        await self.count(f"{HDF}FileNumber")
-
-    async def flush(self):
-        if self.file is not None and self.file.swmr_mode:
-            self.file["/entry/data/data"].flush()
-        await self[f"{HDF}FlushNow"].write(0)
-
     async def acquire(self):
         if not self.number(f"{CAMERA}Acquire"):
             return
         for _ in range(max(1, int(self.number(f"{CAMERA}NumImages")))):
             exposure_s = self.number(f"{CAMERA}AcquireTime")
             await asyncio.sleep(exposure_s)
-            frame = self.rng.poisson(self.scene.rate * exposure_s).astype(np.uint32)
-            frame[self.scene.mask] = np.iinfo(np.uint32).max
+            frame = self.frame(exposure_s)
+            for axis, size in zip("YX", frame.shape[:2], strict=True):
+                await self[f"{CAMERA}ArraySize{axis}_RBV"].write(size)
             await self.count(f"{CAMERA}ArrayCounter")
-            if self.number(f"{HDF}EnableCallbacks"):
-                await self.write(frame)
+            for plugin in self.plugins:
+                await plugin.take(frame)
         await self[f"{CAMERA}Acquire"].write(0)
 
-    async def write(self, frame):
+    def frame(self, exposure_s):
+        """Return what the camera sees, (H, W), or (H, W, 3) in colours."""
+        dtype = np.dtype(TYPES[self.number(f"{CAMERA}DataType")].lower())
+        frame = self.rng.poisson(self.scene.rate * exposure_s).astype(dtype)
+        frame[self.scene.mask] = np.iinfo(dtype).max if dtype.kind == "u" else 0
+        height, width = (int(self.number(f"{CAMERA}Size{axis}")) for axis in "YX")
+        frame = frame[:height, :width]
+        colours = COLOURS[self.number(f"{CAMERA}ColorMode")] == "RGB1"
+        return np.repeat(frame[..., None], 3, axis=-1) if colours else frame
+
+
+class FilePlugin:
+    """What writes frames into files."""
+
+    ending = kind = ""
+
+    def __init__(self, beamline, group):
+        self.beamline, self.group = beamline, group
+        beamline.add(group, self.channels())
+
+    def channels(self):
+        numbers = {"NumCapture": 0, "NumCaptured_RBV": 0, "FileNumber": 0, "ArrayCounter": 0}
+        # It has seen no frame yet, so it does not know how large they are.
+        numbers |= {"NDimensions_RBV": 2, "ArraySize0_RBV": 0, "ArraySize1_RBV": 0}
+        numbers |= {"ArraySize2_RBV": 0, "CreateDirectory": 0}
+        choices = {"EnableCallbacks": ON, "WriteStatus": ("Ok", "Bad"), "FilePathExists_RBV": YES}
+        choices |= dict.fromkeys(
+            ("BlockingCallbacks", "AutoIncrement", "AutoSave", "LazyOpen"), YES
+        )
+        choices |= {"FileWriteMode": ("Single", "Capture", "Stream")}
+        return self.beamline.both() | {
+            **{name: ChannelInteger(value=value) for name, value in numbers.items()},
+            **{name: choice(of) for name, of in choices.items()},
+            "Capture": acting(ChannelEnum, self.capture)(enum_strings=["Done", "Capture"], value=0),
+            "FilePath": acting(Text, self.look_for_path)(),
+            "FileTemplate": Text(f"%s%s_%6.6d.{self.ending}"),
+            "FullFileName_RBV": Text(),
+            "NDArrayPort": ChannelString(value="CAM"),
+            "PortName_RBV": ChannelString(value=self.group.removesuffix("1:")),
+            "PluginType_RBV": ChannelString(value=self.kind),
+        }
+
+    def __getitem__(self, name):
+        return self.beamline[self.group + name]
+
+    def number(self, name):
+        return self.beamline.number(self.group + name)
+
+    async def look_for_path(self):
+        path = str(self["FilePath"])
+        await self["FilePathExists_RBV"].write(int(Path(path).is_dir()))
+        if path and not path.endswith("/"):
+            await self["FilePath"].write(f"{path}/")
+
+    async def next_name(self):
+        """Return the name of the next file."""
+        template, number = str(self["FileTemplate"]), int(self.number("FileNumber"))
+        parts = (str(self["FilePath"]), str(self["FileName"]), number)
+        name = template % parts[: template.count("%")]
+        await self["FullFileName_RBV"].write(name)
+        await self.beamline.count(f"{self.group}FileNumber")
+        return name
+
+    async def capture(self):
+        await self["NumCaptured_RBV"].write(0)
+
+    async def take(self, frame):
+        if not self.number("EnableCallbacks"):
+            return
         for axis, size in enumerate(reversed(frame.shape)):
-            await self[f"{HDF}ArraySize{axis}_RBV"].write(size)
-        await self.count(f"{HDF}ArrayCounter")
+            await self[f"ArraySize{axis}_RBV"].write(size)
+        await self.beamline.count(f"{self.group}ArrayCounter")
+        single = not self.number("FileWriteMode") and self.number("AutoSave")
+        if single or self.number("Capture"):
+            await self.write(frame, single)
+            await self.beamline.count(f"{self.group}NumCaptured_RBV")
+
+
+class TIFFPlugin(FilePlugin):
+    """A file for each frame."""
+
+    ending, kind = "tiff", "NDFileTIFF"
+
+    async def write(self, frame, single):
+        tifffile.imwrite(await self.next_name(), frame)
+
+
+class HDF5Plugin(FilePlugin):
+    """A file for all frames of a capture; in the mode Single, for each."""
+
+    ending, kind = "h5", "NDFileHDF5"
+
+    def __init__(self, beamline, group, swmr, dataset):
+        self.swmr, self.dataset, self.file = swmr, dataset, None
+        super().__init__(beamline, group)
+
+    def channels(self):
+        height, width = self.beamline.scene.rate.shape
+        numbers = {"NumFramesFlush": 0, "NumFramesChunks": 1}
+        numbers |= {"NumRowChunks": height, "NumColChunks": width}
+        switches = ("ChunkSizeAuto", "PositionMode", "StoreAttr", "StorePerform")
+        return super().channels() | {
+            **{name: ChannelInteger(value=value) for name, value in numbers.items()},
+            **{name: choice(YES) for name in switches},
+            "Compression": choice(COMPRESSIONS),
+            "SWMRMode": choice(("Off", "On")),
+            "SWMRSupported_RBV": choice(("Not Supported", "Supported"), int(self.swmr)),
+            "FlushNow": acting(ChannelEnum, self.flush)(enum_strings=["Done", "Flush"], value=0),
+        }
+
+    async def capture(self):
+        await super().capture()
         if self.file is not None:
-            frames = self.file["/entry/data/data"]
-            frames.resize(len(frames) + 1, 0)
-            frames[-1] = frame
-            each = self.number(f"{HDF}NumFramesFlush")
-            if self.file.swmr_mode and each and len(frames) % each == 0:
-                frames.flush()
-            await self[f"{HDF}NumCaptured_RBV"].write(len(frames))
+            self.file.close()
+            self.file = None
+        if self.number("Capture"):
+            libver = "latest" if self.number("SWMRMode") else None
+            self.file = h5py.File(await self.next_name(), "w", libver=libver)
+            if not self.number("LazyOpen"):
+                self.make_dataset(self.beamline.frame(0))
+
+    def make_dataset(self, frame):
+        shape = frame.shape
+        self.file.create_dataset(
+            self.dataset, (0, *shape), frame.dtype, maxshape=(None, *shape), chunks=(1, *shape)
+        )
+        if self.number("SWMRMode"):
+            self.file.swmr_mode = True
+
+    async def flush(self):
+        if self.file is not None and self.file.swmr_mode:
+            self.file[self.dataset].flush()
+        await self["FlushNow"].write(0)
+
+    async def write(self, frame, single):
+        if single:
+            with h5py.File(await self.next_name(), "w") as file:
+                file[self.dataset] = frame
+            return
+        if self.dataset not in self.file:
+            self.make_dataset(frame)
+        frames = self.file[self.dataset]
+        frames.resize(len(frames) + 1, 0)
+        frames[-1] = frame
+        each = self.number("NumFramesFlush")
+        if self.file.swmr_mode and each and len(frames) % each == 0:
+            frames.flush()
 
 
 async def ready(library):
@@ -262,5 +284,9 @@ async def ready(library):
 
 
 if __name__ == "__main__":
-    beamline = Beamline(sys.argv[1], "--no-swmr" not in sys.argv)
+    options = {"swmr": "--no-swmr" not in sys.argv}
+    for given in sys.argv:
+        if given.startswith("--dataset="):
+            options["dataset"] = given.partition("=")[2]
+    beamline = Beamline(sys.argv[1], **options)
     run(beamline.pvs, interfaces=["127.0.0.1"], startup_hook=ready)

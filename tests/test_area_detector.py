@@ -45,20 +45,25 @@ def ioc(*options):
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        assert process.stdout.readline() == "ready\n"
-        yield where
-        process.kill()
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield where
+        finally:
+            process.kill()
 
 
 def beamline(tmp_path, uri, detector):
     """Return a profile that somebody has edited."""
     profile = profile_copy(tmp_path, "profile_area_detector")
     (tmp_path / "raw").mkdir()
+    # Here the files that the IOC writes are under another path.
+    (tmp_path / "mounted").symlink_to(tmp_path / "raw")
+    paths = {"write_path": f"{tmp_path}/raw/", "read_path": f"{tmp_path}/mounted/"}
     edited = {
         "tiled_uri": uri,
         "timeout_s": 20,
         "motors": {"theta": "SIM:m1"},
-        "detectors": {"pilatus": {"write_path": f"{tmp_path}/raw/", **detector}},
+        "detectors": {"pilatus": {**paths, **detector}},
         "denoise": {
             "data_keys": ["pilatus"],
             "frames_directory": str(tmp_path / "denoised"),
@@ -79,13 +84,12 @@ def scanned(tmp_path, layer, code, *options):
             (run,) = client.values()
             read = {name: run[name].base for name in run}
             numbers = read["denoised"]["internal"].read()
+            raw_key = "pilatus_image" if layer == "ophyd" else "pilatus"
             frames = {
                 name: read[name][key].read()
-                for name, key in (
-                    ("primary", "pilatus_image" if layer == "ophyd" else "pilatus"),
-                    ("denoised", "pilatus"),
-                )
+                for name, key in (("primary", raw_key), ("denoised", "pilatus"))
             }
+            assert "/mounted/" in str(read["primary"][raw_key].data_sources())
             return printed, run.metadata["start"], set(run), frames, numbers
 
 

@@ -77,6 +77,22 @@ def growing(tmp_path):
 # HDF5
 
 
+@pytest.mark.parametrize(
+    ("elsewhere", "held"),
+    [
+        ("/entry/instrument/detector/data", "it has frames in /entry/instrument/detector/data"),
+        ("/entry/data", "nor other frames"),
+    ],
+)
+def test_frames_that_a_layout_puts_elsewhere_are_told(tmp_path, counts, elsewhere, held):
+    with h5py.File(tmp_path / "det.h5", "w") as file:
+        file[elsewhere] = counts if "instrument" in elsewhere else 1.0
+    source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
+    message = rf"det\.h5 has no dataset '{DATASET}', {held}\. .*`dataset` in the resource_kwargs"
+    with pytest.raises(FrameNotReady, match=message):
+        read_until(source, 0, time.monotonic())
+
+
 @pytest.mark.parametrize("declared", [(16, 20), (1, 16, 20)])
 def test_a_growing_file_is_read_frame_by_frame(tmp_path, growing, counts, declared):
     source = open_source(resource(tmp_path / "det.h5"), descriptor(declared))
@@ -103,7 +119,8 @@ def test_a_frame_that_comes_late_is_waited_for(tmp_path, growing, counts):
 def test_a_file_that_is_not_there_yet_is_waited_for(tmp_path, counts):
     path = tmp_path / "late.h5"
     source = open_source(resource(path), descriptor((16, 20)))
-    with pytest.raises(FrameNotReady, match=r"frame 0 is not readable: .*late\.h5"):
+    message = r"frame 0 is not readable: .*No such file.*late\.h5'\. Where the IOC sees the files"
+    with pytest.raises(FrameNotReady, match=message):
         read_until(source, 0, time.monotonic())
     path.write_bytes(b"")
     with pytest.raises(FrameNotReady, match="frame 0 is not readable"):
@@ -276,6 +293,14 @@ def test_a_tiff_with_two_pages_has_two_frames(tmp_path, counts):
     np.testing.assert_array_equal(as_stack(source.read(0), "det"), counts[:2])
 
 
+def test_a_file_of_another_shape_than_the_descriptor_has_is_told_with_what_to_do(tmp_path, counts):
+    source, path = series(tmp_path, "tif")
+    write(path(0), counts[0, :10])
+    message = r"10, 20\).* the descriptor has \(16, 20\) for a point\. .*take one before"
+    with pytest.raises(FrameNotReady, match=message):
+        read_until(source, 0, time.monotonic())
+
+
 def test_no_file_stays_open_after_a_series_was_read(tmp_path, counts):
     import psutil
 
@@ -304,15 +329,29 @@ def test_frames_become_a_stack(shape, stack):
     assert as_stack(np.zeros(shape), "det").shape == stack
 
 
+@pytest.mark.parametrize("shape", [(16, 20, 3), (1, 16, 20, 3), (16, 20, 4)])
+def test_colours_are_no_frames(shape):
+    with pytest.raises(FrameShapeError, match=rf"has shape {re.escape(str(shape))}, which is colo"):
+        as_stack(np.zeros(shape), "det")
+
+
 @pytest.mark.parametrize("shape", [(), (16,), (2, 2, 16, 20), (0, 16, 20), (16, 0)])
 def test_what_is_no_stack_of_frames_is_refused_with_its_shape(shape):
     with pytest.raises(FrameShapeError, match=rf"'det' has shape {re.escape(str(shape))}; expect"):
         as_stack(np.zeros(shape), "det")
 
 
-@pytest.mark.parametrize("mimetype", ["application/octet-stream", "application/x-weird"])
-def test_a_kind_of_file_that_nothing_reads_is_named(mimetype):
+def test_a_kind_of_file_that_nothing_reads_is_named():
     with pytest.raises(DenoiseError) as refusal:
-        open_source(resource("/data/a.xyz", mimetype), descriptor((16, 20)))
-    for told in ("/data/a.xyz", repr(mimetype), "application/x-hdf5", TIFF, NPY, "AD_HDF5"):
+        open_source(resource("/data/a.xyz", "application/x-weird"), descriptor((16, 20)))
+    for told in ("/data/a.xyz", "'application/x-weird'", "application/x-hdf5", TIFF, NPY):
         assert told in str(refusal.value)
+
+
+def test_a_spec_that_nothing_reads_is_named_with_what_to_do():
+    eiger = resource("/data/a", "application/octet-stream", spec="AD_EIGER_MX")
+    with pytest.raises(DenoiseError) as refusal:
+        open_source(eiger, descriptor((16, 20)))
+    for told in ("/data/a", "'AD_EIGER_MX'", "AD_HDF5, ", "AD_TIFF", "areaDetector's HDF5 plugin"):
+        assert told in str(refusal.value)
+    assert "octet-stream" not in str(refusal.value)

@@ -9,6 +9,7 @@ from tiled.client import from_uri
 
 from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.resources import RESOURCE_PATCHES
 from bluesky_denoise.startup import closed_at_exit, newest_scan_id, profile_directory
 
 PROFILE = profile_directory("beamline.yaml", globals().get("__file__"))
@@ -35,5 +36,10 @@ if BEAMLINE.get("tiled_uri"):
     RE.md["scan_id"] = newest_scan_id(cat)
     # A server error must not end a scan: what Tiled does not take is kept here.
     RE.subscribe(
-        TiledWriter(cat, batch_size=1, backup_dictionary=RawBackup(PROFILE / "raw_backup"))
+        TiledWriter(
+            cat,
+            batch_size=1,
+            patches=RESOURCE_PATCHES,
+            backup_dictionary=RawBackup(PROFILE / "raw_backup"),
+        )
     )

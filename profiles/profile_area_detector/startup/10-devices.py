@@ -69,7 +69,7 @@ KINDS = {
 """Modules of ophyd_async.epics, and their detectors."""
 
 
-def async_detector(name, prefix, kind, write_path):
+def async_detector(name, prefix, kind, write_path, read_path=None):
     """Make an areaDetector with its HDF5 plugin, through ophyd-async."""
     from importlib import import_module
 
@@ -79,7 +79,8 @@ def async_detector(name, prefix, kind, write_path):
     if kind not in KINDS:
         raise KeyError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
     detector_class = getattr(import_module(f"ophyd_async.epics.{kind}"), KINDS[kind])
-    provider = StaticPathProvider(UUIDFilenameProvider(), Path(write_path))
+    seen_at = f"file://localhost{read_path}" if read_path else None
+    provider = StaticPathProvider(UUIDFilenameProvider(), write_path, seen_at)
     with init_devices(timeout=TIMEOUT_S):
         writer = ADWriterFactory.hdf(provider)
         detector = detector_class(prefix, writer, name=name)
