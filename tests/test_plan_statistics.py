@@ -172,6 +172,39 @@ def test_a_peak_is_found_at_its_place_with_its_width():
     assert found.significance > 5
 
 
+@pytest.mark.parametrize("num", [5, 9, 15])
+def test_a_background_that_rises_evenly_is_no_peak(num):
+    rng = np.random.default_rng(6)
+    x, level = np.linspace(-1, 1, num), np.ones(num)
+    chances = [search_peak(x, 2 * x + rng.normal(size=num), level).p_value for _ in range(1000)]
+    # Three standard deviations of the 50 scans that chance gives. A steep slope is no peak either.
+    assert np.mean(np.array(chances) <= 0.05) < 0.05 * 1.45
+    noise = rng.normal(size=num)
+    flat, steep = (search_peak(x, slope * x + noise, level) for slope in (0, 1000))
+    assert steep.significance == pytest.approx(flat.significance, rel=1e-6)  # rounding
+
+
+@pytest.mark.parametrize("slope", [0, 100])
+def test_the_height_of_a_peak_is_above_the_line_under_it(slope):
+    x = np.linspace(-1, 1, 21)
+    peak = 30 * np.exp(-0.5 * ((x - 0.2) / 0.1) ** 2)
+    found = search_peak(x, 500 + slope * x + peak, np.ones(21))
+    assert (found.position, found.width) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert found.height == pytest.approx(30)
+    assert found.significance == pytest.approx(30 / found.height_error)
+
+
+@pytest.mark.parametrize("num", [5, 7, 9])
+def test_a_wide_peak_in_few_points_is_not_told_far_too_high(num):
+    rng, x = np.random.default_rng(3), np.arange(float(num))
+    peak = 8 * np.exp(-0.5 * ((x - 0.45 * num) / (num / 4)) ** 2)
+    finds = [search_peak(x, peak + rng.normal(size=num), np.ones(num)) for _ in range(200)]
+    heights = [found.height for found in finds if found.p_value < 0.02]
+    # Beside a line little is left of it: a third of the height is told from so few points.
+    assert np.mean(heights) == pytest.approx(8, rel=0.35)
+    assert max(found.height_error for found in finds) < 1 / 0.2
+
+
 def test_points_without_numbers_are_left_out_of_the_search():
     x, y, error = weak_scan(np.random.default_rng(4), 21, 60, 20)
     y[3] = np.nan
