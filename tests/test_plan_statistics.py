@@ -61,6 +61,37 @@ def test_a_frame_without_numbers_counts_as_taken_but_not_as_exposure():
     assert not tally.reached
 
 
+@pytest.mark.parametrize("peak", [0.1, 1.0])
+@pytest.mark.parametrize("background", [0.0, 0.2])
+def test_frames_with_hardly_a_photon_are_not_more_than_the_point_needs(peak, background):
+    rng, border = np.random.default_rng(5), 2.0
+    frames, intensities, pulls = [], [], []
+    for _ in range(300):
+        tally = ExposureTally(0.2, 100_000)
+        while not tally.enough:
+            inside, around = rng.poisson(peak + background), rng.poisson(border * background)
+            # As `measure_roi` has it: no photon seen is not no uncertainty.
+            variance = max(inside + around / border**2, 1)
+            tally.add((inside - around / border) / 0.5, np.sqrt(variance) / 0.5, 0.5)
+        frames.append(tally.frames)
+        intensities.append(0.5 * tally.intensity)
+        pulls.append((0.5 * tally.intensity - peak) / (0.5 * tally.error))
+    needed = (peak + background * (1 + 1 / border)) / (0.2 * peak) ** 2
+    # Whole counts overshoot what was asked, and early stops save some: both of second order.
+    assert np.mean(frames) == pytest.approx(needed, rel=0.15)
+    assert np.mean(intensities) == pytest.approx(peak, rel=0.2**2 + 3 * 0.2 / np.sqrt(300))
+    assert np.std(pulls) == pytest.approx(1.0, abs=0.13)  # 0.04 for 300 points: 3 sigma
+
+
+def test_no_photon_in_a_whole_point_is_known_to_one_count():
+    tally = ExposureTally(0.1, 100, absolute_error=0.1)
+    while not tally.enough:
+        assert not tally.reached
+        tally.add(0.0, 1.0, 1.0)
+    assert tally.frames == 10
+    assert (tally.intensity, tally.error) == (0.0, pytest.approx(0.1))
+
+
 def test_an_absolute_error_spares_points_without_a_peak():
     tally = ExposureTally(0.1, 100, absolute_error=2.0)
     while not tally.enough:
