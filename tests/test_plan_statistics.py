@@ -61,6 +61,37 @@ def test_a_frame_without_numbers_counts_as_taken_but_not_as_exposure():
     assert not tally.reached
 
 
+@pytest.mark.parametrize("peak", [0.1, 1.0])
+@pytest.mark.parametrize("background", [0.0, 0.2])
+def test_frames_with_hardly_a_photon_are_not_more_than_the_point_needs(peak, background):
+    rng, border = np.random.default_rng(5), 2.0
+    frames, intensities, pulls = [], [], []
+    for _ in range(300):
+        tally = ExposureTally(0.2, 100_000)
+        while not tally.enough:
+            inside, around = rng.poisson(peak + background), rng.poisson(border * background)
+            # As `measure_roi` has it: no photon seen is not no uncertainty.
+            variance = max(inside + around / border**2, 1)
+            tally.add((inside - around / border) / 0.5, np.sqrt(variance) / 0.5, 0.5)
+        frames.append(tally.frames)
+        intensities.append(0.5 * tally.intensity)
+        pulls.append((0.5 * tally.intensity - peak) / (0.5 * tally.error))
+    needed = (peak + background * (1 + 1 / border)) / (0.2 * peak) ** 2
+    # Whole counts overshoot what was asked, and early stops save some: both of second order.
+    assert np.mean(frames) == pytest.approx(needed, rel=0.15)
+    assert np.mean(intensities) == pytest.approx(peak, rel=0.2**2 + 3 * 0.2 / np.sqrt(300))
+    assert np.std(pulls) == pytest.approx(1.0, abs=0.13)  # 0.04 for 300 points: 3 sigma
+
+
+def test_no_photon_in_a_whole_point_is_known_to_one_count():
+    tally = ExposureTally(0.1, 100, absolute_error=0.1)
+    while not tally.enough:
+        assert not tally.reached
+        tally.add(0.0, 1.0, 1.0)
+    assert tally.frames == 10
+    assert (tally.intensity, tally.error) == (0.0, pytest.approx(0.1))
+
+
 def test_an_absolute_error_spares_points_without_a_peak():
     tally = ExposureTally(0.1, 100, absolute_error=2.0)
     while not tally.enough:
@@ -170,6 +201,39 @@ def test_a_peak_is_found_at_its_place_with_its_width():
     assert found.width == pytest.approx(0.15, abs=0.08)
     assert 0 < found.p_value < 1e-3  # a chance is never reported as none
     assert found.significance > 5
+
+
+@pytest.mark.parametrize("num", [5, 9, 15])
+def test_a_background_that_rises_evenly_is_no_peak(num):
+    rng = np.random.default_rng(6)
+    x, level = np.linspace(-1, 1, num), np.ones(num)
+    chances = [search_peak(x, 2 * x + rng.normal(size=num), level).p_value for _ in range(1000)]
+    # Three standard deviations of the 50 scans that chance gives. A steep slope is no peak either.
+    assert np.mean(np.array(chances) <= 0.05) < 0.05 * 1.45
+    noise = rng.normal(size=num)
+    flat, steep = (search_peak(x, slope * x + noise, level) for slope in (0, 1000))
+    assert steep.significance == pytest.approx(flat.significance, rel=1e-6)  # rounding
+
+
+@pytest.mark.parametrize("slope", [0, 100])
+def test_the_height_of_a_peak_is_above_the_line_under_it(slope):
+    x = np.linspace(-1, 1, 21)
+    peak = 30 * np.exp(-0.5 * ((x - 0.2) / 0.1) ** 2)
+    found = search_peak(x, 500 + slope * x + peak, np.ones(21))
+    assert (found.position, found.width) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert found.height == pytest.approx(30)
+    assert found.significance == pytest.approx(30 / found.height_error)
+
+
+@pytest.mark.parametrize("num", [5, 7, 9])
+def test_a_wide_peak_in_few_points_is_not_told_far_too_high(num):
+    rng, x = np.random.default_rng(3), np.arange(float(num))
+    peak = 8 * np.exp(-0.5 * ((x - 0.45 * num) / (num / 4)) ** 2)
+    finds = [search_peak(x, peak + rng.normal(size=num), np.ones(num)) for _ in range(200)]
+    heights = [found.height for found in finds if found.p_value < 0.02]
+    # Beside a line little is left of it: a third of the height is told from so few points.
+    assert np.mean(heights) == pytest.approx(8, rel=0.35)
+    assert max(found.height_error for found in finds) < 1 / 0.2
 
 
 def test_points_without_numbers_are_left_out_of_the_search():

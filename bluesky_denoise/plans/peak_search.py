@@ -14,8 +14,11 @@ _WIDTHS_STEPS = (0.6, 1.0, 1.6, 2.5, 4.0)
 """Widths that are tried, standard deviations in steps of the scan."""
 _TRIALS = 20_000
 _FEWEST_POINTS = 5
-_FARTHEST_STEPS, _LEAST_NORM = 1.5, 1e-3
-"""A peak is sought so near to a usable point, and only if the points see so much of it."""
+_FARTHEST_STEPS = 1.5
+"""A peak is sought so near to a usable point."""
+_LEAST_SHARE = 0.2
+"""Of a peak that is seen whole, beside a line: less of a wide one is nearly a parabola, of which
+neither position nor height can be told."""
 LEAST_P_VALUE = 1 / (1 + _TRIALS)
 """No chance below this can be told."""
 
@@ -29,7 +32,7 @@ class PeakCandidate:
     width: float
     """Its standard deviation, in the unit of the motor; one of those that were tried."""
     height: float
-    """Counts / s above the constant under it."""
+    """Counts / s above the straight line under it."""
     height_error: float
     """Standard deviation of the height, counts / s."""
     significance: float
@@ -44,9 +47,9 @@ def search_peak(
     """Find the most significant peak, with the chance that there is none.
 
     Gaussians of several widths, at each point and between the points, are fitted with a
-    constant under them. Without a peak all points have the same error, so the mean
-    variance stands for each: errors that are themselves from few counts are small where
-    the counts happen to be low, and would favour chance peaks.
+    straight line under them: a background that drifts is no peak. Without a peak all points
+    have the same error, so the mean variance stands for each: errors that are themselves from
+    few counts are small where the counts happen to be low, and would favour chance peaks.
 
     Parameters
     ----------
@@ -81,7 +84,7 @@ def search_peak(
     variance = float(np.mean(sigma[usable] ** 2))
     if not variance > 0:
         return None
-    centres, widths, templates = _templates(len(x), usable.tobytes())
+    centres, widths, norms, templates = _templates(len(x), usable.tobytes())
     z = templates @ y[usable] / np.sqrt(variance)
     best = int(z.argmax())
     step = (x[-1] - x[0]) / (len(x) - 1)
@@ -89,47 +92,41 @@ def search_peak(
     # (1 + k) / (1 + n): a chance is never reported as 0.
     null = _null(len(x), usable.tobytes())
     p_value = (1 + int((null >= z_best).sum())) / (1 + len(null))
-    norm = _shape_norm(len(x), usable, centres[best], widths[best])
     return PeakCandidate(
         position=float(x[0] + centres[best] * step),
         width=float(widths[best] * abs(step)),
-        height=z_best * np.sqrt(variance) / norm,
-        height_error=float(np.sqrt(variance) / norm),
+        height=float(z_best * np.sqrt(variance) / norms[best]),
+        height_error=float(np.sqrt(variance) / norms[best]),
         significance=z_best,
         p_value=p_value,
     )
 
 
-def _shapes(n: int, centres: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Return Gaussians of height 1: (m, n)."""
-    return np.exp(-0.5 * ((np.arange(n) - centres[:, None]) / widths[:, None]) ** 2)
-
-
-def _shape_norm(n: int, usable: np.ndarray, centre: float, width: float) -> float:
-    shape = _shapes(n, np.array([centre]), np.array([width]))[0, usable]
-    return float(np.linalg.norm(shape - shape.mean()))
-
-
 @lru_cache(maxsize=32)
-def _templates(n: int, usable: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return centres and widths, (m,) in steps, and templates of norm 1 and sum 0."""
-    used = np.frombuffer(usable, bool)
+def _templates(n: int, usable: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return centres and widths in steps, norms, all (m,), and templates.
+
+    A template (n,) is what of a Gaussian of height 1 no straight line can be, over its norm.
+    """
+    at = np.flatnonzero(np.frombuffer(usable, bool))
     # Half steps; a peak must have a point on either side, to be told from a slope.
     grid = np.arange(1.0, n - 1.5, 0.5)
     centres, widths = (a.ravel() for a in np.meshgrid(grid, np.array(_WIDTHS_STEPS)))
-    shapes = _shapes(n, centres, widths)[:, used]
-    shapes -= shapes.mean(axis=1, keepdims=True)
+    shapes = np.exp(-0.5 * ((at - centres[:, None]) / widths[:, None]) ** 2)
+    line = np.linalg.qr(np.stack([np.ones(len(at)), at], axis=1))[0]  # (n, 2), orthonormal
+    shapes -= (shapes @ line) @ line.T
     norms = np.linalg.norm(shapes, axis=1)
     # In a gap, where no point was measured, there is nothing to find.
-    near = np.abs(centres[:, None] - np.flatnonzero(used)).min(axis=1) <= _FARTHEST_STEPS
-    seen = near & (norms > _LEAST_NORM)
-    return centres[seen], widths[seen], shapes[seen] / norms[seen, None]
+    near = np.abs(centres[:, None] - at).min(axis=1) <= _FARTHEST_STEPS
+    whole = np.sqrt(np.sqrt(np.pi) * widths)
+    seen = near & (norms > _LEAST_SHARE * whole)
+    return centres[seen], widths[seen], norms[seen], shapes[seen] / norms[seen, None]
 
 
 @lru_cache(maxsize=32)
 def _null(n: int, usable: bytes) -> np.ndarray:
     """Return the highest significance of each of many scans without a peak."""
-    templates = _templates(n, usable)[2]
+    templates = _templates(n, usable)[3]
     rng = np.random.default_rng(0)
     highest = [
         (rng.standard_normal((1000, templates.shape[1])) @ templates.T).max(axis=1)

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 __all__ = ["ExposureTally"]
 
+_ONE_COUNT = 1 + 1e-6
+"""Variance of a frame up to which its error may be that of no photon; with rounding."""
+
 
 @dataclass
 class ExposureTally:
@@ -15,6 +18,10 @@ class ExposureTally:
     counts happen to be high: the mean of what is saved would be too high by ``k error**2``
     (relative, with k between 1 for a peak alone and 2 for a peak under a strong
     background). :attr:`intensity` is corrected for this.
+
+    A frame without a photon has an error of one count all the same (`measure_roi`). A point has
+    it once, not once for each such frame; where the border is smaller than the region, the error
+    of such a frame is above one count, and is not known from that of photons.
 
     Notes
     -----
@@ -41,7 +48,8 @@ class ExposureTally:
     exposure_s: float = 0.0
     """Exposure of the frames that are used, seconds."""
     _counts: float = field(default=0.0, repr=False)
-    _variance: float = field(default=0.0, repr=False)
+    _photons_variance: float = field(default=0.0, repr=False)
+    _least_variance: float = field(default=0.0, repr=False)
     _used: int = field(default=0, repr=False)
 
     def add(self, intensity: float, error: float, exposure_s: float, images: int = 1) -> None:
@@ -61,8 +69,17 @@ class ExposureTally:
             return
         self._used += 1
         self.exposure_s += exposure_s
-        self._counts += intensity * exposure_s
-        self._variance += (error * exposure_s) ** 2
+        counts, variance = intensity * exposure_s, (error * exposure_s) ** 2
+        self._counts += counts
+        if variance < _ONE_COUNT:
+            # One photon, or none but in the border, has a square that is no less than its variance.
+            self._least_variance = max(self._least_variance, variance)
+            variance = min(variance, counts**2)
+        self._photons_variance += variance
+
+    @property
+    def _variance(self) -> float:
+        return max(self._photons_variance, self._least_variance)
 
     @property
     def error(self) -> float:
