@@ -120,6 +120,38 @@ def fringes(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
         print(f"{kind:21s}{cells}")
 
 
+def many_peaks(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
+    """Count flags on frames with 25 peaks, and with what the estimate lost put back into it."""
+    print("25 peaks of 10 to 1000 times the level, sigma 1 to 3, 195 x 487 pixels: flagged,")
+    print("still flagged with peaks put back that keep less than half, flagged with the true rate")
+    shape, total = (195, 487), np.zeros(3, int)
+    rows, cols = np.mgrid[: shape[0], : shape[1]]
+    background = 0.3 + 1.5 * np.exp(-np.hypot(rows - 90, cols - 200) / 150)
+    for level in (0.03, 0.1, 0.3, 1.0, 10.0):
+        found = np.zeros(3, int)
+        for _ in range(draws):
+            peaks = [
+                Peak(*rng.uniform(5, (190, 480)), level / 2 * 10 ** rng.uniform(1, 3), sigma, sigma)
+                for sigma in rng.uniform(1, 3, 25)
+            ]
+            images = [gaussian_peak(shape, peak) for peak in peaks]
+            truth = level / 2 * background + sum(images)
+            seen, others = rng.poisson(truth), rng.poisson(truth)
+            denoised = denoiser.denoise(seen, 1.0)
+            mended = denoised.rate.astype(np.float64)
+            for peak, image in zip(peaks, images, strict=True):
+                core = np.hypot(rows - peak.row, cols - peak.col) < peak.width_row_px
+                if (denoised.rate - truth)[core].sum() < -0.5 * image[core].sum():
+                    mended += image
+            stated = {"seen": seen, "sigma": denoised.sigma}
+            found[0] += not audit_rate(others, denoised.rate, **stated).ok
+            found[1] += not audit_rate(others, mended, **stated).ok
+            found[2] += not audit_rate(others, truth, seen=seen).ok
+        total += found
+        print(f"level {level:5.2f}: {', '.join(map(str, found))} of {draws}", flush=True)
+    print(f"together:    {', '.join(map(str, total))} of {5 * draws}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=40)
@@ -131,6 +163,7 @@ def main() -> None:
     alarms(denoiser, 5 * given.draws, rng)
     defects(denoiser, given.draws // 2, rng)
     fringes(denoiser, given.draws, rng)
+    many_peaks(denoiser, given.draws // 2, np.random.default_rng([given.seed, 25]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from bluesky_denoise.evaluation.detection import DetectionLimit
 from bluesky_denoise.evaluation.exposure_ratio import ExposureRatio
 from bluesky_denoise.evaluation.false_peaks import FalsePeaks
 from bluesky_denoise.evaluation.gates import GATES, judge
+from bluesky_denoise.evaluation.known_sets import KNOWN_SETS
 from bluesky_denoise.evaluation.neighbours import NeighbourScore
 from bluesky_denoise.evaluation.peaks import PeakScore
 from bluesky_denoise.evaluation.regions import RegionScore
@@ -33,6 +34,10 @@ def neighbour(method="ours", error=0.1, contrast=1.0, fraction=1.0, flux=1.0):
 
 def spots(kept=1.0, lost=0, held_out="yes", significance="3 to 10"):
     return SpotScore("scan", held_out, "ours", significance, 50, kept, kept, lost)
+
+
+def shift(flagged, held_out="yes", name="scan"):
+    return ShiftScore(name, held_out, "smeared", 20, flagged, 5, 0)
 
 
 def peak(method="ours", strength=10.0, shape="round", sums=0.0, shift=(0, 0), width=(1, 1)):
@@ -148,8 +153,8 @@ CASES = {
     "failures on measured frames": [
         (
             "shift",
-            [ShiftScore("scan", "smeared", 20, 19, 5, 0)],
-            [ShiftScore("scan", "smeared", 20, 20, 5, 0), ShiftScore("b", "ours", 20, 17, 5, 0)],
+            [shift(19), shift(0, "trained on", "b")],
+            [shift(20), shift(17, "sample seen", "b"), shift(20, "trained on", "c")],
         ),
     ],
     "noise-corrected error, below BM3D's": [
@@ -257,6 +262,28 @@ def test_what_has_no_limit_is_told_and_not_judged():
         "never",
         "ring 3.0",
     ]
+
+
+def test_what_was_trained_on_is_told_and_not_judged():
+    name = "failures on measured frames"
+    found = gate(name, "shift", [shift(20, "trained on"), shift(17, "trained on", "b")])
+    told = "trained on, not judged: 37 of 40, on 2 series; 0 of 10 right ones flagged"
+    assert (found.figure, found.met) == (told, None)
+    found = gate(name, "shift", [shift(19), shift(17, "trained on", "b")])
+    assert found.figure == (
+        "19 of 20, on 1 series; 0 of 5 right ones flagged; "
+        "trained on, not judged: 17 of 20, on 1 series; 0 of 5 right ones flagged"
+    )
+    found = gate("counts kept, in each class", "spots", [spots(held_out="trained on")])
+    assert found.met is None
+    assert found.figure.startswith("trained on, not judged: 1.000 by spot, 0 of 50 lost")
+    # Lost spots of frames in between count as those of other samples do.
+    rows = [spots(), spots(held_out="sample seen", lost=1)]
+    assert gate("counts kept, in each class", "spots", rows).met is False
+
+
+def test_no_frame_of_a_known_series_that_was_trained_on_is_a_target():
+    assert not any(known.targets for known in KNOWN_SETS.values() if known.held_out == "trained on")
 
 
 def test_every_gate_that_judges_is_tried_here():

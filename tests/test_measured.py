@@ -355,6 +355,18 @@ def test_flags_of_failures_and_of_right_ones_are_counted_apart(monkeypatch):
     assert smeared.alarms <= smeared.right
 
 
+def test_the_audit_is_tried_on_the_frames_of_a_series_that_are_scored_alone(monkeypatch):
+    frames, asked = series(known=KnownSet("sample seen", frames=(1, 3))), []
+    denoiser = UnitDenoiser2()
+    monkeypatch.setattr(
+        "bluesky_denoise.evaluation.shift.rng_of",
+        lambda name, frame: asked.append(frame) or np.random.default_rng(frame),
+    )
+    scores = shift_scores(frames, denoiser, quiet)
+    assert asked == [1, 3]
+    assert {s.held_out for s in scores} == {"sample seen"}
+
+
 def test_the_audit_and_its_judge_see_different_photons(monkeypatch):
     judged, audited = [], []
 

@@ -21,6 +21,7 @@ __all__ = [
     "middle",
     "read_frame_set",
     "rng_of",
+    "scored_frames",
     "spread",
 ]
 
@@ -122,11 +123,16 @@ def middle(shape: tuple[int, int], most: tuple[int, int]) -> tuple[slice, slice]
     )
 
 
+def scored_frames(frames: FrameSet) -> list[int]:
+    """Return the frames that are to be scored: of a known series, those that `KnownSet` names."""
+    some = frames.known.frames or range(len(frames.counts))
+    return [i for i in some if i < len(frames.counts)]
+
+
 def lit_frames(frames: FrameSet, window: tuple[slice, slice]) -> list[int]:
     """Return the frames of those to be scored that hold counts in a window."""
     valid = ~frames.mask[window]
-    some = frames.known.frames or range(len(frames.counts))
-    return [i for i in some if i < len(frames.counts) and frames.counts[i][window][valid].any()]
+    return [i for i in scored_frames(frames) if frames.counts[i][window][valid].any()]
 
 
 def spread(indexes: Sequence[int], most: int) -> list[int]:

@@ -18,9 +18,9 @@ class Gate:
     figure: str
     """What was found, in words and numbers."""
     met: bool | None
-    """None where there is no limit, and the figure is only told."""
+    """None where the figure is only told: no limit, or only frames that were trained on."""
 
 
 Answer = tuple[str, bool | None]
 Rule = Callable[[Evaluation], Answer | None]
-"""Figure, and whether the gate is met; None where this evaluation does not tell."""
+"""Figure, and whether the gate is met; None as a whole where this evaluation does not tell."""

@@ -15,12 +15,12 @@ class KnownSet:
     """What is known of one series."""
 
     held_out: str
-    """``yes``: no frame of the sample was trained on, or another block only, with a gap;
-    ``sample seen``: other frames of the same sample were; ``trained on``; ``unknown``."""
+    """``yes``: no frame of the sample was trained on; ``block, sample seen``: an earlier block of
+    the same scan was; ``sample seen``: frames in between were; ``trained on``; ``unknown``."""
     frames: Sequence[int] | None = None
     """Frames that are thinned and scored; None: all."""
     targets: Sequence[int] = ()
-    """Frames that are scored against the sum of their neighbours."""
+    """Frames that are scored against the sum of their neighbours; none that was trained on."""
     around: int = 10
     """Neighbours on either side, at most."""
     block: tuple[int, int] | None = None
@@ -32,23 +32,26 @@ class KnownSet:
 
 
 KNOWN_SETS = {
-    # Specular line of 9 columns. Frames below 50 were trained on.
-    "scan_372530": KnownSet("yes", range(75, 146), range(75, 146, 10), block=(65, 162), line=211),
+    # Specular line of 9 columns. Every third frame below 50 was trained on.
+    "scan_372530": KnownSet(
+        "block, sample seen", range(75, 146), range(75, 146, 10), block=(65, 162), line=211
+    ),
     # Frames 75 to 125 of the same scan, shipped.
-    "i07_line": KnownSet("yes", targets=range(10, 41, 5), line=211),
+    "i07_line": KnownSet("block, sample seen", targets=range(10, 41, 5), line=211),
     # Every fourth frame was trained on.
     "scan_372528": KnownSet("sample seen", range(2, 45, 4)),
     "scan_372529": KnownSet("sample seen", range(2, 53, 4)),
     "i16_336502": KnownSet("yes", targets=(1, 4, 8)),
-    # Stills 1, 4, 6 and 8 were trained on; the last five are without a crystal.
+    # Frames 0, 3, 5 and 7 were trained on, a crop of each; the last five are without a crystal.
     "thaumatin_grid": KnownSet(
-        "yes",
+        "sample seen",
         range(9, 19),
         targets=range(14, 19),
         block=(14, 18),
         stills=(1, 2, 4, 6, 8, 9, 10, 11),
     ),
-    "saxs_polymers": KnownSet("yes", range(6, 12)),
+    # Frames 0 to 5 were trained on.
+    "saxs_polymers": KnownSet("block, sample seen", range(6, 12)),
     "lab_saxs_protein": KnownSet("yes"),
     # Frames 0, 3 and 6 were trained on, a crop of each.
     "waxs_LaB6_tilts": KnownSet("sample seen", (1, 2, 4, 5, 7)),

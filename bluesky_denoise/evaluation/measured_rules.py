@@ -7,6 +7,7 @@ import numpy as np
 from bluesky_denoise.evaluation.coverage import CONFIDENCES
 from bluesky_denoise.evaluation.gate import Answer, Rule
 from bluesky_denoise.evaluation.results import Evaluation
+from bluesky_denoise.evaluation.shift import ShiftScore
 
 __all__ = [
     "BM3D",
@@ -28,6 +29,7 @@ BM3D, GAUSSIAN = "Anscombe + BM3D", "best Gaussian"
 
 
 def _held_out(rows: Sequence) -> list:
+    """Return what a gate may judge: rows of series that were not trained on."""
     return [row for row in rows if row.held_out != "trained on"]
 
 
@@ -45,7 +47,7 @@ def statistical_fit(r: Evaluation) -> Answer | None:
 
 def flux(r: Evaluation) -> Answer | None:
     """Judge the total of a frame."""
-    rows = [x for x in (*r.thinned, *r.neighbours) if x.method == r.subject]
+    rows = [x for x in _held_out([*r.thinned, *r.neighbours]) if x.method == r.subject]
     rows = [x for x in rows if np.isfinite(x.flux)]
     if not rows:
         return None
@@ -54,14 +56,22 @@ def flux(r: Evaluation) -> Answer | None:
 
 
 def audit_flags(r: Evaluation) -> Answer | None:
-    """Judge the audit."""
-    failures = sum(x.failures for x in r.shift)
-    if not failures:
+    """Judge the audit on series that were not trained on, and tell of the others."""
+    if not any(x.failures for x in r.shift):
         return None
-    flagged = sum(x.flagged for x in r.shift)
-    alarms, right = sum(x.alarms for x in r.shift), sum(x.right for x in r.shift)
-    text = f"{flagged} of {failures}, on {len({x.set for x in r.shift})} series; "
-    return text + f"{alarms} of {right} right ones flagged", flagged >= 0.95 * failures
+    rows = _held_out(r.shift)
+    trained = [x for x in r.shift if x not in rows]
+    parts = [_flags(rows)] if rows else []
+    parts += [f"trained on, not judged: {_flags(trained)}"] if trained else []
+    failures, flagged = sum(x.failures for x in rows), sum(x.flagged for x in rows)
+    return "; ".join(parts), flagged >= 0.95 * failures if failures else None
+
+
+def _flags(rows: Sequence[ShiftScore]) -> str:
+    flagged, failures = sum(x.flagged for x in rows), sum(x.failures for x in rows)
+    alarms, right = sum(x.alarms for x in rows), sum(x.right for x in rows)
+    text = f"{flagged} of {failures}, on {len({x.set for x in rows})} series; "
+    return text + f"{alarms} of {right} right ones flagged"
 
 
 def line_error(r: Evaluation) -> Answer | None:
@@ -70,7 +80,7 @@ def line_error(r: Evaluation) -> Answer | None:
 
 
 def _of_line(r: Evaluation, name: str, good: Callable[[float, float], bool]) -> Answer | None:
-    rows = [n for n in r.neighbours if np.isfinite(n.contrast)]
+    rows = [n for n in _held_out(r.neighbours) if np.isfinite(n.contrast)]
     pairs = []
     for ours in (n for n in rows if n.method == r.subject):
         other = [
@@ -94,7 +104,7 @@ def line_contrast(r: Evaluation) -> Answer | None:
 
 def neighbour_error(r: Evaluation) -> Answer | None:
     """Judge single frames against their neighbours."""
-    rows = [n for n in r.neighbours if not np.isfinite(n.contrast)]
+    rows = [n for n in _held_out(r.neighbours) if not np.isfinite(n.contrast)]
     found = {(n.set, n.fraction, n.method): n.error for n in rows}
     ours = {key[:2]: value for key, value in found.items() if key[2] == r.subject}
     ours = {key: value for key, value in ours.items() if (*key, BM3D) in found}
@@ -123,9 +133,10 @@ def held_out_deviance(against: str) -> Rule:
 
 
 def spots_kept(r: Evaluation) -> Answer | None:
-    """Judge sharp spots."""
+    """Judge sharp spots; those that were trained on are told, where there are no others."""
     rows = [s for s in r.spots if s.method == r.subject]
-    rows = [s for s in rows if s.held_out == "yes"] or rows
+    judged = _held_out(rows)
+    rows = judged or rows
     if not rows:
         return None
     kept = {s.significance: s.kept for s in rows}
@@ -133,6 +144,8 @@ def spots_kept(r: Evaluation) -> Answer | None:
     lost = sum(s.lost for s in rows)
     text = ", ".join(f"{name} sd: {value:.3f}" for name, value in kept.items())
     text = f"{total:.3f} by spot, {lost} of {sum(s.spots for s in rows)} lost ({text})"
+    if not judged:
+        return f"trained on, not judged: {text}", None
     return text, lost == 0 and all(abs(value - 1) <= 0.02 for value in kept.values())
 
 

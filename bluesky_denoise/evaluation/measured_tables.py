@@ -39,7 +39,8 @@ def thinned_table(r: Evaluation) -> Table:
         "rest knows more than they can tell. Against Gaussian: the deviance over that of the "
         "best Gaussian, whose width is chosen for each frame on the held-out counts. Error: "
         "squared error over the mean count, without the noise of the held-out counts; the raw "
-        "frame has 1. Flux: the frame that is furthest from 1.",
+        "frame has 1. Flux: the frame that is furthest from 1. Held out: yes, if no frame of the "
+        "sample was trained on; else what was.",
         (
             "series",
             "held out",
@@ -122,7 +123,7 @@ def _firstnumber(text: str) -> float:
 def shift_table(r: Evaluation) -> Table:
     """Tell what the audit flags."""
     rows = [
-        (s.set, s.estimates, str(s.failures), str(s.flagged), str(s.right), str(s.alarms))
+        (s.set, s.held_out, s.estimates, *map(str, (s.failures, s.flagged, s.right, s.alarms)))
         for s in r.shift
     ]
     return Table(
@@ -131,9 +132,17 @@ def shift_table(r: Evaluation) -> Table:
         "play one that has gone wrong. Failures: on photons that neither estimate nor audit has "
         "seen, 10 % more deviance than their noise and the estimate's error bars explain, and 5 "
         "standard deviations; right ones: less than 2 %, and no block of 16 pixels off by 4.",
-        ("series", "estimates", "failures", "of these flagged", "right ones", "of those flagged"),
+        (
+            "series",
+            "held out",
+            "estimates",
+            "failures",
+            "of these flagged",
+            "right ones",
+            "of those flagged",
+        ),
         rows,
-        1,
+        2,
         "shift",
     )
 

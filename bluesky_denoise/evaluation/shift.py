@@ -6,7 +6,14 @@ import numpy as np
 
 from bluesky_denoise.audit import audit_rate
 from bluesky_denoise.evaluation.baselines import gaussian
-from bluesky_denoise.evaluation.frame_sets import FrameSet, Track, middle, rng_of, spread
+from bluesky_denoise.evaluation.frame_sets import (
+    FrameSet,
+    Track,
+    middle,
+    rng_of,
+    scored_frames,
+    spread,
+)
 from bluesky_denoise.evaluation.methods import NamedDenoiser
 from bluesky_denoise.evaluation.metrics import unexplained_deviance
 from bluesky_denoise.thinning import thin
@@ -32,6 +39,7 @@ class ShiftScore:
     """How estimates of one series fared in the audit."""
 
     set: str
+    held_out: str
     estimates: str
     """The denoiser's own, or ``smeared`` ones."""
     failures: int
@@ -56,11 +64,12 @@ def shift_scores(
     whether the estimate has failed: whether it errs by more than its error bars say. Noise that
     an estimate keeps, and states, is no failure. Gaussians that smear what is there play
     failures, since a denoiser may have none of its own; their error bars follow from the counts.
+    Of a known series, only frames that are scored are looked at.
     """
     window = middle(frames.mask.shape, most_shape)
     mask = frames.mask[window]
     tally: dict[str, np.ndarray] = {}
-    for i in track(spread(range(len(frames.counts)), most_frames), f"{frames.name}, audit"):
+    for i in track(spread(scored_frames(frames), most_frames), f"{frames.name}, audit"):
         counts = np.where(mask, 0, frames.counts[i][window]).astype(np.int64)
         rng = rng_of(frames.name, i)
         seen, others = thin(counts, 1 / 3, rng)
@@ -78,7 +87,10 @@ def shift_scores(
             flagged = not audit_rate(held_out, shown, mask, seen=seen, sigma=known).ok
             add = np.array([failed, failed and flagged, right, right and flagged], int)
             tally[name] = tally.get(name, 0) + add
-    return [ShiftScore(frames.name, name, *map(int, sums)) for name, sums in tally.items()]
+    return [
+        ShiftScore(frames.name, frames.known.held_out, name, *map(int, sums))
+        for name, sums in tally.items()
+    ]
 
 
 def gaussian_variance(counts: np.ndarray, sigma_px: float, mask: np.ndarray) -> np.ndarray:

@@ -49,7 +49,8 @@ def gate_table(gates: Sequence[Gate]) -> Table:
     rows = [(g.check, g.metric, g.limit, g.figure, VERDICT[g.met]) for g in gates]
     return Table(
         "Gates",
-        "What a sceptic asks, and what was found.",
+        "What a sceptic asks, and what was found. Without a verdict: what has no limit, and what "
+        "rests on frames that were trained on.",
         ("check", "metric", "limit", "found", "gate"),
         rows,
         key="gates",

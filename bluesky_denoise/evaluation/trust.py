@@ -63,7 +63,7 @@ def _part(name: str, evaluation: Evaluation) -> str:
         gates = judge(evaluation)
         missed = [f"{g.check} ({g.metric}: {g.figure})" for g in gates if g.met is False]
         told = "\n".join(f"- {text}" for text in missed)
-        tail = f"\n**Missed:**\n\n{told}\n" if missed else "\nAll of these are met.\n"
+        tail = f"\n**Missed:**\n\n{told}\n" if missed else "\nNo gate is missed.\n"
         return f"{head}\n{markdown(gate_table(gates))}\n{tail}" if gates else ""
     tables = [table for table in all_tables(evaluation) if table.key == name]
     return f"{head}\n{markdown(tables[0])}\n" if tables else ""
