@@ -2,7 +2,8 @@
 
 Run as ``python -m benchmarks.roi_pulls [--draws 600]``: Gaussian peaks of ``S / sqrt(B')`` from
 3 to 50, where ``B' = 4 pi sigma^2 B`` is the background under the peak, on a flat background and on
-one that rises threefold across the region. A pull is (found - true) / stated error.
+one that rises threefold across the region. A pull is (found - true) / stated error. Last, how often
+`significance` is above a threshold where there is no peak.
 """
 
 import argparse
@@ -41,7 +42,7 @@ class Cell:
 
     @property
     def counts(self) -> float:
-        """What is to be found."""
+        """What is to be found; 0 for a strength of 0."""
         return self.strength * float(np.sqrt(4 * np.pi * self.background)) * self.sigma
 
     @property
@@ -102,6 +103,16 @@ def measure(
             yield values(weigh(crop, knowing, rng=np.random.default_rng(seed)))
 
 
+def blank(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
+    """Print how often regions without a peak reach a significance."""
+    print("\n| B / px, no peak | above 3 | above 4 | above 5 |\n|---|---|---|---|")
+    for background in BACKGROUNDS:
+        found = measure(Cell(background, 1.6, 0, False), draws, denoiser, rng)
+        highest = np.array([f.significance for f in found])
+        shares = " | ".join(f"{100 * np.mean(highest > z):.1f} %" for z in (3, 4, 5))
+        print(f"| {background:g} | {shares} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=600)
@@ -134,6 +145,7 @@ def main() -> None:
             f"{pull.std():.2f} | {covered} | {100 * profile.mean():.0f} % |",
             flush=True,
         )
+    blank(denoiser, 2 * given.draws, np.random.default_rng([given.seed, 3]))
     if given.save:
         np.savez(given.save, **kept)
 
