@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 _FULL = "skipped: the queue of the denoiser was full"
 _SPANS = ("indices", "seq_nums")
-_CARRY_FRAMES = frozenset({"event", "event_page", "stream_datum"})
+_MOST_BYTES = 64 << 20
+"""Of arrays that are taken out at once: they are copied on their way to the denoiser."""
 
 
 class Backlog:
@@ -35,7 +36,8 @@ class Backlog:
 
     def __init__(self, changed: threading.Condition, most: int, wait_s: float) -> None:
         self._changed, self._most, self._wait_s = changed, most, wait_s
-        self._documents: deque[Document] = deque()
+        self._documents: deque[tuple[str, Mapping[str, Any], str, bool]] = deque()
+        """The last: whether it counts as one with frames."""
         self._with_frames = 0
         self._full = False
 
@@ -47,36 +49,47 @@ class Backlog:
         """How many documents wait whose frames are to be denoised."""
         return self._with_frames
 
-    def put(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Append a document; where there is no room, without its frames."""
-        skipped = ""
-        if name in _CARRY_FRAMES:
-            skipped = "" if self._make_room() else _FULL
-            self._with_frames += not skipped
-        self._documents.append((name, _without_frames(name, doc) if skipped else doc, skipped))
+    def put(self, name: str, doc: Mapping[str, Any], *, frames: bool) -> None:
+        """Append a document.
+
+        Parameters
+        ----------
+        name, doc :
+            The document.
+        frames :
+            Whether it has frames that are to be denoised, or tells of some. Where there is no
+            room for more of those, it is appended without them.
+        """
+        skipped = "" if not frames or self._make_room() else _FULL
+        self._with_frames += frames and not skipped
+        doc = _without_frames(name, doc) if skipped else doc
+        self._documents.append((name, doc, skipped, frames))
 
     def skip(self, reason: str) -> None:
         """Give up the frames of all that waits."""
-        for index, (name, doc, skipped) in enumerate(self._documents):
-            if name in _CARRY_FRAMES and not skipped:
-                self._documents[index] = name, _without_frames(name, doc), reason
+        for index, (name, doc, skipped, frames) in enumerate(self._documents):
+            if frames and not skipped:
+                self._documents[index] = name, _without_frames(name, doc), reason, frames
         self._with_frames = 0
 
     def take(self, most: int) -> list[Document]:
         """Take the oldest out: so many documents, or frames that stream datums tell of.
 
-        Of a long stream datum the rest stays, so that it can still be skipped.
+        Fewer where their arrays are large. Of a long stream datum the rest stays, so that it can
+        still be skipped.
         """
         batch: list[Document] = []
-        while self._documents and most > 0:
-            name, doc, skipped = self._documents.popleft()
+        room = _MOST_BYTES
+        while self._documents and most > 0 and room > 0:
+            name, doc, skipped, frames = self._documents.popleft()
             first, rest = _cut(doc, most) if name == "stream_datum" else (doc, None)
             if rest is not None:
-                self._documents.appendleft((name, rest, skipped))
-            elif name in _CARRY_FRAMES and not skipped:
+                self._documents.appendleft((name, rest, skipped, frames))
+            elif frames and not skipped:
                 self._with_frames -= 1
             batch.append((name, first, skipped))
             most -= _frames(first) if name == "stream_datum" else 1
+            room -= _bytes(first)
         self._changed.notify_all()
         return batch
 
@@ -107,6 +120,15 @@ def _frames(stream_datum: Mapping[str, Any]) -> int:
         return max(1, *(stream_datum[k]["stop"] - stream_datum[k]["start"] for k in _SPANS))
     except (KeyError, TypeError):
         return 1
+
+
+def _bytes(doc: Mapping[str, Any]) -> int:
+    """Return the size of the arrays in an event, or in a page of them."""
+    columns = (doc.get("data") or {}).values()
+    parts = [
+        part for column in columns for part in (column if isinstance(column, list) else [column])
+    ]
+    return sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
 
 
 def _cut(

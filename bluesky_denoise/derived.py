@@ -1,5 +1,6 @@
 """Results in, documents out: the run that is derived from a raw run."""
 
+import contextlib
 import logging
 import time
 import uuid
@@ -46,8 +47,8 @@ def start_metadata(raw_start: RunStart, provenance: Mapping[str, Any]) -> dict[s
     """Return what the start document of a derived run carries."""
     copied = {key: value for key, value in raw_start.items() if key not in _NOT_COPIED}
     hints = copied.get("hints") or {}
-    if "dimensions" in hints:
-        # They name the stream to plot, which has another name here.
+    # They name the stream to plot, which has another name here. Any others are left alone.
+    with contextlib.suppress(TypeError, ValueError, AttributeError, KeyError):
         dimensions = [[fields, stream_name(stream)] for fields, stream in hints["dimensions"]]
         copied["hints"] = {**hints, "dimensions": dimensions}
     return {**copied, "original_run_uid": raw_start["uid"], "denoise": dict(provenance)}

@@ -37,7 +37,9 @@ class LastEvent:
         self, streams: tuple[str, ...] = ("primary",), data_keys: tuple[str, ...] | None = None
     ) -> None:
         self._streams, self._data_keys = streams, data_keys
-        self._followed: dict[str, tuple[str, str]] = {}  # descriptor -> run, stream
+        # By uid of the descriptor: run and stream; and the raw keys of its frames.
+        self._followed: dict[str, tuple[str, str]] = {}
+        self._frames: dict[str, set[str]] = {}
         self._events: dict[str, RawEvent] = {}  # by open run, that of the newest event last
 
     @property
@@ -48,14 +50,30 @@ class LastEvent:
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a raw run."""
         if name == "descriptor":
-            if doc["name"] in self._streams and frame_keys(doc, self._data_keys):
+            frames = frame_keys(doc, self._data_keys) if doc["name"] in self._streams else {}
+            if frames:
                 self._followed[doc["uid"]] = doc["run_start"], doc["name"]
+                self._frames[doc["uid"]] = set(frames.values())
         elif name in ("event", "event_page", "stream_datum"):
             self._event(name, doc)
         elif name == "stop":
             uid = doc["run_start"]
             self._followed = {key: run for key, run in self._followed.items() if run[0] != uid}
+            self._frames = {key: self._frames[key] for key in self._followed}
             self._events.pop(uid, None)
+
+    def has_frames(self, name: str, doc: Mapping[str, Any]) -> bool | None:
+        """Tell whether an event, a page of events or a stream datum has frames, or tells of some.
+
+        Returns
+        -------
+        bool or None
+            None where nothing of its stream is denoised.
+        """
+        keys = self._frames.get(doc["descriptor"])
+        if keys is None:
+            return None
+        return name == "stream_datum" or not keys.isdisjoint(doc["data"])
 
     def _event(self, name: str, doc: Mapping[str, Any]) -> None:
         run = self._followed.get(doc["descriptor"])

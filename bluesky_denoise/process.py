@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _FOR_LATER = frozenset({"start", "resource", "datum", "stream_resource"})
 """Documents that nothing follows from until the next one comes: not worth a message."""
+_MAY_HAVE_FRAMES = frozenset({"event", "event_page", "stream_datum"})
 _MOST_PER_MESSAGE = 32
 _MOST_PER_LAST_MESSAGE = 8
 """While it is closed, so that it can be told soon that time is up."""
@@ -251,7 +252,10 @@ class DenoiseProcess:
                 self._open[doc["uid"]] = OpenRun(doc)
             elif name == "stop" and doc["run_start"] in self._open:
                 self._open[doc["run_start"]].stopped = True
-            self._backlog.put(name, doc)
+            frames = name in _MAY_HAVE_FRAMES and self._last_event.has_frames(name, doc)
+            if frames is None:
+                return  # a monitor, say, or a stream that is not denoised
+            self._backlog.put(name, doc, frames=frames)
             if self._child_ready and name not in _FOR_LATER:
                 self._changed.notify_all()
 

@@ -155,8 +155,10 @@ class DenoiseRouter:
     def close(self, reason: str = "the denoiser was closed during the run") -> None:
         """End the derived runs that are still open, as failed."""
         for uid in list(self._runs):
-            run = self._runs.pop(uid)
-            run.close("fail", reason)
+            try:
+                self._runs.pop(uid).close("fail", reason)
+            except Exception:
+                logger.exception("Run %.8s could not be ended", uid)
         self._run_of.clear()
 
     def _start(self, doc: Mapping[str, Any]) -> None:
@@ -184,10 +186,10 @@ class DenoiseRouter:
         return self._runs.get(uid)
 
     def _end(self, run: DenoisedRun, doc: Mapping[str, Any]) -> None:
-        run.stop(doc)
         del self._runs[run.uid]
         for key in [key for key, uid in self._run_of.items() if uid == run.uid]:
             del self._run_of[key]
+        run.stop(doc)
 
 
 def _load(settings: DenoiseSettings) -> DenoiserLike:

@@ -198,10 +198,13 @@ class _Worker:
         self._pipe.tell("done", (raw_run_uid, refusal))
 
     def close(self, reason: str, tiled_s: float = _ALONE_S) -> list[str]:
-        self._router.close(reason)
-        with contextlib.suppress(OSError):
-            self._hand_on("documents")
-        return [str(path) for path in self._sink.close(tiled_s)] if self._sink else []
+        try:
+            self._router.close(reason)
+            with contextlib.suppress(OSError):
+                self._hand_on("documents")
+        finally:  # what Tiled has not taken is kept
+            left = self._sink.close(tiled_s) if self._sink else []
+        return [str(path) for path in left]
 
 
 def with_threads(settings: DenoiseSettings) -> DenoiseSettings:

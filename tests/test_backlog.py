@@ -40,11 +40,11 @@ def skipped(batch):
 def test_what_waits_can_be_given_up(changed):
     backlog = Backlog(changed, most=9, wait_s=0)
     for name, doc in (("start", {}), ("event", event(0)), ("event", event(1)), ("stop", {})):
-        backlog.put(name, doc)
+        backlog.put(name, doc, frames=name == "event")
     assert backlog.with_frames == 2
     backlog.skip("closed")
     assert backlog.with_frames == 0
-    backlog.put("event", event(2))
+    backlog.put("event", event(2), frames=True)
     taken = backlog.take(9)
     assert [skip for _, _, skip in taken] == ["", "closed", "closed", "", ""]
     images = [doc["data"]["det"] for name, doc, _ in taken if name == "event"]
@@ -56,7 +56,7 @@ def test_documents_come_out_in_the_order_in_which_they_were_put_in(changed):
     backlog = Backlog(changed, most=9, wait_s=0)
     documents = [("start", {"uid": "a"}), *(("event", event(i)) for i in range(4)), ("stop", {})]
     for name, doc in documents:
-        backlog.put(name, doc)
+        backlog.put(name, doc, frames=name == "event")
     assert len(backlog) == 6
     taken = [*backlog.take(4), *backlog.take(9)]
     assert [(name, id(doc)) for name, doc, _ in taken] == [(n, id(d)) for n, d in documents]
@@ -68,8 +68,8 @@ def test_what_finds_no_room_loses_its_frames_and_nothing_else(changed):
     backlog = Backlog(changed, most=1, wait_s=0)
     documents = [event(1), event(2)]
     for doc in documents:
-        backlog.put("event", doc)
-    backlog.put("stop", {"exit_status": "success"})
+        backlog.put("event", doc, frames=True)
+    backlog.put("stop", {"exit_status": "success"}, frames=False)
     first, second, stop = backlog.take(9)
     bare = {"seq_num": 2, "data": documents[1]["data"] | {"det": None}}
     assert first == ("event", documents[0], "")
@@ -77,7 +77,7 @@ def test_what_finds_no_room_loses_its_frames_and_nothing_else(changed):
     assert stop == ("stop", {"exit_status": "success"}, "")
     assert documents[1]["data"]["det"].shape == SHAPE  # that of the others who have the document
     for number in (3, 4):
-        backlog.put("event", event(number))
+        backlog.put("event", event(number), frames=True)
     assert skipped(backlog.take(9)) == [False, True]
 
 
@@ -86,14 +86,14 @@ def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(ch
     held = []
     for number in range(7):
         began = time.monotonic()
-        backlog.put("event", event(number))
+        backlog.put("event", event(number), frames=True)
         held.append(time.monotonic() - began)
     assert [seconds > 0.8 for seconds in held] == [False] * 4 + [True, False, False]
     assert logged().count("The denoiser is 4 events behind: frames are skipped") == 1
     assert skipped(backlog.take(1)) == [False]
-    backlog.put("event", event(7))  # three wait: more than half
+    backlog.put("event", event(7), frames=True)  # three wait: more than half
     assert skipped(backlog.take(1)) == [False]
-    backlog.put("event", event(8))
+    backlog.put("event", event(8), frames=True)
     assert skipped(backlog.take(9)) == [False, False, True, True, True, True, False]
 
 
@@ -102,8 +102,8 @@ def test_a_page_without_room_keeps_its_events(changed, column):
     backlog = Backlog(changed, most=1, wait_s=0)
     page = pack_event_page(*(full_event(number) for number in (1, 2)))
     page["data"]["det"] = column(page["data"]["det"])
-    backlog.put("event", event(0))
-    backlog.put("event_page", page)
+    backlog.put("event", event(0), frames=True)
+    backlog.put("event_page", page, frames=True)
     _, (_, left, skip) = backlog.take(9)
     assert skip
     events = list(unpack_event_page(left))
@@ -119,14 +119,14 @@ def test_a_page_without_room_keeps_its_events(changed, column):
 def test_all_documents_that_bring_frames_take_room(changed, name):
     backlog = Backlog(changed, most=1, wait_s=0)
     for number in (1, 2):
-        backlog.put(name, {**event(number), "indices": {"start": 0, "stop": 1}})
+        backlog.put(name, {**event(number), "indices": {"start": 0, "stop": 1}}, frames=True)
     assert skipped(backlog.take(9)) == [False, True]
 
 
 def made_room(changed, make):
     """Return how long a document waits for room that another thread makes, seconds."""
     backlog = Backlog(changed, most=1, wait_s=60)
-    backlog.put("event", event(1))
+    backlog.put("event", event(1), frames=True)
 
     def later():
         with changed:
@@ -135,7 +135,7 @@ def made_room(changed, make):
     thread = threading.Thread(target=later)
     thread.start()
     began = time.monotonic()
-    backlog.put("event", event(2))
+    backlog.put("event", event(2), frames=True)
     held = time.monotonic() - began
     thread.join()
     assert skipped(backlog.take(9)) == [False]
@@ -153,10 +153,10 @@ def test_room_that_is_made_by_forgetting_all_is_used_at_once(changed):
 def test_a_long_stream_datum_is_taken_piece_by_piece_and_its_rest_can_be_skipped(changed):
     backlog = Backlog(changed, most=1, wait_s=0)
     span = {"indices": {"start": 5, "stop": 15}, "seq_nums": {"start": 1, "stop": 11}}
-    backlog.put("event", event(1))
+    backlog.put("event", event(1), frames=True)
     assert skipped(backlog.take(9)) == [False]
-    backlog.put("stream_datum", {"uid": "a", **span})
-    backlog.put("stop", {})
+    backlog.put("stream_datum", {"uid": "a", **span}, frames=True)
+    backlog.put("stop", {}, frames=False)
     pieces = [*backlog.take(4), *backlog.take(4)]
     assert [(doc["indices"], doc["seq_nums"]) for _, doc, _ in pieces] == [
         ({"start": 5, "stop": 9}, {"start": 1, "stop": 5}),
@@ -168,3 +168,26 @@ def test_a_long_stream_datum_is_taken_piece_by_piece_and_its_rest_can_be_skipped
     assert (rest["indices"], why) == ({"start": 13, "stop": 15}, "closed")
     assert stop == ("stop", {}, "")
     assert span["indices"] == {"start": 5, "stop": 15}  # others have the document, too
+
+
+def test_what_has_no_frames_takes_no_room(changed):
+    backlog = Backlog(changed, most=2, wait_s=0)
+    backlog.put("event", event(0), frames=True)
+    for number in range(9):
+        backlog.put("event", {"seq_num": number, "data": {"current": 1.0}}, frames=False)
+    backlog.put("event", event(1), frames=True)
+    backlog.put("event", event(2), frames=True)
+    assert backlog.with_frames == 2
+    assert skipped(backlog.take(99)) == [False] * 11 + [True]
+    assert backlog.with_frames == 0
+
+
+def test_large_frames_are_taken_out_few_at_a_time(changed):
+    backlog = Backlog(changed, most=99, wait_s=0)
+    large = np.zeros((5, 1024, 1024), np.uint32)  # 20 MiB
+    for number in range(9):
+        backlog.put("event", {"seq_num": number, "data": {"det": large}}, frames=True)
+    page = {"data": {"det": [large] * 5, "motor": [0.0] * 5}}
+    backlog.put("event_page", page, frames=True)
+    backlog.put("event", event(1), frames=True)
+    assert [len(backlog.take(32)) for _ in range(4)] == [4, 4, 2, 1]

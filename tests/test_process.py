@@ -32,6 +32,7 @@ from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devi
 from ophyd_async.sim import SimBlobDetector
 from process_fixtures import FRAMES, finished, open_node, replay
 
+from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import denoised_count
@@ -308,10 +309,10 @@ def test_a_class_that_only_the_session_knows_reaches_the_denoiser_as_its_value(
 
 
 def test_a_document_that_cannot_be_sent_is_left_out_and_the_others_go_on(RE, live, logged):
-    live.denoise("event", {"descriptor": "nothing", "data": {"f": threading.Lock()}, "uid": "u"})
+    live.denoise("resource", {"run_start": "nothing", "spec": threading.Lock(), "uid": "u"})
     (uid,) = RE(bp.count([replay()], 2))
     live.check(uid, 2)
-    assert "A event document cannot be sent to the denoiser" in logged()
+    assert "A resource document cannot be sent to the denoiser" in logged()
 
 
 @pytest.mark.parametrize("name", ["start", "descriptor", "event", "stream_datum", "stop"])
@@ -322,3 +323,18 @@ def test_a_document_that_is_malformed_is_told_and_reaches_no_one(RE, live, logge
     assert f"A {name} document could not be handled" in logged() or (
         f"A {name} document could not be handed to the denoiser" in logged()
     )
+
+
+def test_a_run_that_cannot_be_opened_costs_no_other(RE, tiled, tmp_path):
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    camera = Camera(name="det", func=poisson(shape=(32, 32)))
+    odd = {"dimensions": [[["x"], "primary", "x"]]}
+    with DenoiseProcess(
+        model=UNIT, tiled_uri=tiled.uri, frames_directory=tmp_path / "denoised"
+    ) as denoise:
+        RE.subscribe(denoise)
+        (first,) = RE(bp.count([camera], 2), hints=odd)
+        (second,) = RE(bp.count([camera], 5))
+    for uid, number in ((first, 2), (second, 5)):
+        (found,) = denoised_streams(tiled.client[uid])
+        assert (found.num_events, found.exit_status) == (number, "success")

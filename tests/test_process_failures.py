@@ -17,14 +17,17 @@ from bluesky_tiled_plugins import TiledWriter
 from composed_runs import ComposedRun
 from live_path import (
     SHAPE,
+    Camera,
     UnchangedDocuments,
     is_whole,
+    poisson,
     python_path,
     rates,
     settings,
     values,
     wait_for,
 )
+from ophyd import Signal
 from process_fixtures import FRAMES, NOWHERE, finished, replay
 from tiled.client import from_uri
 
@@ -209,6 +212,36 @@ def test_frames_of_a_fly_scan_that_wait_at_the_end_are_skipped_and_the_others_ke
 
 
 # A full queue
+
+
+def test_a_monitor_takes_no_room_from_frames_and_is_not_handed_on(RE, gate, tmp_path):
+    """Twenty readings of a monitor come between two frames, all while nothing is denoised."""
+    gauge = Signal(name="gauge", value=0.0)
+    camera = Camera(name="det", func=poisson(shape=(32, 32)))
+
+    def plan():
+        yield from bps.open_run()
+        yield from bps.monitor(gauge, name="gauge_monitor")
+        for _ in range(6):
+            for value in range(20):
+                gauge.put(float(value))
+            yield from bps.trigger_and_read([camera])
+        yield from bps.unmonitor(gauge)
+        yield from bps.close_run()
+
+    derived = DocumentCollector()
+    with DenoiseProcess(
+        model="child_denoisers:Gated",
+        frames_directory=tmp_path / "denoised",
+        queue_size=6,
+        queue_wait_s=0.0,
+    ) as denoise:
+        denoise.subscribe(derived)
+        RE.subscribe(denoise)
+        RE(plan())
+        gate.touch()
+        denoise.wait(60)
+    assert [event["data"]["denoise_ok"] for event in derived.by_name["event"]] == [True] * 6
 
 
 def test_a_full_queue_holds_the_scan_for_a_bounded_time_and_what_is_skipped_is_told(
