@@ -38,6 +38,11 @@ def raw_stream_of(name: str) -> str:
     return "primary" if name == "denoised" else name.removeprefix("denoised_")
 
 
+def is_stream_name(name: str) -> bool:
+    """Tell whether a name is one of those that streams of derived runs have, here or in Tiled."""
+    return name == "denoised" or name.startswith("denoised_")
+
+
 def is_derived(start: Mapping[str, Any]) -> bool:
     """Tell whether a start document is of a derived run, which is never denoised again."""
     return "original_run_uid" in start and "denoise" in start

@@ -10,7 +10,9 @@ from typing import Any
 import event_model
 
 from .archive import archived_documents, archived_events, descriptors_of
+from .derived import is_derived
 from .frame_keys import frame_keys
+from .lost_stops import LostStops
 from .received import ReceivedStream
 from .router import DenoiseRouter
 
@@ -44,7 +46,9 @@ class GapFiller:
     yet. Events and stream datums have numbers, so a gap shows; and so does what refers to a
     resource or a datum that has not come. What is missing is read from Tiled, where the raw
     run is written, and goes to the router in its place. What is not there is recorded as
-    lost. A run whose start was lost is denoised from Tiled at its stop.
+    lost. A run whose start was lost is denoised from Tiled at its stop. After the last event that
+    comes no number tells of a gap: whether a run that is open has its end in Tiled is asked when
+    another run begins, and by `close`.
 
     Parameters
     ----------
@@ -66,11 +70,49 @@ class GapFiller:
         self._runs: dict[str, _Run] = {}
         self._run_of: dict[str, str] = {}  # descriptor or resource -> run
         self._datums: dict[str, str] = {}  # datum whose event has not come -> run
+        self._ended: set[str] = set()  # runs whose stop has come from Tiled
+        self._stops = LostStops(self._catalog, lambda error: _in_short(error, router))
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document from the bus."""
+        for stop in self._stops.found():
+            self._end(stop)
         self._take(str(name), doc)
         self._router.flush()
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Complete the runs that have ended, and whose stops have not come.
+
+        Those that Tiled has no end of stay open; the router ends them when it is closed.
+
+        Parameters
+        ----------
+        timeout :
+            After so many seconds no further run is begun with. Each waits for what it lacks.
+        """
+        deadline = time.monotonic() + timeout
+        self._stops.wait(timeout)  # while it asks, it takes no new question
+        if self._client is not None:
+            self._stops.ask(list(self._runs))
+        self._stops.wait(max(0.0, deadline - time.monotonic()))
+        for stop in self._stops.found():
+            if time.monotonic() > deadline:
+                logger.error(
+                    "Run %.8s is not complete: its stop was lost on the bus, and Tiled is slow. "
+                    "`bluesky-denoise catch-up` completes it later.",
+                    stop["run_start"],
+                )
+                continue
+            self._end(stop)
+        self._router.flush()
+
+    def _end(self, stop: Mapping[str, Any]) -> None:
+        """End a run by the stop that Tiled has, unless that of the bus has come meanwhile."""
+        uid = stop["run_start"]
+        if uid in self._runs:
+            logger.warning("Run %.8s: its stop was lost on the bus; it came from Tiled", uid)
+            self._take("stop", stop)
+            self._ended.add(uid)
 
     def _take(self, name: str, doc: Mapping[str, Any]) -> None:
         if name in ("event_page", "datum_page"):
@@ -83,6 +125,10 @@ class GapFiller:
         if name == "stream_datum" and not self._stream_datum(doc):
             return
         if name == "start":
+            if is_derived(doc):
+                return  # results, published on the bus that raw runs come by
+            if self._client is not None:
+                self._stops.ask(list(self._runs), before=doc["time"])
             self._runs[doc["uid"]] = _Run()
         elif name == "descriptor":
             self._descriptor(doc)
@@ -91,6 +137,8 @@ class GapFiller:
         elif name == "datum" and doc["resource"] in self._run_of:
             self._datums[doc["datum_id"]] = self._run_of[doc["resource"]]
         elif name == "stop":
+            if doc["run_start"] in self._ended:
+                return  # it was late
             self._stop(doc)
         self._router.accept(name, doc)
 
@@ -378,9 +426,10 @@ class GapFiller:
         self._router.feed(documents)
 
     def _catalog(self) -> Any:
-        if callable(self._client):
-            self._client = self._client()
-        return self._client
+        client = self._client
+        if callable(client):  # here and on the thread of `LostStops`, so not looked at twice
+            self._client = client = client()
+        return client
 
 
 def _in_short(error: Exception, router: DenoiseRouter) -> str:

@@ -55,8 +55,8 @@ def restore_run(
     Raises
     ------
     BackupError
-        If the file is damaged or of another kind, or Tiled has a part of the run, or does not
-        take it. The file is as it was.
+        If the file is damaged or of another kind, or Tiled has a part of the run, or denoised
+        frames under the name of a raw stream, or does not take it. The file is as it was.
     OSError
         If it cannot be read.
     """
@@ -68,7 +68,10 @@ def restore_run(
                 f"that. {_UNTOUCHED}."
             )
         kept = _look_through(path)
-        if kept.uid not in client:
+        there = kept.uid in client
+        if there:
+            _refuse_taken_names(client[kept.uid], kept)
+        if not there:
             _write(client, path, kept, progress)
         elif differences := _differences(client[kept.uid], kept):
             _make_room(client[kept.uid], kept, differences, replace)
@@ -220,6 +223,19 @@ def _rows_in(stream: Any) -> dict[str, int]:
         else:
             rows[key] = node.shape[0]
     return rows
+
+
+def _refuse_taken_names(run: Any, kept: _KeptRun) -> None:
+    """Raise where denoised streams have names of raw ones: Tiled holds one of each name."""
+    taken = [name for name, _, _ in denoised_in(run) if name in kept.seq_nums]
+    if taken:
+        raise BackupError(
+            f"The file has raw streams {taken}, and Tiled has denoised frames of run {kept.uid} "
+            "under these names, which the denoiser takes in every run. Delete them with "
+            f"`cat[{kept.uid!r}].delete_contents({taken}, recursive=True, external_only=False)`, "
+            "and restore with --replace; `bluesky-denoise catch-up` makes them anew, under "
+            f"other names. {_UNTOUCHED}."
+        )
 
 
 def _make_room(run: Any, kept: _KeptRun, differences: str, replace: bool) -> None:

@@ -70,6 +70,7 @@ def main() -> None:
     except KeyboardInterrupt:
         pass
     finally:
+        filler.close()
         router.close()
         if sink:
             sink.close(30)

@@ -183,3 +183,38 @@ def test_zmq_denoises_what_comes_over_the_proxy_and_publishes_it_back(
     assert "Traceback" not in output
     assert "ERROR" not in output
     assert process.returncode == 0
+
+
+def test_zmq_completes_a_run_whose_end_was_lost_when_it_is_ended(
+    RE, tiled, settings_file, environment, camera, proxy
+):
+    into, out = (f"127.0.0.1:{port}" for port in proxy)
+    command = ["callbacks/zmq.py", str(settings_file), "--subscribe", out, "--publish", into]
+    process = start(command, environment)
+    publisher, losing = Publisher(into), False
+
+    def publish(name, doc):
+        if not (losing and (name == "stop" or doc.get("seq_num") == 3)):
+            publisher(name, doc)
+
+    def streams(uid):
+        return denoised_streams(tiled.client[uid])
+
+    try:
+        assert "Denoising what comes from" in process.stdout.readline()
+        RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+        RE.subscribe(publish)
+        (uid,) = RE(bp.count([camera], 3))  # then all are connected
+        wait_for(lambda: any(s.exit_status for s in streams(uid)), what="the first run in Tiled")
+        losing = True
+        (uid,) = RE(bp.count([camera], 3))
+        (stream,) = wait_for(lambda: streams(uid), what="the second run in Tiled")
+        assert stream.exit_status is None
+    finally:
+        publisher.close()
+        process.terminate()
+        output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output
+    assert f"Run {uid:.8}: its stop was lost on the bus; it came from Tiled" in output
+    (stream,) = streams(uid)
+    assert (stream.exit_status, stream.num_events) == ("success", 3)

@@ -20,10 +20,12 @@ from bluesky_denoise.plans import (
     adaptive_denoised_scan,
     adaptive_exposure_scan,
     denoised_count,
+    denoised_per_shot,
     denoised_per_step,
     denoised_scan,
     find_weak_peak,
     paired_exposures,
+    read_denoised,
     short_exposure_wrapper,
 )
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
@@ -243,6 +245,17 @@ def test_the_per_step_serves_other_plans(RE, raw, det, motor, denoised):
     RE(bp.log_scan([det], motor, -1, 1, 3, per_step=per_step))
     assert [e["denoised_raw_seq_num"] for e in events_of(raw, "signals")] == [1, 2, 3]
     assert [e["motor"] for e in events_of(raw, "signals")] == pytest.approx([0.1, 1, 10])
+
+
+@pytest.mark.parametrize("stream", ["denoised", "denoised_dark"])
+def test_numbers_do_not_go_into_streams_of_the_denoiser(stream, RE, raw, denoised):
+    message = f"`stream` is '{stream}'; the denoiser's results go .* is free, such as 'signals'"
+    for plan in (denoised_per_step, denoised_per_shot):
+        with pytest.raises(SettingsError, match=message):
+            plan(denoised, stream=stream)
+    with pytest.raises(SettingsError, match=message):
+        RE(read_denoised(denoised, stream=stream))
+    assert not raw.documents
 
 
 def test_references_are_taken_at_each_nth_point_with_their_own_exposure(

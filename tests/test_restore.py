@@ -8,14 +8,16 @@ import httpx
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import SHAPE, Camera, poisson
+from live_path import SHAPE, Camera, poisson, wait_for
 from ophyd import Signal
 from ophyd_async.core import TriggerInfo, init_devices
 from process_fixtures import replay
 from router_fixtures import path_provider
 from tiled.client import from_context, from_uri
+from tiled_fixtures import in_tiled
 from typer.testing import CliRunner
 
+from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.backup import BackupFile, RawBackup, read_backup, take_backup
 from bluesky_denoise.cli import app
 from bluesky_denoise.cli_terminal import console
@@ -325,3 +327,36 @@ def test_what_tiled_does_not_take_stays_in_its_file(kept, unreliable, tiled):
     unreliable.mend()
     restore_run(tiled.client, unreliable.path(uid), replace=True)
     assert tiled.client[uid].stop["exit_status"] == "success"
+
+
+def test_a_raw_stream_with_the_name_of_a_denoised_one_is_refused_until_that_is_deleted(
+    RE, kept, unreliable, tiled, into_tiled, command
+):
+    live, det = into_tiled(), replay()
+    number = Signal(name="number", value=1)
+
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.trigger_and_read([det])
+        (start,) = live.derived.by_name["start"]
+        wait_for(lambda: "denoised" in in_tiled(tiled, start["original_run_uid"]))
+        yield from bps.trigger_and_read([number], name="denoised")
+        yield from bps.trigger_and_read([det])
+
+    uid = kept(requests=10**6, plan=plan())  # Tiled refuses the second stream itself
+    live.wait(uid)
+    path, run = unreliable.path(uid), in_tiled(tiled, uid)
+    before = path.read_bytes()
+    rates = run["denoised"]["det_image"].read()
+    said = command(path, "--replace", uri=tiled.uri, code=1)
+    assert "The file has raw streams ['denoised'], and Tiled has denoised frames of run" in said
+    assert path.read_bytes() == before
+    np.testing.assert_array_equal(in_tiled(tiled, uid)["denoised"]["det_image"].read(), rates)
+
+    (told,) = re.findall(r"`(cat\[.*?\))`", said)
+    eval(told, {"cat": tiled.client})
+    restore_run(tiled.client, path, replace=True)
+    run = in_tiled(tiled, uid)
+    assert run["denoised"]["number"].read().tolist() == [1]
+    reprocess(run, live.settings)
+    assert [stream.name for stream in denoised_streams(in_tiled(tiled, uid))] == ["denoised_2"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from bluesky.protocols import Readable, Reading
 
+from ..derived import is_stream_name
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
 from ..frame_keys import is_frame_key
@@ -18,6 +19,7 @@ __all__ = [
     "check_list",
     "check_number_of",
     "check_roi",
+    "check_stream",
     "described",
     "detector_of",
     "number",
@@ -75,6 +77,16 @@ def check_detectors(
             f"{denoised.name} has the numbers of {', '.join(wanted)}; {_what_is_read(detectors)}. "
             "Scan the detector that is denoised, or name its frames in the `data_keys` of the "
             "denoiser."
+        )
+
+
+def check_stream(stream: str) -> None:
+    """Raise `SettingsError` if the denoiser makes streams of such a name in each run."""
+    if is_stream_name(stream):
+        raise SettingsError(
+            f"`stream` is {stream!r}; the denoiser's results go into 'denoised' and 'denoised_...' "
+            "of the run, and Tiled takes a name once. Every other name but those of frames is "
+            "free, such as 'signals'."
         )
 
 

@@ -10,7 +10,7 @@ from bluesky.protocols import NamedMovable, Readable, Reading
 from bluesky.utils import Msg, MsgGenerator, get_hinted_fields
 
 from ..devices import DenoisedSignals
-from .checks import check_detectors
+from .checks import check_detectors, check_stream
 from .exposure_values import tried_wrapper
 from .exposures import exposure_signal, keep_exposures_wrapper, with_exposures
 from .positions import read_positions
@@ -47,7 +47,13 @@ def read_denoised(
     -------
     dict
         The readings, by data key; empty where the plan is only looked at.
+
+    Raises
+    ------
+    SettingsError
+        If the stream has a name that the denoiser's have, ``denoised`` or ``denoised_...``.
     """
+    check_stream(stream)
     positions = yield from read_positions(motors)
     # A pause while it waits must not take the frame again.
     yield from bps.checkpoint()
@@ -71,10 +77,16 @@ def denoised_per_step(
     reference :
         Which points are taken with the full exposure too.
 
+    Raises
+    ------
+    SettingsError
+        At once, if the stream has a name that the denoiser's have.
+
     Examples
     --------
     >>> RE(grid_scan([det], x, 0, 1, 5, y, 0, 1, 5, per_step=denoised_per_step(denoised)))
     """
+    check_stream(stream)
 
     def per_step(
         detectors: Sequence[Any],
@@ -108,7 +120,13 @@ def denoised_per_shot(
         Where the denoised numbers go.
     reference :
         Which shots are taken with the full exposure too.
+
+    Raises
+    ------
+    SettingsError
+        At once, if the stream has a name that the denoiser's have.
     """
+    check_stream(stream)
 
     def per_shot(detectors: Sequence[Any]) -> MsgGenerator:
         yield from bps.one_shot(detectors)
