@@ -40,7 +40,7 @@ KNOWN_SETS = {
     "scan_372528": KnownSet("sample seen", range(2, 45, 4)),
     "scan_372529": KnownSet("sample seen", range(2, 53, 4)),
     "i16_336502": KnownSet("yes", targets=(1, 4, 8)),
-    # Stills 1, 4, 6 and 8 were trained on; the last five are without a crystal.
+    # Frames 0, 3, 5 and 7 were trained on; the last five are without a crystal.
     "thaumatin_grid": KnownSet(
         "yes",
         range(9, 19),
