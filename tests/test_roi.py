@@ -256,6 +256,19 @@ def test_a_region_at_the_corner_of_the_frame_is_measured():
     assert found.center_row == pytest.approx(6.0, abs=0.4)
 
 
+@pytest.mark.parametrize("dtype", ["u4", "f4", "f8"])
+def test_a_flag_in_a_region_is_no_intensity_whatever_its_type(dtype):
+    counts = np.random.default_rng(8).poisson(2.0, SHAPE)
+    mask = np.zeros(SHAPE, bool)
+    mask[20, 21] = True
+    flagged = counts.astype(dtype)
+    flagged[mask] = 2**32 - 1
+    expected = measure_roi(counts, 1.0, BOX, Smoother(), mask=mask)
+    assert measure_roi(flagged, 1.0, BOX, Smoother()).as_dict() == pytest.approx(
+        expected.as_dict(), nan_ok=True
+    )
+
+
 def test_all_pixels_masked_gives_nan_everywhere_but_no_error():
     found = measure_roi(np.ones(SHAPE, int), 1.0, BOX, Smoother(), mask=np.ones(SHAPE, bool))
     for name in ("intensity", "intensity_error", "raw_sum", "raw_sum_error", "denoised_sum"):
