@@ -218,8 +218,8 @@ def linear_coefficients(
         sum(background n)     = S sum(background profile)     + sum(background plane)
         sum(background row n) = S sum(background row profile) + sum(background row plane)
 
-    and as the last for columns. As ``weight`` is 1 over nearly all of the peak, an error of
-    the profile has little effect.
+    and as the last for columns; along an axis of one pixel there is no slope. As ``weight`` is 1
+    over nearly all of the peak, an error of the profile has little effect.
 
     Not where a mask hides a part. With ``changes``, least squares also tell from the counts in
     ``weight`` by how much the peak differs from the profile. So an error of the profile has
@@ -246,9 +246,10 @@ def linear_coefficients(
     plane[0] = 1
     plane[1] = (rows - profile.shape[0] / 2) / profile.shape[0]
     plane[2] = (cols - profile.shape[1] / 2) / profile.shape[1]
+    plane = plane[[True, profile.shape[0] > 1, profile.shape[1] > 1]]
     tests = [weight[None], background * plane]
     model = [profile[None], plane]
-    prior = [0.0] * 4
+    prior = [0.0] * (1 + len(plane))
     if changes is not None:
         tests.append(weight * changes / expected)
         model.append(changes)

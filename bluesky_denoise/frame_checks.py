@@ -8,6 +8,8 @@ __all__ = ["as_counts", "check_exposure", "check_mask", "prepare", "valid_pixels
 
 _FLAG_16, _FLAG_32 = 2**16 - 1, 2**32 - 1
 """What Eiger detectors write into masked pixels of 16 and 32 bits."""
+_ROUNDED_32 = 2**32
+"""That of 32 bits as a float32, and as what has been one."""
 _TOO_MANY = 2.0**63
 """No count, but what marks a pixel of 64 bits, or one of a float frame."""
 
@@ -62,16 +64,19 @@ def valid_pixels(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarr
     Parameters
     ----------
     counts : (H, W) or (B, H, W), integer or float. What is not finite, or 2 ** 63 and more, is
-        no count, nor is 4294967295 as an integer of 32 bits or more, or 65535 as an unsigned
-        one of 16: a flag, or the end of the scale
+        no count, nor is 4294967295 in 32 bits or more (4294967296 in floats, too), or 65535 as an
+        unsigned integer of 16: a flag, or the end of the scale
     mask : (H, W), nonzero where a pixel is invalid
     """
     valid = np.isfinite(counts)
-    if counts.dtype.kind in "uf" and counts.dtype.itemsize >= 4:
+    kind, size = counts.dtype.kind, counts.dtype.itemsize
+    if kind in "uf" and size >= 4:
         valid &= counts < _TOO_MANY
-    if counts.dtype.kind in "ui" and counts.dtype.itemsize >= 4:
+    if kind in "uif" and size >= 4:
         valid &= counts != _FLAG_32
-    elif counts.dtype.kind == "u" and counts.dtype.itemsize == 2:
+    if kind == "f" and size >= 4:
+        valid &= counts != _ROUNDED_32
+    if kind == "u" and size == 2:
         valid &= counts != _FLAG_16
     return valid if mask is None else valid & (np.asarray(mask) == 0)
 

@@ -61,7 +61,7 @@ def fit_shape(counts: np.ndarray, pixels: np.ndarray, start: Ellipse, level: flo
     -------
     PeakShape
         NaN where the fit leaves the surroundings of the peak, or a width has an error of
-        more than half of itself.
+        more than half of itself; and along an axis of one pixel, as that of a strip detector.
     """
     centre, sigma = (start.row, start.col), np.sqrt(np.diag(start.covariance))
     reach = REACH * sigma + REACH_PX
@@ -74,6 +74,9 @@ def fit_shape(counts: np.ndarray, pixels: np.ndarray, start: Ellipse, level: flo
     if len(n) < 12 or not n.any():
         return PeakShape()
     factor = np.linalg.cholesky(start.covariance)
+    seen = np.array([np.ptp(rows) > 0, np.ptp(cols) > 0])  # along rows, columns
+    # Height, centre, widths, tilt, level and slopes, as in `model`.
+    free = np.array([True, *seen, *seen, seen.all(), True, *seen])
 
     def model(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         height, y, x, a, b, tilt, base, down, across = p[0]
@@ -88,7 +91,9 @@ def fit_shape(counts: np.ndarray, pixels: np.ndarray, start: Ellipse, level: flo
         slope_y = peak * u / a - slope_x * tilt / a
         shape = [slope_y, slope_x, u * slope_y, v * slope_x, u * slope_x]
         expected = peak + base * plane[0] + down * plane[1] + across * plane[2]
-        return expected[None], np.concatenate([[g], shape, plane])[None]
+        slopes = np.concatenate([[g], shape, plane])
+        slopes[~free] = 0
+        return expected[None], slopes[None]
 
     least, most = 0.5 * LEAST_SIGMA_PX, 3 * np.sqrt(np.trace(start.covariance)) + 2
 
@@ -102,28 +107,30 @@ def fit_shape(counts: np.ndarray, pixels: np.ndarray, start: Ellipse, level: flo
     first = [height, y0, x0, factor[0, 0], factor[1, 1], factor[1, 0], max(level, 1e-3), 0.0, 0.0]
     found, information = fit_poisson(n[None], model, np.array([first]), bound, steps=STEPS)
     _, y, x, a, b, tilt, *_ = found[0]
+    covariance = np.zeros((9, 9))
     try:
-        covariance = np.linalg.inv(information[0])
+        covariance[np.ix_(free, free)] = np.linalg.inv(information[0][np.ix_(free, free)])
     except np.linalg.LinAlgError:
         return PeakShape()
     sigmas = np.array([a, np.hypot(b, tilt)])
     slope = np.array([b, tilt]) / sigmas[1]  # of the standard deviation along columns
     variances = np.array([covariance[3, 3], slope @ covariance[4:6, 4:6] @ slope])
-    if not (np.isfinite(covariance).all() and min(*variances, *np.diag(covariance)[1:3]) > 0):
+    of_centre = np.diag(covariance)[1:3]
+    if not (np.isfinite(covariance).all() and min(*variances[seen], *of_centre[seen]) > 0):
         return PeakShape()
     errors = np.sqrt(variances)
     moved = np.hypot((y - y0) / sigma[0], (x - x0) / sigma[1])
     if not (moved < 3 and (errors < MOST_ERROR * sigmas).all()):
         return PeakShape()
-    curved = 1 + CURVED * float(np.prod(errors / sigmas))
-    width, width_error = sigmas * FWHM, errors * FWHM * curved
-    return PeakShape(
-        row=float(y + corner[0]),
-        col=float(x + corner[1]),
-        row_error=float(np.sqrt(covariance[1, 1]) * curved),
-        col_error=float(np.sqrt(covariance[2, 2]) * curved),
-        width_row=float(width[0]),
-        width_col=float(width[1]),
-        width_row_error=float(width_error[0]),
-        width_col_error=float(width_error[1]),
-    )
+    curved = 1 + CURVED * float(np.prod((errors / sigmas)[seen])) ** (2 / seen.sum())
+    centre, centre_error, width, width_error = np.where(
+        seen,
+        [
+            [y + corner[0], x + corner[1]],
+            np.sqrt(of_centre) * curved,
+            sigmas * FWHM,
+            errors * FWHM * curved,
+        ],
+        np.nan,
+    ).tolist()
+    return PeakShape(*centre, *centre_error, *width, *width_error)

@@ -56,6 +56,29 @@ def test_a_peak_along_the_diagonal_is_known_alike_along_rows_and_columns():
     assert 1 < shape.row_error / (6 / 400) ** 0.5 < 1.3
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_on_a_strip_of_pixels_a_peak_has_a_centre_and_width_along_it(axis):
+    rng, sigma, found = np.random.default_rng(12), 2.5, []
+    start = Ellipse(0.0, 30.0, np.diag([0.36, 5.0]))
+    if axis == 0:
+        start = Ellipse(30.0, 0.0, np.diag([5.0, 0.36]))
+    for _ in range(200):
+        at = 30 + rng.uniform(-0.5, 0.5)
+        peak = np.exp(-0.5 * ((np.arange(61) - at) / sigma) ** 2)
+        counts = np.expand_dims(rng.poisson(400 * peak / peak.sum() + 2), 1 - axis)
+        shape = fit_shape(counts, np.ones(counts.shape, bool), start, 2.0)
+        across = shape.col, shape.col_error, shape.width_col, shape.width_col_error
+        along = shape.row, shape.row_error, shape.width_row, shape.width_row_error
+        if axis == 1:
+            across, along = along, across
+        assert np.isnan(across).all()
+        found.append((along[0] - at, along[1], along[2] - FWHM * sigma, along[3]))
+    for off, error in np.array(found).T.reshape(2, 2, -1):
+        pulls = off / error
+        assert abs(pulls.mean()) < 0.25  # standard error of a mean: 0.07
+        assert pulls.std() == pytest.approx(1.0, abs=0.15)  # standard error 0.05
+
+
 def test_masked_pixels_say_nothing():
     centre = (20.2, 21.1)
     pixels = EVERYWHERE.copy()

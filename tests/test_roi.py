@@ -256,6 +256,44 @@ def test_a_region_at_the_corner_of_the_frame_is_measured():
     assert found.center_row == pytest.approx(6.0, abs=0.4)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_peak_on_a_strip_detector_is_summed_where_it_is(axis):
+    rng, at, length = np.random.default_rng(9), np.arange(120), (40, 81)
+    roi = ROI(*((length, (0, 1)) if axis == 0 else ((0, 1), length)), background_px=10)
+    peak = np.exp(-0.5 * ((at - 60.3) / 2) ** 2)
+    found = []
+    for _ in range(100):
+        counts = np.expand_dims(rng.poisson(300 * peak / peak.sum() + 2), 1 - axis)
+        found.append(measure_roi(counts, 1.0, roi, UnitDenoiser()))
+    assert {value.method for value in found} == {"profile"}
+    intensity, error = np.array([(v.intensity, v.intensity_error) for v in found]).T
+    pulls = (intensity - 300) / error
+    assert abs(pulls.mean()) < 0.3  # three standard errors of a mean
+    assert pulls.std() == pytest.approx(1.0, abs=0.22)  # and of a width
+    assert error.mean() < 0.85 * np.sqrt(300 + 82 + 82**2 / 40)  # of the plain sum
+    centre, width, none = (
+        ("center_row", "width_row", "center_col")
+        if axis == 0
+        else ("center_col", "width_col", "center_row")
+    )
+    assert np.mean([getattr(v, centre) for v in found]) == pytest.approx(60.3, abs=0.05)
+    assert np.mean([getattr(v, width) for v in found]) == pytest.approx(2.355 * 2, rel=0.05)
+    assert np.isnan([getattr(v, none) for v in found]).all()
+
+
+@pytest.mark.parametrize("dtype", ["u4", "f4", "f8"])
+def test_a_flag_in_a_region_is_no_intensity_whatever_its_type(dtype):
+    counts = np.random.default_rng(8).poisson(2.0, SHAPE)
+    mask = np.zeros(SHAPE, bool)
+    mask[20, 21] = True
+    flagged = counts.astype(dtype)
+    flagged[mask] = 2**32 - 1
+    expected = measure_roi(counts, 1.0, BOX, Smoother(), mask=mask)
+    assert measure_roi(flagged, 1.0, BOX, Smoother()).as_dict() == pytest.approx(
+        expected.as_dict(), nan_ok=True
+    )
+
+
 def test_all_pixels_masked_gives_nan_everywhere_but_no_error():
     found = measure_roi(np.ones(SHAPE, int), 1.0, BOX, Smoother(), mask=np.ones(SHAPE, bool))
     for name in ("intensity", "intensity_error", "raw_sum", "raw_sum_error", "denoised_sum"):

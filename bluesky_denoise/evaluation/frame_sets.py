@@ -27,8 +27,6 @@ __all__ = [
 
 LEAST_FLAG = -2
 """Least value that marks a pixel of a counting detector as invalid; below are no flags."""
-FLOAT_FLAGS = (2**32 - 1, 2**32)
-"""What marks a pixel of whole counts, as float64 and as float32, which has to round it."""
 Show = Callable[[str, dict[str, np.ndarray], np.ndarray], None]
 """Takes the images of one frame for a picture: title, name -> (H, W) counts, and the mask."""
 Track = Callable[[Sequence, str], Iterable]
@@ -105,8 +103,6 @@ def frame_set(
     counts = np.where(mask, counts.dtype.type(0), counts)
     if counts.dtype.kind == "f" and (counts == np.rint(counts)).all():
         counts = counts.astype(np.int64)
-        mask = usable_mask(counts, mask | np.isin(counts, FLOAT_FLAGS).any(0), name)
-        counts[:, mask] = 0
     if not counts.any():
         raise FrameValueError(
             f"{name} holds no counts in its {int((~mask).sum())} valid pixels: nothing to score."

@@ -67,6 +67,7 @@ def find_weak_peak(
 ) -> MsgGenerator[PeakCandidate | None]:
     """Look for a peak of an ROI in a coarse scan, and scan finely around it.
 
+    A peak is what rises above a straight line under it, so that an even slope is none.
     The coarse scan proposes the most significant peak, if such a one comes by chance in
     fewer than one of ten scans. The fine scan, whose frames are new, must then show it
     again: only both together make a find. The streams ``coarse_signals`` and
