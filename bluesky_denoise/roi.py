@@ -273,9 +273,13 @@ def _error(crop: Crop, chosen: list[Summation], intensity: float) -> float:
         # No photon seen is not no uncertainty.
         variance += max(found, float(squared.max())) / len(chosen)
     if len(chosen) > 1:
-        # Which weights are chosen is a matter of chance, too: what they make of the same counts.
-        sums = [float((one.coefficients * crop.counts).sum()) for one in chosen]
-        variance += float(np.var(sums, ddof=1))
+        # Which weights are chosen is a matter of chance, too: what they make of the same counts
+        # differs, by more than the noise in those counts.
+        all_weights = np.stack([one.coefficients for one in chosen])
+        differ = all_weights - all_weights.mean(0)
+        made = (differ * crop.counts).sum((1, 2)) ** 2
+        of_noise = (differ**2 * np.maximum(crop.counts, 0)).sum((1, 2))
+        variance += max(float((made - of_noise).sum()), 0.0) / (len(chosen) - 1)
     return float(np.sqrt(variance))
 
 
