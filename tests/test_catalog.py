@@ -360,7 +360,9 @@ def test_an_earlier_result_whose_file_is_gone_says_what_to_do(RE, tiled, camera,
     (path,) = settings.frames_directory.rglob("*.h5")
     path.unlink()
     what_to_do = "`bluesky-denoise reprocess --again`, or in Python `reprocess` without `known`"
-    told = rf"Event 1 was .* it may not read {path.parent} \(`read.* gone\. .* again: {what_to_do}"
+    told = (
+        rf"Event 1 was .* it may not read {path.parent} \(`read.* not there, .* again: {what_to_do}"
+    )
     with pytest.raises(DenoiseError, match=told) as error:
         reprocess(run, settings, denoiser=UnitDenoiser(), known=known)
     assert "http://" not in str(error.value)

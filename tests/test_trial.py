@@ -98,8 +98,10 @@ def test_check_fails_where_settings_do_not_fit(command, uid, tmp_path):
     (tmp_path / "mask.yaml").write_text(f"{settings}mask: mask.npy\n")
     said = command("check", "mask.yaml", code=1)
     assert f"Run {uid} cannot be denoised: The mask of 'det_image' has shape (30, 40)" in said
-    (tmp_path / "other.yaml").write_text(f"{settings}streams: [dark]\n")
-    assert "None of the newest 20 runs has frames in dark" in command("check", "other.yaml", code=1)
+    (tmp_path / "other.yaml").write_text(f"{settings}streams: [nowhere_taken]\n")
+    assert "None of the newest 20 runs has frames in nowhere_taken" in command(
+        "check", "other.yaml", code=1
+    )
 
 
 def test_check_says_that_a_detector_is_too_fast(command, uid, tmp_path):
