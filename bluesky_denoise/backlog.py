@@ -58,11 +58,12 @@ class Backlog:
             The document.
         frames :
             Whether it has frames that are to be denoised, or tells of some. Where there is no
-            room for more of those, it is appended without them.
+            room for more of those, it is appended without them. Others need no room, and come
+            without the images that they may have.
         """
         skipped = "" if not frames or self._make_room() else _FULL
         self._with_frames += frames and not skipped
-        doc = _without_frames(name, doc) if skipped else doc
+        doc = doc if frames and not skipped else _without_frames(name, doc)
         self._documents.append((name, doc, skipped, frames))
 
     def skip(self, reason: str) -> None:
@@ -89,7 +90,7 @@ class Backlog:
                 self._with_frames -= 1
             batch.append((name, first, skipped))
             most -= _frames(first) if name == "stream_datum" else 1
-            room -= _bytes(first)
+            room -= _bytes(name, first)
         self._changed.notify_all()
         return batch
 
@@ -122,13 +123,16 @@ def _frames(stream_datum: Mapping[str, Any]) -> int:
         return 1
 
 
-def _bytes(doc: Mapping[str, Any]) -> int:
-    """Return the size of the arrays in an event, or in a page of them."""
-    columns = (doc.get("data") or {}).values()
-    parts = [
-        part for column in columns for part in (column if isinstance(column, list) else [column])
-    ]
-    return sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
+def _bytes(name: str, doc: Mapping[str, Any]) -> int:
+    """Return the size of the arrays in an event, or in a page of them; 0 where it is malformed."""
+    if name not in ("event", "event_page"):
+        return 0
+    try:
+        columns = doc["data"].values()
+        values = columns if name == "event" else [value for part in columns for value in part]
+        return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+    except (AttributeError, KeyError, TypeError):
+        return 0
 
 
 def _cut(
@@ -147,7 +151,7 @@ def _cut(
 
 def _without_frames(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return an event or a page of them without images, which are what fills the memory."""
-    if "data" not in doc:
+    if name not in ("event", "event_page") or "data" not in doc:
         return doc
     if name == "event_page":
         data = {

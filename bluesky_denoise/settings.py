@@ -119,7 +119,7 @@ class DenoiseSettings(BaseModel):
     batch_size: PositiveInt = 16
     """Most frames that go through the network at once."""
     queue_size: PositiveInt = 128
-    """Most events that may wait for the denoiser; then `queue_wait_s` applies."""
+    """Most events with frames that may wait for the denoiser; then `queue_wait_s` applies."""
     queue_wait_s: float = Field(default=1.0, ge=0)
     """How long the RunEngine may be held up, seconds, before frames are skipped."""
     read_timeout_s: PositiveFloat = 10.0

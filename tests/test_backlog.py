@@ -180,6 +180,12 @@ def test_what_has_no_frames_takes_no_room(changed):
     assert backlog.with_frames == 2
     assert skipped(backlog.take(99)) == [False] * 11 + [True]
     assert backlog.with_frames == 0
+    backlog.put("start", {"data": [[1, 2], [3, 4]]}, frames=False)
+    backlog.put("event", event(3), frames=False)  # images of another detector
+    (_, start, _), (_, other, _) = backlog.take(9)
+    assert start == {"data": [[1, 2], [3, 4]]}
+    assert other["data"]["det"] is None
+    assert other["data"]["motor"] == 0.5
 
 
 def test_large_frames_are_taken_out_few_at_a_time(changed):
@@ -191,3 +197,5 @@ def test_large_frames_are_taken_out_few_at_a_time(changed):
     backlog.put("event_page", page, frames=True)
     backlog.put("event", event(1), frames=True)
     assert [len(backlog.take(32)) for _ in range(4)] == [4, 4, 2, 1]
+    backlog.put("event", {"seq_num": 1, "data": "malformed"}, frames=True)
+    assert len(backlog.take(32)) == 1
