@@ -62,18 +62,13 @@ class LastEvent:
             self._frames = {key: self._frames[key] for key in self._followed}
             self._events.pop(uid, None)
 
-    def has_frames(self, name: str, doc: Mapping[str, Any]) -> bool | None:
-        """Tell whether an event, a page of events or a stream datum has frames, or tells of some.
+    def has_frames(self, name: str, doc: Mapping[str, Any]) -> bool:
+        """Tell whether an event, a page of events or a stream datum brings frames to be denoised.
 
-        Returns
-        -------
-        bool or None
-            None where nothing of its stream is denoised.
+        An event whose frames stream datums tell of brings none.
         """
-        keys = self._frames.get(doc["descriptor"])
-        if keys is None:
-            return None
-        return name == "stream_datum" or not keys.isdisjoint(doc["data"])
+        keys = self._frames.get(doc["descriptor"], set())
+        return bool(keys) if name == "stream_datum" else not keys.isdisjoint(doc["data"])
 
     def _event(self, name: str, doc: Mapping[str, Any]) -> None:
         run = self._followed.get(doc["descriptor"])

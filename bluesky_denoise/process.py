@@ -252,9 +252,9 @@ class DenoiseProcess:
                 self._open[doc["uid"]] = OpenRun(doc)
             elif name == "stop" and doc["run_start"] in self._open:
                 self._open[doc["run_start"]].stopped = True
+            # Events of other streams go on, too: the places of frames in a Resource that streams
+            # share are counted over all of them.
             frames = name in _MAY_HAVE_FRAMES and self._last_event.has_frames(name, doc)
-            if frames is None:
-                return  # a monitor, say, or a stream that is not denoised
             self._backlog.put(name, doc, frames=frames)
             if self._child_ready and name not in _FOR_LATER:
                 self._changed.notify_all()

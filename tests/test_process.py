@@ -338,3 +338,23 @@ def test_a_run_that_cannot_be_opened_costs_no_other(RE, tiled, tmp_path):
     for uid, number in ((first, 2), (second, 5)):
         (found,) = denoised_streams(tiled.client[uid])
         assert (found.num_events, found.exit_status) == (number, "success")
+
+
+def test_frames_of_a_file_that_streams_share_are_each_its_own(RE, live, tmp_path):
+    """Of the streams `dark` and `primary`, in one file, only the latter is denoised."""
+    frames = np.arange(5, dtype=np.uint32)[:, None, None] * np.ones(SHAPE, np.uint32)
+    det = AreaDetectorReplay(
+        name="det", frames=ReplayFrames(frames, 1.0), directory=tmp_path, exposure_s=1.0
+    )
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def plan():
+        for _ in range(2):
+            yield from bps.trigger_and_read([det], name="dark")
+        for _ in range(3):
+            yield from bps.trigger_and_read([det])
+
+    (uid,) = RE(plan())
+    denoised = live.check(uid, 3)["det_image"].read()
+    assert [float(frame.mean()) for frame in denoised] == [2.0, 3.0, 4.0]

@@ -214,7 +214,7 @@ def test_frames_of_a_fly_scan_that_wait_at_the_end_are_skipped_and_the_others_ke
 # A full queue
 
 
-def test_a_monitor_takes_no_room_from_frames_and_is_not_handed_on(RE, gate, tmp_path):
+def test_a_monitor_takes_no_room_from_frames(RE, gate, tmp_path):
     """Twenty readings of a monitor come between two frames, all while nothing is denoised."""
     gauge = Signal(name="gauge", value=0.0)
     camera = Camera(name="det", func=poisson(shape=(32, 32)))
