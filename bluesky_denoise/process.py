@@ -362,8 +362,15 @@ class DenoiseProcess:
             give_up = self._closing or (often and now - self._restarts[0] < _RESTARTS_WITHIN_S)
             self._restarts.append(now)
         logger.error("%s; runs cut short: %s", reason, ", ".join(u[:8] for u in lost) or "none")
-        for run in lost.values():
-            documents, new = self._open.end_of(run, self.provenance, reason)
+        for uid, run in lost.items():
+            try:
+                documents, new = self._open.end_of(run, self.provenance, reason)
+            except Exception:  # of one run: the others are ended, and the next denoised
+                logger.exception("Run %.8s: the derived run could not be ended", uid)
+                with self._changed:
+                    self._open.done(uid)
+                    self._changed.notify_all()
+                continue
             for name, doc in new:
                 self._subscribers(name, doc)
             with self._changed:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,11 +73,13 @@ class RawStream:
     regions: dict[str, Mapping[str, ROI]]
     """By name of the frames, their regions by name."""
     exposures: dict[str, Exposure]
-    """By name of the frames."""
+    """By name of the frames; none where `refused` has a reason."""
     masks: dict[str, np.ndarray | None]
     """By name of the frames, (H, W) bool, True where invalid; None: nothing is masked."""
     rate_ranges: dict[str, tuple[float, float] | None]
     """By name of the frames, mean counts / s and pixel that are expected; None: any."""
+    refused: dict[str, str]
+    """By name of frames that an earlier descriptor of the stream had denoised, why not now."""
     take: Take = field(default_factory=Take)
 
     @property
@@ -111,6 +113,7 @@ def open_stream(
     settings: DenoiseSettings,
     motors: Sequence[str],
     problem: Callable[[str], None],
+    known: Collection[str] = (),
 ) -> RawStream | None:
     """Find out what of a raw stream is to be denoised, before its first frame.
 
@@ -124,6 +127,9 @@ def open_stream(
         What the plan moves.
     problem :
         Called with the reason for each data key that cannot be denoised.
+    known :
+        Names of frames that an earlier descriptor of the stream had denoised: where they cannot
+        be now, their events are there all the same, with the reason.
 
     Returns
     -------
@@ -140,7 +146,7 @@ def open_stream(
     also = {name: also_called(descriptor, name, key) for name, key in found.items()}
     _warn_of_unknown(descriptor, settings, also)
     _warn_of_flat_regions(descriptor, settings, list(found))
-    regions, exposures = settings.rois_of(list(found), also), {}
+    regions, exposures, refused = settings.rois_of(list(found), also), {}, {}
     masks = {name: settings.mask_of(name, *also[name]) for name in found}
     for name, key in found.items():
         spec = descriptor["data_keys"][key]
@@ -155,22 +161,24 @@ def open_stream(
             )
             _check_fit(name, spec["shape"], masks[name], regions[name])
             _warn_of_hidden(descriptor, name, masks[name], regions[name])
-        except FrameShapeError as error:
-            problem(f"{error}{_where_frames_are(descriptor)}")
         except DenoiseError as error:
-            problem(str(error))
+            wrong_shape = isinstance(error, FrameShapeError)
+            refused[name] = f"{error}{_where_frames_are(descriptor) if wrong_shape else ''}"
+            problem(refused[name])
         else:
             exposures[name] = exposure
-    if not exposures:
+    kept = [name for name in found if name in exposures or name in known]
+    if not kept:
         return None
     return RawStream(
         descriptor,
         under_names(descriptor, found),
-        {name: found[name] for name in exposures},
-        {name: regions[name] for name in exposures},
+        {name: found[name] for name in kept},
+        {name: regions[name] for name in kept},
         exposures,
-        {name: masks[name] for name in exposures},
-        {name: settings.rate_range_of(name, *also[name]) for name in exposures},
+        {name: masks[name] for name in kept},
+        {name: settings.rate_range_of(name, *also[name]) for name in kept},
+        {name: refused[name] for name in kept if name in refused},
     )
 
 

@@ -93,6 +93,8 @@ class RowDenoiser:
     def _frame(self, stream: RawStream, row: Row, name: str, seq_num: int) -> Frame | None:
         """Fetch the frames of one row; note the reason where they cannot be had."""
         try:
+            if name in stream.refused:
+                raise DenoiseError(stream.refused[name])
             data = row.event["data"] if row.event else {}
             exposure_s = stream.exposures[name].of_event(data)
             counts = as_stack(row.waiting[name](), name)

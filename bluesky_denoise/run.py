@@ -136,14 +136,16 @@ class DenoisedRun:
             )
 
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
-        stream = open_stream(doc, self._settings, self._motors, self._problem)
+        known = self._by_name.get(doc["name"])
+        names = known.names if known else ()
+        stream = open_stream(doc, self._settings, self._motors, self._problem, names)
         if stream is None:
             wanted = doc["name"] in self._settings.streams
             if not wanted and any(map(is_frame_key, doc["data_keys"].values())):
                 self._passed_over[doc["name"]] = None
             return
         # A second descriptor of the same stream carries a new configuration on.
-        if known := self._by_name.get(doc["name"]):
+        if known:
             self.flush()  # what waits was taken with the old configuration
             stream.take = known.take
         self._streams[doc["uid"]] = self._by_name[doc["name"]] = stream

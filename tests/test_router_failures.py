@@ -263,6 +263,40 @@ def test_a_router_that_is_closed_ends_its_open_runs(RE, raw, build):
     assert stop["num_events"] == {"denoised": 2}
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_events_of_a_configuration_that_cannot_be_denoised_are_there_with_the_reason(
+    RE, raw, build, others
+):
+    _, derived = build()
+    det = Camera(name="det", func=poisson())
+    detectors = [det, Camera(name="other", func=poisson(1))][: 1 + others]
+
+    @bpp.run_decorator()
+    def plan():
+        for exposure_s in (1.0, 0.0, 0.5):
+            det.cam_acquire_time.sim_set_func(lambda exposure_s=exposure_s: exposure_s)
+            det.cam_acquire_time.trigger()
+            yield from bps.configure(det, {})
+            for _ in range(2):
+                yield from bps.trigger_and_read(detectors)
+
+    RE(plan())
+    assert len(raw.by_name["descriptor"]) == 3
+    assert values(derived, "raw_seq_num") == [1, 2, 3, 4, 5, 6]
+    assert values(derived, "denoise_ok") == [True, True, False, False, True, True]
+    reason = values(derived, "denoise_reason")[2]
+    assert reason.startswith("det_image: No exposure time for 'det_image'")
+    exposures = values(derived, "det_image_exposure_s")
+    np.testing.assert_array_equal(exposures, [1.0, 1.0, np.nan, np.nan, 0.5, 0.5])
+    frames = rates(derived, "det_image")
+    assert [np.isnan(frame).all() for frame in frames] == [False, False, True, True, False, False]
+    if others:
+        assert np.isfinite(rates(derived, "other_image")).all()
+    stop = derived.by_name["stop"][0]
+    assert stop["exit_status"] == "fail"
+    assert stop["reason"].startswith("No exposure time for 'det_image'")
+
+
 @pytest.mark.parametrize(
     "model", ["nowhere.module:Denoiser", "bluesky_denoise.testing:Nobody", "numpy:zeros"]
 )
