@@ -4,11 +4,15 @@ import bluesky.plans as bp
 import numpy as np
 import pytest
 from ophyd.sim import motor
+from roi_fixtures import Smoother
 
 from bluesky_denoise import ROI, DenoiseRouter, DenoiseSettings
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.frames import Frame
+from bluesky_denoise.results import measure
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
 
 ROWS, COLS = (20, 30), (30, 42)
@@ -198,3 +202,15 @@ def test_both_detectors_of_an_event_are_audited(RE, good_and_bad):
     RE(bp.count([well, good_and_bad], 2), router)
     assert verdicts(collector) == ["passed", "failed"]
     assert np.isfinite(collector.by_name["event"][0]["data"]["well_image_audit_deviance"])
+
+
+def test_several_images_of_an_event_are_measured_as_their_sum_shows_them():
+    """Each of them alone shows no peak."""
+    rate = np.full((48, 64), 0.05) + gaussian_peak((48, 64), Peak(25.0, 36.0, 10.0, 1.5, 1.5))
+    counts = np.random.default_rng(2).poisson(rate, (20, 48, 64))
+    frame = Frame(counts, 1.0, None, "det", 1, "run")
+    alone = np.zeros(counts.shape, np.float32)
+    found = measure(frame, alone, {"spot": ROI(ROWS, COLS)}, Smoother())
+    assert found["spot_significance"] > 5
+    assert found["spot_center_row"] == pytest.approx(25.0, abs=0.5)
+    assert found["spot_denoised_sum"] == pytest.approx(10.0 + 120 * 0.05, rel=0.1)
