@@ -370,7 +370,7 @@ def test_values_are_plain_numbers_that_any_document_takes():
 def test_what_is_chosen_by_chance_is_in_the_error():
     """A measured line through the region: each part finds another ellipse."""
     shipped = read_frame_file(files("bluesky_denoise.simulation") / "frames" / "i07_line.h5")
-    rate = np.asarray(shipped.frames[19:32], float).mean(0)[88:152, 180:244]
+    rate = np.asarray(shipped.frames[19:32], float).mean(0)[48:112, 180:244]
     found, denoiser = [], Denoiser.load()
     for draw in range(60):
         counts = np.random.default_rng(draw).poisson(rate)
