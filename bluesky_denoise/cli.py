@@ -19,6 +19,7 @@ from .cli_denoise import app as denoise_app
 from .cli_terminal import console, fail
 from .errors import DenoiseError
 from .frame_keys import is_frame_key, raw_key
+from .garbage import keep_garbage_at_exit
 
 __all__ = ["app"]
 
@@ -208,6 +209,7 @@ app.add_typer(denoise_app)
 
 def main() -> None:
     """Run the program; what an extra would bring is named."""
+    keep_garbage_at_exit()
     try:
         app()
     except ModuleNotFoundError as error:

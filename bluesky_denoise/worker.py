@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
+from .garbage import keep_garbage_at_exit, no_garbage
 from .memory import keep_freed_memory
 from .settings import DenoiseSettings
 
@@ -80,6 +81,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the RunEngine
     _step_back()
     keep_freed_memory()
+    keep_garbage_at_exit()
     _open_as_many_files_as_allowed()
     authkey = bytes.fromhex(sys.stdin.readline().strip())
     pipe = _Pipe(Client(sys.argv[1], authkey=authkey))
@@ -89,7 +91,8 @@ def main() -> None:
     root.setLevel(log_level)
     root.propagate = False
     try:
-        worker = _Worker(settings, pipe)
+        with no_garbage():
+            worker = _Worker(settings, pipe)
     except Exception as error:
         pipe.send("failed", _portable(error, settings.redact))
         return
