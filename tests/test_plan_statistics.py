@@ -117,7 +117,7 @@ def test_an_absolute_error_costs_less_than_one_count_of_a_point(background, abso
 @pytest.mark.slow
 def test_adaptive_exposures_reach_the_error_that_was_asked_for(RE, raw, motor, denoiser):
     det, denoised = detector(seed=1), denoised_here(RE, denoiser, audit=False)
-    num = 100
+    num = 64
     RE(
         adaptive_exposure_scan(
             *([det], denoised, "satellite", motor, 0, 1, num),
@@ -134,10 +134,9 @@ def test_adaptive_exposures_reach_the_error_that_was_asked_for(RE, raw, motor, d
     assert reached.all()
     assert (error / intensity).max() < 0.105  # of the corrected intensity, 1 % less
     pulls = (intensity - 100.0) / error
-    assert np.std(pulls, ddof=1) == pytest.approx(1.0, abs=0.2)  # 0.07 for 100 points: 3 sigma
-    # 0.1 for 100 points, 3 sigma; 0.1 since a low intensity comes with a small error
-    # (benchmarks/stopping.py); 0.1 for a bias of the ROI's intensity of 1 percent. It was
-    # -0.42 when this was set: more than the second and third are known to explain.
+    assert np.std(pulls, ddof=1) == pytest.approx(1.0, abs=0.27)  # 0.09 for 64 points: 3 sigma
+    # -0.14 over 500 points, since a low intensity comes with a small error
+    # (benchmarks/stopping.py) and for what the ROI's intensity is biased; 0.125 for 64 points.
     assert abs(pulls.mean()) < 0.5
     (total,) = events_of(raw, "total")
     assert total["satellite_total_exposure_s"] == exposure_s.sum()
