@@ -3,10 +3,11 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .datum_files import DatumFiles
 from .errors import DenoiseError
 from .frame_keys import frame_keys
 from .sources import open_source, read_until
@@ -16,6 +17,16 @@ __all__ = ["RecentFrames"]
 _READ_S = 2.0
 _KEPT_BYTES = 256 * 2**20  # of frames inside events; a denoiser is some frames behind its detector
 _KEPT_DATUMS = 4096  # whose frames are in files
+
+
+class _Place(NamedTuple):
+    """Where frames of some events are."""
+
+    seq_nums: range
+    index: int
+    """In the file, that of the first event; of several frames of an event, the first."""
+    resource: str
+    descriptor: str
 
 
 class RecentFrames:
@@ -36,14 +47,24 @@ class RecentFrames:
         self.event: Mapping[str, Any] | None = None
         self._inside: dict[int, np.ndarray] = {}  # by seq_num, the oldest first
         self._resources: dict[str, Mapping[str, Any]] = {}
-        self._datums: deque[Mapping[str, Any]] = deque(maxlen=_KEPT_DATUMS)
+        self._datum_files = DatumFiles()
+        self._places: deque[_Place] = deque(maxlen=_KEPT_DATUMS)
+
+    def note_datums(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take a document as its detector sent it, before it goes through a normalizer."""
+        if name == "datum":
+            self._datum_files.take(doc)
+        elif name == "event":
+            self._datum_files.note(
+                doc, [self._key] if doc["descriptor"] in self.descriptors else ()
+            )
 
     def note(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take a document."""
+        """Take a document of a run, in which Resource and Datum are stream documents."""
         if name == "start":
-            for kept in (self.descriptors, self._resources, self._inside, self._datums):
+            for kept in (self.descriptors, self._resources, self._inside, self._places):
                 kept.clear()
-            self.event = None
+            self.event, self._datum_files = None, DatumFiles()
         elif name == "descriptor" and doc["name"] == self._stream:
             self.descriptors[doc["uid"]] = doc
             # By its device, raw frames have another key than denoised ones.
@@ -55,7 +76,14 @@ class RecentFrames:
         elif name == "stream_resource" and doc["data_key"] == self._key:
             self._resources[doc["uid"]] = doc
         elif name == "stream_datum" and doc["stream_resource"] in self._resources:
-            self._datums.append(doc)
+            self._places.append(self._place(doc))
+
+    def _place(self, datum: Mapping[str, Any]) -> "_Place":
+        first, stop = datum["seq_nums"]["start"], datum["seq_nums"]["stop"]
+        index = datum["indices"]["start"]
+        if placed := self._datum_files.place(datum, self._key):
+            first, stop, index = placed[0], placed[0] + 1, placed[1].start
+        return _Place(range(first, stop), index, datum["stream_resource"], datum["descriptor"])
 
     def _keep(self, seq_num: int, frame: Any) -> None:
         self._inside.pop(seq_num, None)  # a point that is taken again
@@ -67,7 +95,7 @@ class RecentFrames:
     @property
     def is_there(self) -> bool:
         """Whether there is a frame."""
-        return bool(self._inside or self._datums)
+        return bool(self._inside or self._places)
 
     def reader(self, seq_num: int) -> Callable[[], np.ndarray]:
         """Return what reads the frame of an event, for a time when no document is held up.
@@ -80,12 +108,11 @@ class RecentFrames:
         if seq_num in self._inside:
             frame = self._inside[seq_num]
             return lambda: frame
-        for datum in reversed(self._datums):
-            first, stop = datum["seq_nums"]["start"], datum["seq_nums"]["stop"]
-            if first <= seq_num < stop:
-                resource = self._resources[datum["stream_resource"]]
-                descriptor = self.descriptors[datum["descriptor"]]
-                index = datum["indices"]["start"] + seq_num - first
+        for place in reversed(self._places):
+            if seq_num in place.seq_nums:
+                resource = self._resources[place.resource]
+                descriptor = self.descriptors[place.descriptor]
+                index = place.index + seq_num - place.seq_nums.start
                 return lambda: self._read(resource, descriptor, index)
         raise DenoiseError(
             f"The frame of {self._key!r} in event {seq_num} of {self._stream!r} is not at hand."

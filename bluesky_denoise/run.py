@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import event_model
 import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
@@ -68,7 +67,6 @@ class DenoisedRun:
         self._resources: dict[str, Mapping[str, Any]] = {}
         self._sources: dict[str, FrameSource] = {}
         self._unreadable: set[str] = set()  # stream resources that have missed a deadline
-        self._datums: dict[str, int] = {}  # datum id -> seq_num
         self._datum_files = DatumFiles()
         self._skipping = ""
         self._known: DerivedEvent | None = None
@@ -87,14 +85,12 @@ class DenoisedRun:
         skipped: str = "",
         known: DerivedEvent | None = None,
     ) -> None:
-        """Take a document of this run, other than start and stop."""
+        """Take a document of this run, other than start and stop; no pages."""
         if name == "event":
-            self._remember_datums(doc)
-        elif name == "event_page":
-            for event in event_model.unpack_event_page(doc):
-                self._remember_datums(event)
-        else:
-            self._datum_files.take(name, doc)
+            stream = self._streams.get(doc["descriptor"])
+            self._datum_files.note(doc, stream.raw_keys.values() if stream else ())
+        elif name == "datum":
+            self._datum_files.take(doc)
         self._skipping, self._known = skipped, known
         self._normalizer(name, doc)
 
@@ -182,10 +178,10 @@ class DenoisedRun:
         name = next((n for n, k in stream.raw_keys.items() if k == resource["data_key"]), None)
         if name is None:
             return
-        indices = range(doc["indices"]["start"], doc["indices"]["stop"])
-        if doc["uid"] in self._datums:
-            spans = {self._datums.pop(doc["uid"]): self._datum_files.in_file(doc, name, indices)}
+        if placed := self._datum_files.place(doc, resource["data_key"]):
+            spans = dict([placed])
         else:
+            indices = range(doc["indices"]["start"], doc["indices"]["stop"])
             first = doc["seq_nums"]["start"]
             spans = {first + i: range(index, index + 1) for i, index in enumerate(indices)}
         if not spans:
@@ -206,15 +202,6 @@ class DenoisedRun:
             self._flush(stream, final=True)
             stream.take.restart()
         stream.take.begun[name] = last
-
-    def _remember_datums(self, doc: Mapping[str, Any]) -> None:
-        """Keep which event a datum belongs to: the normalizer numbers them by itself."""
-        stream = self._streams.get(doc["descriptor"])
-        for key in stream.raw_keys.values() if stream else ():
-            if isinstance(doc["data"].get(key), str):
-                self._datums[doc["data"][key]] = doc["seq_num"]
-        references = {value for value in doc["data"].values() if isinstance(value, str)}
-        self._datum_files.forget(references - self._datums.keys())
 
     def _row(self, stream: RawStream, seq_num: int) -> Row | None:
         """Return the row of what comes; None if that was emitted without it."""
@@ -278,8 +265,8 @@ class DenoisedRun:
         for seq_num in sorted(stream.rows):
             row = stream.rows[seq_num]
             lacks = stream.lacks(row)
-            if any(name in row.waiting for name in lacks):
-                break  # not denoised yet
+            if row.result is None or any(name in row.waiting for name in lacks):
+                break  # its turn in `RowDenoiser` has not come
             if not final:
                 # Fly scans with stream datums send no events: the next row tells that none comes.
                 if not row.event and (lacks or stream.expects_events or seq_num == last):
@@ -297,7 +284,7 @@ class DenoisedRun:
 
     def _may_come(self, stream: RawStream, row: Row, seq_num: int, name: str) -> bool:
         """Tell whether frames that a row lacks are still to be waited for."""
-        if seq_num in self._datums.values():
+        if self._datum_files.awaits(seq_num):
             return True  # the normalizer keeps a datum that came after its event until the stop
         later = [other for number, other in stream.rows.items() if number > seq_num]
         if any(name in other.waiting or name in other.done for other in later):

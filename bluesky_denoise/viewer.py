@@ -136,6 +136,7 @@ class FrameViewer:
             elif name == "stop" or not self._raw_run:
                 return
             try:
+                self._raw.note_datums(str(name), doc)
                 self._normalizer(str(name), doc)
             except Exception:
                 logger.exception("The live view cannot follow run %.8s", self._raw_run)

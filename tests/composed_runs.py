@@ -23,8 +23,14 @@ class ComposedRun:
         }
         if motor:
             keys["motor"] = {"dtype": "number", "shape": [], "source": "test"}
-        self.stream = self.run.compose_descriptor(name="primary", data_keys=keys)
-        self.add("descriptor", self.stream.descriptor_doc)
+        self._keys = keys
+        self.stream = self.begin("primary")
+
+    def begin(self, name):
+        """Begin another stream of the same data keys."""
+        stream = self.run.compose_descriptor(name=name, data_keys=self._keys)
+        self.add("descriptor", stream.descriptor_doc)
+        return stream
 
     def add(self, name, doc):
         self.documents.append((name, doc))
@@ -35,15 +41,33 @@ class ComposedRun:
             file["entry/data/data"] = frames
         return path
 
-    def event(self, **data):
+    def event(self, stream=None, /, **data):
         data |= {"motor": 0.0}
-        event = self.stream.compose_event(
+        event = (stream or self.stream).compose_event(
             data=data,
             timestamps=dict.fromkeys(data, 0.0),
             filled={key: False for key in data if key != "motor"},
             validate=False,
         )
         self.add("event", event)
+
+    def old_file(self, path):
+        """Begin a file as a Resource; return what composes a Datum of it."""
+        resource = self.run.compose_resource(
+            spec="AD_HDF5",
+            root="/",
+            resource_path=str(path),
+            resource_kwargs={"frame_per_point": 1},
+        )
+        self.add("resource", resource.resource_doc)
+
+        def datum(**told):
+            """Add a Datum; return its id."""
+            doc = resource.compose_datum(datum_kwargs=told)
+            self.add("datum", doc)
+            return doc["datum_id"]
+
+        return datum
 
     def ended(self):
         return [*self.documents, ("stop", self.run.compose_stop())]

@@ -88,6 +88,25 @@ def test_skipped_events_are_recorded_and_counted(RE, raw, build, logged):
     assert "2 events were skipped" in logged()
 
 
+@pytest.mark.parametrize(("batch_size", "lost"), [(1, 2), (4, 5), (4, 6), (4, 8)])
+def test_an_event_without_frames_waits_for_those_of_a_full_batch_before_it(
+    RE, raw, build, batch_size, lost
+):
+    RE(bp.count([Camera(name="det", func=poisson())], 8))
+    router = DenoiseRouter(settings(batch_size=batch_size), UnitDenoiser())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    for name, doc in raw.documents:
+        if name == "event" and doc["seq_num"] == lost:
+            router.accept(name, {**doc, "data": {}, "timestamps": {}}, skipped="it was lost")
+        else:
+            router.accept(name, doc)
+    derived.validate()
+    assert values(derived, "raw_seq_num") == list(range(1, 9))
+    assert values(derived, "denoise_ok") == [number != lost for number in range(1, 9)]
+    assert derived.by_name["stop"][0]["exit_status"] == "success"
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_events_skipped_before_anything_is_known_of_their_frames(RE, raw, build, first):
     """The shape is the declared one, so that the frames that follow fit."""

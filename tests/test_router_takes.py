@@ -127,45 +127,54 @@ def test_a_row_of_a_fly_scan_that_is_taken_again_is_denoised_twice(RE, raw, dete
     assert values(derived, "raw_seq_num", "denoised_main") == numbers
 
 
-@pytest.mark.parametrize(
+TOLD = pytest.mark.parametrize(
     "told",
     [lambda i: {"frame": i}, lambda i: {"point_number": i}, lambda i: {}],
     ids=["frame", "point_number", "nothing"],
 )
+"""How a detector tells where in its file a frame is."""
+
+
+@TOLD
 @pytest.mark.parametrize("lines", [(3, 6), (1, 1, 1), (4,)], ids=str)
 def test_each_file_is_read_from_its_own_beginning(tmp_path, told, lines):
     run, taken = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:")), 0
     for line, points in enumerate(lines):
-        path = run.file(f"{line}.h5", RISING[taken : taken + points])
-        resource = run.run.compose_resource(
-            spec="AD_HDF5",
-            root="/",
-            resource_path=str(path),
-            resource_kwargs={"frame_per_point": 1},
-        )
-        run.add("resource", resource.resource_doc)
+        datum = run.old_file(run.file(f"{line}.h5", RISING[taken : taken + points]))
         for point in range(points):
-            datum = resource.compose_datum(datum_kwargs=told(point))
-            run.add("datum", datum)
-            run.event(det=datum["datum_id"])
+            run.event(det=datum(**told(point)))
         taken += points
     derived = routed(run.ended(), exposure_s=EXPOSURE_S)
     assert values(derived, "denoise_reason") == [""] * taken
     assert seen(derived) == [(number, number) for number in range(1, taken + 1)]
 
 
+@TOLD
+@pytest.mark.parametrize("streams", [["primary"], ["primary", "dark"]], ids=str)
+def test_a_file_may_have_frames_of_several_streams(tmp_path, told, streams):
+    run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
+    of = {"primary": run.stream, "dark": run.begin("dark")}
+    order = ["primary", "dark", "primary", "primary", "dark", "primary"]
+    datum = run.old_file(run.file("both.h5", RISING[: len(order)]))
+    for point, name in enumerate(order):
+        run.event(of[name], det=datum(**told(point)))
+    derived = routed(run.ended(), exposure_s=EXPOSURE_S, streams=streams)
+    for name in streams:
+        stream = "denoised" if name == "primary" else f"denoised_{name}"
+        expected = [count for count, other in enumerate(order, 1) if other == name]
+        assert values(derived, "denoise_reason", stream) == [""] * len(expected)
+        counts = np.array(values(derived, "det_raw_total", stream)) / np.prod(SHAPE)
+        assert counts.tolist() == expected
+
+
 def test_datums_that_come_late_leave_out_none_but_what_lacks(tmp_path):
     run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
-    path = run.file("late.h5", RISING[:5])
-    resource = run.run.compose_resource(
-        spec="AD_HDF5", root="/", resource_path=str(path), resource_kwargs={"frame_per_point": 1}
-    )
-    run.add("resource", resource.resource_doc)
-    datums = [resource.compose_datum(datum_kwargs={"point_number": i}) for i in range(5)]
-    for datum in datums:
-        run.event(det=datum["datum_id"])
-    for datum in datums[:1] + datums[2:]:
-        run.add("datum", datum)
+    datum = run.old_file(run.file("late.h5", RISING[:5]))
+    ids = [datum(point_number=i) for i in range(5)]
+    datums = [run.documents.pop() for _ in ids][::-1]
+    for datum_id in ids:
+        run.event(det=datum_id)
+    run.documents += datums[:1] + datums[2:]
     derived = routed(run.ended(), exposure_s=EXPOSURE_S)
     assert values(derived, "denoise_reason") == ["", "no frames came for det", "", "", ""]
     assert [count for _, count in seen(derived)][2:] == [3, 4, 5]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from beamline import KEY, ROIS, detector, paused_after
 from bluesky.utils import RunEngineInterrupted
+from composed_runs import ComposedRun
 from live_path import Camera, poisson, settings, wait_for
 from matplotlib.backend_bases import CloseEvent
 from ophyd.sim import SynAxis
@@ -74,6 +75,33 @@ def test_a_point_that_is_taken_again_is_traced_once(RE):
     assert list(trace.lines[0].get_xdata()) == [-1, -0.5, 0, 0.5, 1]
     assert last[0]["raw_seq_num"] == 3
     assert trace.lines[0].get_ydata()[2] == last[0]["satellite_intensity"]
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["point_number", "nothing"])
+def test_a_frame_in_the_file_that_no_event_has_shifts_none_of_the_others(tmp_path, told):
+    """As where the trigger of a point was repeated, or the file has dark frames as well."""
+    run = ComposedRun(tmp_path, det=((16, 20), "FILESTORE:"))
+    dark = run.begin("dark")
+    frames = np.arange(1, 6)[:, None, None] * np.ones((16, 20), np.uint16)
+    datum = run.old_file(run.file("raw.h5", frames))
+    router = DenoiseRouter(settings(exposure_s=1.0), UnitDenoiser())
+    viewer = FrameViewer("det", interval_s=60.0)
+    router.subscribe(viewer.derived)
+    shown = []
+    for point in (0, 1, 2, 3, 4):
+        datum_id = datum(**({"point_number": point} if told else {}))
+        if point == 1 and told:
+            continue  # no event has it
+        run.event(dark if point == 1 else run.stream, det=datum_id)
+        for name, doc in run.documents:
+            viewer.raw(name, doc)
+            router(name, doc)
+        run.documents.clear()
+        viewer.draw()
+        axes = viewer.figure.axes[0]
+        shown.append((axes.get_title().partition(",")[0], axes.images[0].get_array().max()))
+    viewer.close()
+    assert dict(shown) == {"point 1": 1, "point 2": 3, "point 3": 4, "point 4": 5}
 
 
 def test_a_roi_that_there_is_not_is_told(RE, logged):
