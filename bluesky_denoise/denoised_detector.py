@@ -11,7 +11,7 @@ from ophyd.status import DeviceStatus
 
 from .errors import FrameShapeError, SettingsError
 from .frames import Frame
-from .plans.exposures import exposure_signal
+from .plans.exposures import exposure_signal, summed_exposures_signal
 from .results import hinted_keys, measure, number_keys
 from .roi import ROI
 from .router import DenoiserLike
@@ -150,7 +150,7 @@ class DenoisedDetector:
 
     def _denoise(self) -> None:
         counts = self._counts()
-        exposure_s = self._exposure_s or float(exposure_signal(self.detector).get())
+        exposure_s = self._exposure_s or _exposure_s(self.detector)
         rate = self.denoiser.denoise(counts[None], exposure_s, self._mask).rate[0]
         frame = Frame(counts[None], exposure_s, self._mask, "frame", 0, "")
         numbers = measure(frame, rate[None], self._regions["frame"], self.denoiser)
@@ -176,3 +176,9 @@ class DenoisedDetector:
         if frame.ndim != 2:
             raise FrameShapeError(f"{self.name} gave a frame of {frame.shape}; expected (H, W).")
         return frame
+
+
+def _exposure_s(detector: Any) -> float:
+    """Return how long a detector exposes for an image, seconds."""
+    summed = summed_exposures_signal(detector)
+    return float(exposure_signal(detector).get()) * (1 if summed is None else summed.get())

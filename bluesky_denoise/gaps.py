@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 _LOST = "lost on the message bus"
 _UNCLEAR = "not to be told in Tiled from points taken again, or configured otherwise"
-_POLL_S = 0.1
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+"""Between two looks at Tiled."""
 _HASTE_S = 0.5
 """Seconds that Tiled is waited for where it has been waited for in vain."""
 
@@ -371,7 +372,7 @@ class GapFiller:
         why = "not in Tiled"
         if self._client is None:
             return descriptors, events, why
-        deadline = time.monotonic() + patience_s
+        pauses = _Pauses(patience_s)
         while True:
             try:
                 run = self._catalog()[uid]
@@ -387,12 +388,8 @@ class GapFiller:
                 why = "not in Tiled"
             except Exception as error:
                 why = f"not to be read from Tiled ({_in_short(error, self._router)})"
-            if (
-                len({event["seq_num"] for event in events}) == last - first + 1
-                or time.monotonic() >= deadline
-            ):
+            if len({event["seq_num"] for event in events}) == last - first + 1 or pauses.over():
                 return descriptors, events, why
-            time.sleep(_POLL_S)
 
     def _whole(self, uid: str, wanted: Mapping[str, int], lost: str) -> None:
         """Denoise from Tiled what has lost its start or its descriptor, as `lost` says."""
@@ -402,34 +399,58 @@ class GapFiller:
         if self._client is None:
             logger.error("%s is not denoised: its %s was lost on the bus", what, lost)
             return
-        for name, number in wanted.items():
-            # Waits until it is there.
-            self._fetch(uid, ReceivedStream(name, "", [], True), 1, number, self._patience_s)
+        pauses = _Pauses(self._patience_s)
+        while not self._has_come(uid, wanted) and not pauses.over():
+            pass
         streams = self._router.settings.streams if lost == "start" else tuple(wanted)
         have = ("stop",) if lost == "start" else ("start", "stop")
+        logger.warning("%s: its %s was lost on the bus; it is denoised from Tiled", what, lost)
         try:
-            documents = [
-                (kind, doc)
-                for kind, doc in archived_documents(self._catalog()[uid], streams)
-                if kind not in have
-            ]
+            for kind, doc in archived_documents(self._catalog()[uid], streams):
+                if kind not in have:
+                    self._router(kind, doc)
         except Exception as error:
             missing = isinstance(error, KeyError)
             logger.error(
-                "%s is not denoised: its %s was lost on the bus, and Tiled %s. "
+                "%s is not denoised to its end: its %s was lost on the bus, and Tiled %s. "
                 "`bluesky-denoise catch-up` denoises it later.",
                 *(what, lost),
                 "lacks it" if missing else f"cannot be read ({_in_short(error, self._router)})",
             )
-            return
-        logger.warning("%s: its %s was lost on the bus; denoised from Tiled", what, lost)
-        self._router.feed(documents)
+
+    def _has_come(self, uid: str, wanted: Mapping[str, int]) -> bool:
+        """Tell whether the last events of some streams are in Tiled, with their frames."""
+        try:
+            run = self._catalog()[uid]
+            return all(
+                any(archived_events(run, name, number, number))
+                for name, number in wanted.items()
+                if number
+            )
+        except Exception:  # or it cannot be told
+            return False
 
     def _catalog(self) -> Any:
         client = self._client
         if callable(client):  # here and on the thread of `LostStops`, so not looked at twice
             self._client = client = client()
         return client
+
+
+class _Pauses:
+    """Pauses between looks at Tiled, each twice as long as the last, until patience is over."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._deadline, self._next_s = time.monotonic() + patience_s, _FIRST_PAUSE_S
+
+    def over(self) -> bool:
+        """Pause, unless there is no time left."""
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            return True
+        time.sleep(min(self._next_s, left_s))
+        self._next_s = min(2 * self._next_s, _LONGEST_PAUSE_S)
+        return False
 
 
 def _in_short(error: Exception, router: DenoiseRouter) -> str:

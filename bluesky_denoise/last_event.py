@@ -40,6 +40,7 @@ class LastEvent:
         # By uid of the descriptor: run and stream; and the raw keys of its frames.
         self._followed: dict[str, tuple[str, str]] = {}
         self._frames: dict[str, set[str]] = {}
+        self._resources: dict[str, tuple[str, str]] = {}  # stream resource -> run, data key
         self._events: dict[str, RawEvent] = {}  # by open run, that of the newest event last
 
     @property
@@ -54,12 +55,15 @@ class LastEvent:
             if frames:
                 self._followed[doc["uid"]] = doc["run_start"], doc["name"]
                 self._frames[doc["uid"]] = set(frames.values())
+        elif name == "stream_resource":
+            self._resources[doc["uid"]] = doc.get("run_start", ""), doc["data_key"]
         elif name in ("event", "event_page", "stream_datum"):
             self._event(name, doc)
         elif name == "stop":
             uid = doc["run_start"]
             self._followed = {key: run for key, run in self._followed.items() if run[0] != uid}
             self._frames = {key: self._frames[key] for key in self._followed}
+            self._resources = {key: of for key, of in self._resources.items() if of[0] != uid}
             self._events.pop(uid, None)
 
     def has_frames(self, name: str, doc: Mapping[str, Any]) -> bool:
@@ -68,7 +72,9 @@ class LastEvent:
         An event whose frames stream datums tell of brings none.
         """
         keys = self._frames.get(doc["descriptor"], set())
-        return bool(keys) if name == "stream_datum" else not keys.isdisjoint(doc["data"])
+        if name == "stream_datum":
+            return self._resources.get(doc["stream_resource"], ("", ""))[1] in keys
+        return not keys.isdisjoint(doc["data"])
 
     def _event(self, name: str, doc: Mapping[str, Any]) -> None:
         run = self._followed.get(doc["descriptor"])

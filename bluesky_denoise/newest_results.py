@@ -119,6 +119,6 @@ class NewestResults:
         self.ended[raw_run] = doc.get("reason") or doc["exit_status"]
         self._streams_of = {k: run for k, run in self._streams_of.items() if run[0] != raw_run}
         # A plan that is still in the run can ask for what has come.
-        for old in [run for run in self.results if run[0] not in (*self._runs.values(), raw_run)]:
-            del self.results[old]
-            self.missing.pop(old, None)
+        known = {*self._runs.values(), raw_run}
+        self.results = {run: result for run, result in self.results.items() if run[0] in known}
+        self.missing = {run: why for run, why in self.missing.items() if run[0] in known}

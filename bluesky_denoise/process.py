@@ -15,7 +15,7 @@ from .derived import is_derived
 from .errors import DenoiseTimeout, SettingsError, TiledUnavailable
 from .last_event import LastEvent, RawEvent
 from .open_runs import Document, OpenRun, OpenRuns
-from .settings import DenoiseSettings
+from .settings import DenoiseSettings, overridden
 from .subscribers import Subscribers
 
 __all__ = ["DenoiseProcess"]
@@ -80,7 +80,7 @@ class DenoiseProcess:
             settings = DenoiseSettings(**overrides)
         elif overrides:
             given = {key: getattr(settings, key) for key in settings.model_fields_set}
-            settings = DenoiseSettings(**{**given, **overrides})
+            settings = DenoiseSettings(**overridden(given, overrides))
         self._settings = settings
         self._subscribers = Subscribers()
         self._changed = threading.Condition()
@@ -198,8 +198,9 @@ class DenoiseProcess:
                     *(waiting, _SHARE_FOR_FRAMES * timeout),
                 )
         self._feeder.join(timeout)
-        if not self._child.end(deadline - time.monotonic()):
+        with self._changed:
             runs = ", ".join(uid[:8] for uid in self._open) or "none"
+        if not self._child.end(deadline - time.monotonic()):
             logger.error(
                 "The denoiser did not finish in time and is killed; runs cut short: %s. "
                 "`bluesky-denoise catch-up` completes them",

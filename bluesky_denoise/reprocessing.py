@@ -30,12 +30,6 @@ __all__ = ["StoredResults", "has_result", "mark_interrupted", "reprocess"]
 
 logger = logging.getLogger(__name__)
 
-# Settings that say how and where a result is made, and do not change it.
-_CIRCUMSTANCES = {
-    *("streams", "device", "threads", "batch_size", "queue_size", "queue_wait_s"),
-    *("read_timeout_s", "node_timeout_s", "tiled_uri", "tiled_api_key", "tiled_layout"),
-    *("tiled_container", "frames_directory", "backup_directory"),
-}
 _INTERRUPTED = "interrupted before its end"
 
 
@@ -204,11 +198,8 @@ def has_result(
 
 
 def _what_matters(provenance: Mapping[str, Any]) -> str:
-    settings = {
-        key: value
-        for key, value in provenance.get("settings", {}).items()
-        if key not in _CIRCUMSTANCES
-    }
+    # In which other streams there were frames changes no result.
+    settings = {k: v for k, v in provenance.get("settings", {}).items() if k != "streams"}
     what = [provenance.get("version"), provenance.get("weights_sha256"), settings]
     return json.dumps(what, sort_keys=True, default=str)  # as Tiled gives it back
 

@@ -150,7 +150,8 @@ def audit(
         audit_frame(counts, frame.exposure_s, denoiser, mask=frame.mask, rate_range=rate_range)
         for counts in frame.counts
     ]
-    worst = max((v.deviance for v in verdicts), key=lambda d: abs(d - 1), default=math.nan)
+    told = [v.deviance for v in verdicts if math.isfinite(v.deviance)]
+    worst = max(told, key=lambda deviance: abs(deviance - 1), default=math.nan)
     reasons = dict.fromkeys(verdict.reason for verdict in verdicts if not verdict.ok)
     return {f"{frame.data_key}_audit_deviance": worst}, "; ".join(reasons)
 

@@ -29,7 +29,7 @@ from .masks import load_mask
 from .roi import ROI
 from .settings_errors import EXPECTED, explain
 
-__all__ = ["DenoiseSettings", "is_hidden"]
+__all__ = ["DenoiseSettings", "is_hidden", "overridden"]
 
 # Tiled would refuse what follows only when all has been denoised.
 _LONGEST_COLUMN = 63
@@ -197,7 +197,7 @@ class DenoiseSettings(BaseModel):
             paths.append("model")
         placed = {key: _relative_to(directory, given[key]) for key in paths if key in given}
         try:
-            return cls(**(given | placed | overrides))
+            return cls(**overridden(given | placed, overrides))
         except SettingsError as error:
             raise SettingsError(str(error).replace("DenoiseSettings", where, 1)) from None
 
@@ -438,6 +438,14 @@ class DenoiseSettings(BaseModel):
         elif self.mask is not None:
             described["mask"] = _summary(self.mask)
         return described
+
+
+def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with others in their place; the key of one server is not for another."""
+    kept = dict(values)
+    if "tiled_uri" in overrides:
+        kept.pop("tiled_api_key", None)
+    return kept | dict(overrides)
 
 
 def is_hidden(roi: ROI, mask: np.ndarray | None) -> bool:

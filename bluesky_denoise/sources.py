@@ -79,7 +79,9 @@ class HDF5Source:
                 raise LookupError(_no_dataset(file, self._name))
             dataset = file[self._name]
             stacked = dataset.ndim > 3  # (N, n, H, W) rather than (N * n, H, W)
-            if dataset.ndim == 2 and index == 0:
+            if dataset.ndim == 2:
+                if index:
+                    raise IndexError(f"1 frame in the file, {index + 1} promised. {_WRITTEN}")
                 return dataset[()]
             first, count = (index, 1) if stacked else (index * self._per_index, self._per_index)
             available = dataset.shape[0]

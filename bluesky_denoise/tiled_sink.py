@@ -103,9 +103,10 @@ class TiledSink:
         self._thread.join(timeout)
         if self._thread.is_alive():  # Tiled takes a request, and does not answer
             self._back_up_all()
-        for run in list(self._runs.values()):
+        runs = list(self._runs.values())
+        for run in runs:
             run.release()
-        return self._left + [run.backup_path for run in self._runs.values() if run.backup_path]
+        return self._left + [run.backup_path for run in runs if run.backup_path]
 
     def _back_up_all(self) -> None:
         """Back up what waits, from another thread: ours is held up by Tiled.

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from bluesky.utils import RunEngineInterrupted
-from ophyd import Component, Device
+from ophyd import Component, Device, Signal
 from ophyd.sim import SynSignal
 from tiled.utils import path_from_uri
 
@@ -88,6 +88,25 @@ class Camera(Device):
         self.image.sim_set_func(func)
         self.cam_acquire_time.sim_set_func(lambda: exposure_s)
         self.cam_acquire_time.trigger()
+
+    def trigger(self):
+        return self.image.trigger()
+
+
+class _SummingCam(Device):
+    acquire_time = Component(Signal, value=0.5, kind="config")
+    num_exposures = Component(Signal, value=4, kind="config")
+
+
+class SummingCamera(Device):
+    """A camera that sums several exposures into an image, as some of areaDetector do."""
+
+    image = Component(PlainImage, kind="normal")
+    cam = Component(_SummingCam, kind="config")
+
+    def __init__(self, *, name, func):
+        super().__init__(name=name)
+        self.image.sim_set_func(func)
 
     def trigger(self):
         return self.image.trigger()

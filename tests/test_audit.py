@@ -6,7 +6,7 @@ from bluesky_denoise.audit import audit_frame, audit_rate
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
 from bluesky_denoise.evaluation.baselines import gaussian
-from bluesky_denoise.frames import Denoised
+from bluesky_denoise.frames import Denoised, Frame
 from bluesky_denoise.photon_checks import fano_factor, looks_poisson
 from bluesky_denoise.pixel_checks import dead_areas, hot_pixels
 from bluesky_denoise.poisson import (
@@ -16,6 +16,7 @@ from bluesky_denoise.poisson import (
     expected_deviance,
     tail_z,
 )
+from bluesky_denoise.results import audit
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
 from bluesky_denoise.testing import UnitDenoiser
@@ -434,3 +435,13 @@ def test_single_pixels_fail_a_frame_if_they_are_bright_or_many():
     counts = rng.poisson(model)
     counts[4:90:8, 4:120:8] = 0
     assert "single pixels do not fit" in audit_rate(counts, model).reason
+
+
+@pytest.mark.parametrize("dark_first", [True, False])
+def test_a_dark_image_of_an_event_hides_the_audit_of_none_of_the_others(rng, dark_first):
+    dark, bright = np.zeros(SHAPE, int), rng.poisson(5.0, SHAPE)
+    images = [dark, bright] if dark_first else [bright, dark]
+    numbers, _ = audit(Frame(np.stack(images), 1.0, None, "det", 1, "run"), Smoother(), None)
+    of_bright, _ = audit(Frame(bright[None], 1.0, None, "det", 1, "run"), Smoother(), None)
+    assert numbers == of_bright
+    assert np.isfinite(numbers["det_audit_deviance"])

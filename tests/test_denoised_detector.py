@@ -9,6 +9,7 @@ import pytest
 from beamline import detector, events_of
 from bluesky import protocols
 from bluesky.utils import FailedStatus
+from live_path import SummingCamera, poisson
 from ophyd import DeviceStatus
 from ophyd.sim import SynSignal
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
@@ -48,6 +49,15 @@ def test_a_detector_that_fails_to_denoise_fails_the_plan_with_its_reason(RE, det
     with pytest.raises(FailedStatus) as caught:
         RE(bp.count([DenoisedDetector(det, Broken())]))
     assert "CUDA is gone" in str(caught.value.__cause__)
+
+
+def test_what_a_detector_sums_into_an_image_counts_in_its_exposure(RE, raw):
+    det = SummingCamera(name="det", func=poisson())
+    RE(bp.count([DenoisedDetector(det, UnitDenoiser())]))
+    (event,) = events_of(raw, "primary")
+    assert event["det_frame_exposure_s"] == 2.0
+    total = event["det_image"].sum()
+    assert event["det_frame_denoised_total"] == pytest.approx(total / 2.0)
 
 
 def test_the_exposure_of_a_denoised_detector_is_shortened_too(RE, raw, det):

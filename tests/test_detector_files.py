@@ -221,14 +221,14 @@ def test_colours_are_not_denoised(tmp_path, taken):
         file["/entry/data/data"] = np.repeat(FRAMES[..., None], 3, axis=-1)
     run, _ = taken(documents("AD_HDF5", tmp_path / "a.h5"))
     (live,) = denoised_streams(run)
-    reasons = list(live.stream["denoise_reason"].read())
+    assert (reasons := list(live.stream["denoise_reason"].read()))
     assert all("which is colours" in reason and "ColorMode Mono" in reason for reason in reasons)
 
 
 def test_files_that_tiled_cannot_look_into_are_told(tmp_path, taken, logged):
     run, used = taken(documents("AD_EIGER_MX", tmp_path / "a"))
     (live,) = denoised_streams(run)
-    reasons = list(live.stream["denoise_reason"].read())
+    assert (reasons := list(live.stream["denoise_reason"].read()))
     assert all("'AD_EIGER_MX'" in reason and "HDF5 plugin" in reason for reason in reasons)
     with pytest.raises(DenoiseError, match="holds no frames in primary"):
         reprocess(run, used)

@@ -3,6 +3,8 @@
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import numpy as np
+import pytest
+from composed_runs import ComposedRun
 from derived_by_hand import Derived, at, signals_of
 from ophyd.sim import SynAxis
 
@@ -28,6 +30,16 @@ def test_the_last_event_is_that_of_the_newest_run_that_is_open():
     assert signals.last_event[:3] == ("outer", "primary", 2)
     signals.raw("stop", {"run_start": "outer"})
     assert signals.last_event is None
+
+
+@pytest.mark.parametrize(("key", "brings"), [("det", True), ("det-sum", False)])
+def test_a_stream_datum_of_something_else_brings_no_frames(tmp_path, key, brings):
+    run = ComposedRun(tmp_path, det=((16, 20), "STREAM:"), **{"det-sum": ((), "STREAM:")})
+    run.files(key, tmp_path / "of.h5")(1, 1)
+    last = LastEvent()
+    for name, doc in run.documents:
+        last(name, doc)
+    assert last.has_frames(*run.documents[-1]) is brings
 
 
 def test_the_last_event_is_that_of_a_running_run_with_frames(RE):

@@ -161,6 +161,7 @@ def test_an_absolute_error_ends_points_beside_the_peak(RE, raw, motor, denoised)
     asked = {"relative_error": 0.1, "max_frames": 50, "exposure_s": 1.0, "absolute_error": 10.0}
     RE(adaptive_exposure_scan(*args, **asked))
     points = events_of(raw, "points")
+    assert len(points) == 2
     assert all(1 < e["satellite_point_frames"] < 50 for e in points)
     assert all(5.0 < e["satellite_point_intensity_error"] <= 10.0 for e in points)
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from beamline import ROIS, denoised_here, scene
+from beamline import ROIS, denoised_here, events_of, scene
+from live_path import SummingCamera
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import (
@@ -38,6 +39,21 @@ def hi():
 def signals(RE, rois=OWN, data_keys=("lo", "hi"), **kwargs):
     asked = {"rois": rois, "data_keys": data_keys, "timeout_s": 2}
     return denoised_here(RE, UnitDenoiser(), **asked, **kwargs)
+
+
+def test_what_a_detector_sums_into_an_image_counts_in_the_exposure_of_a_point(RE, raw, motor):
+    frames = SceneFrames(scene(100.0), seed=1)
+    det = SummingCamera(name="lo", func=lambda: frames(0.8))
+    denoised = denoised_here(
+        RE, UnitDenoiser(), rois={"low": SPOT}, data_keys=("lo_image",), audit=False
+    )
+    asked = {"relative_error": 0.1, "max_frames": 9, "exposure_s": 0.2}
+    RE(adaptive_exposure_scan([det], denoised, "low", motor, 0, 1, 2, **asked))
+    points = events_of(raw, "points")
+    assert len(points) == 2
+    for point in points:
+        assert point["low_point_exposure_s"] == pytest.approx(0.8 * point["low_point_frames"])
+        assert point["low_point_intensity"] == pytest.approx(100, rel=0.4)  # 4 sigma
 
 
 def readings(raw):

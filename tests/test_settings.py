@@ -8,7 +8,7 @@ from tiled.client.utils import ClientError
 
 from bluesky_denoise.errors import DenoiseError, SettingsError
 from bluesky_denoise.results import audit_keys, number_keys
-from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.settings import DenoiseSettings, overridden
 
 SERVER = "http://localhost:8000"
 REGION = {"rows": [0, 4], "cols": [0, 4]}
@@ -300,6 +300,18 @@ def test_the_key_of_the_environment_is_used_where_the_address_has_none(monkeypat
     other = DenoiseSettings(tiled_uri="http://other?api_key=its", tiled_api_key="of another")
     assert other.tiled_api_key.get_secret_value() == "its"
     assert DenoiseSettings().tiled_api_key is None
+
+
+def test_the_key_of_a_server_does_not_go_to_another(tmp_path, monkeypatch):
+    monkeypatch.delenv("TILED_API_KEY", raising=False)
+    path = tmp_path / "settings.yaml"
+    path.write_text("tiled_uri: http://a\ntiled_api_key: secret\n")
+    assert DenoiseSettings.from_yaml(path, threads=1).tiled_api_key.get_secret_value() == "secret"
+    assert DenoiseSettings.from_yaml(path, tiled_uri="http://b").tiled_api_key is None
+    given = {"tiled_uri": "http://a", "tiled_api_key": "secret", "threads": 1}
+    assert overridden(given, {"tiled_uri": "http://b"}) == {"tiled_uri": "http://b", "threads": 1}
+    its = {"tiled_uri": "http://b", "tiled_api_key": "its"}
+    assert overridden(given, its) == {**its, "threads": 1}
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,8 @@ def test_a_file_with_one_frame_and_no_axis_for_others_is_read(tmp_path, counts):
         file[DATASET] = counts[0]
     source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
     np.testing.assert_array_equal(as_stack(source.read(0), "det"), counts[:1])
+    with pytest.raises(IndexError, match=r"1 frame in the file, 2 promised"):
+        source.read(1)
 
 
 def test_compressed_frames_are_read(tmp_path, counts):

@@ -24,7 +24,12 @@ from .checks import (
 )
 from .descriptions import images_per_event
 from .exposure_values import read_values, set_values, tried_wrapper
-from .exposures import exposure_signal, set_exposure_wrapper, with_exposures
+from .exposures import (
+    exposure_signal,
+    set_exposure_wrapper,
+    summed_exposures_signal,
+    with_exposures,
+)
 from .reference import reference_points
 from .scans import plan_metadata, read_denoised, shown_in_wrapper, shown_with_references
 from .stopping import ExposureTally
@@ -153,6 +158,7 @@ def adaptive_exposure_scan(
     main = exposed.index(detector_of(denoised, f"{roi}_intensity", exposed))
     data_key = denoised.frames_of.get(f"{roi}_intensity")
     images = 0  # of an event; known once there is one
+    summed = [s for s in [summed_exposures_signal(exposed[main])] if s is not None]
 
     def one_point(position: float) -> MsgGenerator[float]:
         """Take a point (a stub); return its exposure, seconds."""
@@ -171,9 +177,10 @@ def adaptive_exposure_scan(
             if not images:
                 yield from bps.checkpoint()
                 images = yield from images_per_event(exposed[main], data_key)
+            image_s = taken[main] * math.prod((yield from read_values(summed)))
             intensity = number(readings, denoised, f"{roi}_intensity")
             error = number(readings, denoised, f"{roi}_intensity_error")
-            exposures.append(images * taken[main])
+            exposures.append(images * image_s)
             tally.add(intensity, error, exposures[-1], images)
         if reference is not None:
             yield from reference.after_point(detectors, {motor: position}, readings)

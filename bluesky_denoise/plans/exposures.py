@@ -26,6 +26,7 @@ __all__ = [
     "set_exposure_wrapper",
     "short_exposure_decorator",
     "short_exposure_wrapper",
+    "summed_exposures_signal",
     "with_exposures",
 ]
 
@@ -56,6 +57,11 @@ def exposure_signal(detector: Any) -> Any:
         )
     _check_seconds(found, described(found))
     return found
+
+
+def summed_exposures_signal(detector: Any) -> Any | None:
+    """Return the signal that tells how many exposures areaDetector sums into an image, if any."""
+    return getattr(getattr(exposure_signal(detector), "parent", None), "num_exposures", None)
 
 
 def _check_seconds(signal: Any, specs: Mapping[str, Any]) -> None:
