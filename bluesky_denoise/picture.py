@@ -9,9 +9,8 @@ from .archive import raw_rows
 from .catalog import FROM_ARCHIVE
 from .errors import DenoiseError
 from .event_array import EventArray
-from .frame_checks import valid_pixels
 from .frame_keys import raw_key
-from .screen import block_maxima, block_px, block_residuals, show_blocks
+from .screen import block_px, panels, show_blocks
 from .tiled_streams import arrays_of
 
 __all__ = ["draw_event"]
@@ -43,7 +42,6 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.colors import LogNorm
 
     raw = run[denoised.raw_stream].base if denoised.raw_stream in run else {}
     node = denoised.stream.base
@@ -77,37 +75,16 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         at = order[event - 1]
         counts = np.asarray(events[at : at + 1])
         counts = counts.reshape(-1, *counts.shape[-2:])[0]
-        valid, is_denoised = valid_pixels(counts), bool(np.isfinite(rate).any())
-        if is_denoised:
-            valid &= np.isfinite(rate)
-        elif rate.shape != counts.shape:  # none could be denoised: nothing was known of it
-            rate = np.full(counts.shape, np.nan)
-        counts = np.where(valid, counts, np.nan)
+        sigmas = [frames[name][event - 1] for name in [f"{key}_sigma"] if name in frames]
+        sigmas = [np.reshape(sigma, (-1, *sigma.shape[-2:]))[0] for sigma in sigmas]
         # Before the layout is made, the places are smaller than they will be.
         block = block_px(row[0], counts.shape)
-        exposed = exposure_s > 0  # not nan, as of a frame that could not be denoised
-        seen = block_maxima(counts / exposure_s if exposed else counts, block)
-        rates = block_maxima(rate, block)
-        scaled = rates if is_denoised else seen
-        scaled = scaled[np.isfinite(scaled)]
-        top = max(float(np.percentile(scaled, 99.9)), 1e-6) if scaled.size else 1.0
-        floor, rated = top / 1e3, {"norm": LogNorm(top / 1e3, top)}
-        residual = block_residuals(counts, rate, exposure_s, block)
-        title, unit = (f"raw, {exposure_s:g} s", "counts / s") if exposed else ("raw", "counts")
-        around_0 = {"vmin": -4, "vmax": 4, "cmap": "RdBu_r"}
-        images = [
-            (title, np.maximum(seen, floor), unit, rated),
-            (f"denoised, {denoised.model}", np.maximum(rates, floor), "counts / s", rated),
-            ("raw - denoised", residual, "standard deviations", around_0),
-        ]
-        if f"{key}_sigma" in frames:
-            error = np.asarray(frames[f"{key}_sigma"][event - 1], float)
-            error = block_maxima(error.reshape(-1, *error.shape[-2:])[0], block)
-            images.append(("standard error", np.maximum(error, floor), "counts / s", rated))
-        for axis, (title, image, unit, options) in zip(row, images, strict=False):
-            shown = show_blocks(axis, image, block, counts.shape, **options)
-            axis.set(title=title, xticks=[], yticks=[])
-            figure.colorbar(shown, ax=axis, shrink=0.7, label=unit)
+        drawn = panels(counts, rate, sigmas, exposure_s, block)
+        for axis, panel in zip(row, drawn, strict=False):
+            shown = show_blocks(axis, panel.blocks, block, counts.shape, **panel.options)
+            axis.set(title=panel.title, xticks=[], yticks=[])
+            figure.colorbar(shown, ax=axis, shrink=0.7, label=panel.unit)
+        row[1].set_title(f"denoised, {denoised.model}")
         row[0].set_ylabel(key)
     figure.suptitle(f"run {run.metadata['start']['uid'][:8]}, event {event}")
     figure.savefig(path, dpi=100)

@@ -1,17 +1,80 @@
 """Frames on a screen that has fewer pixels than they have, with all their peaks."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from .frame_checks import valid_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-__all__ = ["block_maxima", "block_px", "block_residuals", "show_blocks"]
+__all__ = ["Panel", "block_maxima", "block_px", "block_residuals", "panels", "show_blocks"]
 
 _MOST_BLOCKS = 600
+_RESIDUAL_SIGMA = 4.0
+
+
+class Panel(NamedTuple):
+    """One of the pictures of a frame that are drawn side by side."""
+
+    title: str
+    blocks: np.ndarray
+    """For `show_blocks`."""
+    unit: str
+    options: dict[str, Any]
+    """Colours and their range, for `show_blocks`."""
+
+
+def panels(
+    raw: np.ndarray,
+    rate: np.ndarray,
+    sigmas: Sequence[np.ndarray],
+    exposure_s: float,
+    block: int,
+) -> list[Panel]:
+    """Return raw, denoised, their difference, and standard errors, all rates in the same colours.
+
+    Parameters
+    ----------
+    raw : (H, W) counts
+    rate : (H, W), counts / s, or of any shape if nothing is denoised
+    sigmas : (H, W) standard errors of ``rate``: one, or none
+    exposure_s : seconds; NaN where it is not known: counts are shown then
+    block : pixels a side, see `block_px`
+    """
+    from matplotlib.colors import LogNorm
+
+    valid, is_denoised = valid_pixels(raw), bool(np.isfinite(rate).any())
+    if is_denoised:
+        valid &= np.isfinite(rate)
+    elif rate.shape != raw.shape:  # none could be denoised: nothing was known of it
+        rate = np.full(raw.shape, np.nan)
+    counts = raw.astype(np.float32)
+    counts[~valid] = np.nan
+    shown, unit, title = block_maxima(counts, block), "counts", "raw"
+    if exposure_s > 0:
+        shown, unit, title = shown / exposure_s, "counts / s", f"raw, {exposure_s:.3g} s"
+    denoised = block_maxima(rate, block)
+    scaled = denoised if is_denoised else shown
+    seen = scaled[scaled > 0]
+    low, high = np.percentile(seen, (1, 99.95)) if seen.size else (0.1, 1.0)
+    low = max(low, high * 1e-5)
+    rated = {"norm": LogNorm(low, max(high, low * 1.01))}
+    around_0 = {"cmap": "RdBu_r", "vmin": -_RESIDUAL_SIGMA, "vmax": _RESIDUAL_SIGMA}
+    residuals = block_residuals(counts, rate, exposure_s, block)
+    errors = [block_maxima(sigma, block) for sigma in sigmas]
+    # Zero has no logarithm: it is drawn as the darkest, unlike what is invalid.
+    shown, denoised, *errors = (np.where(b == 0, low, b) for b in (shown, denoised, *errors))
+    return [
+        Panel(title, shown, unit, rated),
+        Panel("denoised", denoised, "counts / s", rated),
+        Panel("raw - denoised", residuals, "standard deviations", around_0),
+        *(Panel("standard error", error, "counts / s", rated) for error in errors),
+    ]
 
 
 def block_px(axes: "Axes", shape: tuple[int, ...]) -> int:

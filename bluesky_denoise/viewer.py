@@ -12,17 +12,15 @@ import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
 from .errors import DenoiseError, SettingsError
-from .frame_checks import valid_pixels
 from .frame_keys import also_called, frame_keys
 from .recent_frames import RecentFrames
 from .resources import RESOURCE_PATCHES
-from .screen import block_maxima, block_px, block_residuals, show_blocks
+from .screen import block_px, panels, show_blocks
 
 __all__ = ["FrameViewer"]
 
 logger = logging.getLogger(__name__)
 
-_RESIDUAL_SIGMA = 4.0
 _INCHES = (13.0, 7.0)
 
 
@@ -253,20 +251,23 @@ class FrameViewer:
         )
         places = [self.figure.add_subplot(grid[0, i]) for i in range(columns)]
         block = block_px(places[0], raw.shape)
-        panels = _panels(raw, rate, sigma, exposure_s, block)
-        for i, (axes, panel) in enumerate(zip(places, panels, strict=True)):
-            title, blocks, unit, options, ticks = panel
-            image = show_blocks(axes, blocks, block, raw.shape, **options)
-            axes.set_title(f"point {data['raw_seq_num']}, {title}" if i == 0 else title)
-            axes.set_facecolor("0.8" if i == 2 else "0.2")
+        drawn = panels(raw, rate, sigma, exposure_s, block)
+        for i, (axes, panel) in enumerate(zip(places, drawn, strict=True)):
+            image = show_blocks(axes, panel.blocks, block, raw.shape, **panel.options)
+            title = f"point {data['raw_seq_num']}, {panel.title}" if i == 0 else panel.title
+            axes.set_title(title)
+            axes.set_facecolor("0.8")
             if self._box:
                 _mark(axes, self._box)
             bar = self.figure.add_subplot(grid[1, i])
-            options = {"cax": bar, "orientation": "horizontal", "label": unit, **ticks}
+            options = {"cax": bar, "orientation": "horizontal", "label": panel.unit}
+            options |= _ticks(panel.options.get("norm"))
             self.figure.colorbar(image, **options).minorticks_off()
         axes = self.figure.add_subplot(grid[2, :])
         axes.errorbar(trace[:, 0], trace[:, 1], trace[:, 2], fmt="o-", ms=3, capsize=2)
         axes.set(xlabel=self._against, ylabel=f"{self._traced}\n(counts / s)")
+        if self._against == "point":
+            axes.locator_params(axis="x", integer=True)
         if not data.get("denoise_ok", True):
             is_denoised = exposure_s > 0 or np.isfinite(rate).any()
             said = "not ok" if is_denoised else "not denoised"
@@ -309,38 +310,15 @@ def _heights(shape: tuple[int, ...], columns: int) -> tuple[float, float, float]
     return frames, 0.14, 4.53 - 0.14 - frames
 
 
-def _panels(
-    raw: np.ndarray, rate: np.ndarray, sigma: list[np.ndarray], exposure_s: float, block: int
-) -> list[tuple[str, np.ndarray, str, dict[str, Any], dict[str, Any]]]:
-    """Return what is drawn side by side: title, blocks, unit, options of it, those of its bar."""
-    from matplotlib.colors import LogNorm
+def _ticks(norm: Any) -> dict[str, Any]:
+    """Return the options of a logarithmic colour bar; None: of another."""
     from matplotlib.ticker import LogLocator
 
-    valid = valid_pixels(raw)
-    is_denoised = bool(np.isfinite(rate).any())
-    if is_denoised:
-        valid &= np.isfinite(rate)
-    counts = raw.astype(np.float32)
-    counts[~valid] = np.nan
-    shown, unit, title = block_maxima(counts, block), "counts", "raw"
-    if exposure_s > 0:  # not nan, as of a frame that could not be denoised
-        shown, unit, title = shown / exposure_s, "counts / s", f"raw, {exposure_s:.3g} s"
-    denoised = block_maxima(rate, block)
-    scaled = denoised if is_denoised else shown
-    seen = scaled[scaled > 0]
-    low, high = np.percentile(seen, (1, 99.95)) if seen.size else (0.1, 1.0)
-    norm = LogNorm(max(low, high * 1e-5), max(high, low * 1.01))
+    if norm is None:
+        return {}
     # Labels of all steps of two decades stand on top of each other.
-    steps = LogLocator(subs=(1,) if norm.vmax > 100 * norm.vmin else (1, 2, 5))
-    options, ticks = {"norm": norm}, {"ticks": steps, "format": "%g"}
-    residuals = block_residuals(counts, rate, exposure_s, block)
-    around_0 = {"cmap": "RdBu_r", "vmin": -_RESIDUAL_SIGMA, "vmax": _RESIDUAL_SIGMA}
-    return [
-        (title, shown, unit, options, ticks),
-        ("denoised", denoised, "counts / s", options, ticks),
-        ("raw - denoised", residuals, "standard deviations", around_0, {}),
-        *(("standard error", block_maxima(s, block), "counts / s", options, ticks) for s in sigma),
-    ]
+    steps = (1,) if norm.vmax > 100 * norm.vmin else (1, 2, 5)
+    return {"ticks": LogLocator(subs=steps), "format": "%g"}
 
 
 def _box(
