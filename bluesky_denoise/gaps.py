@@ -9,9 +9,10 @@ from typing import Any
 
 import event_model
 
-from .archive import archived_documents, archived_events, descriptors_of
+from .archive import archived_documents
 from .derived import is_derived
 from .frame_keys import frame_keys
+from .lost_events import Descriptors, LostEvents
 from .lost_stops import LostStops
 from .received import ReceivedStream
 from .router import DenoiseRouter
@@ -22,12 +23,6 @@ logger = logging.getLogger(__name__)
 
 _LOST = "lost on the message bus"
 _UNCLEAR = "not to be told in Tiled from points taken again, or configured otherwise"
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
-"""Between two looks at Tiled."""
-_HASTE_S = 0.5
-"""Seconds that Tiled is waited for where it has been waited for in vain."""
-
-_Descriptors = dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -67,12 +62,13 @@ class GapFiller:
     """
 
     def __init__(self, router: DenoiseRouter, client: Any = None, patience_s: float = 10.0) -> None:
-        self._router, self._client, self._patience_s = router, client, patience_s
+        self._router = router
+        self._lost = LostEvents(client, patience_s, router.settings.redact)
         self._runs: dict[str, _Run] = {}
         self._run_of: dict[str, str] = {}  # descriptor or resource -> run
         self._datums: dict[str, str] = {}  # datum whose event has not come -> run
         self._ended: set[str] = set()  # runs whose stop has come from Tiled
-        self._stops = LostStops(self._catalog, lambda error: _in_short(error, router))
+        self._stops = LostStops(self._lost.catalog, self._lost.in_short)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document from the bus."""
@@ -93,7 +89,7 @@ class GapFiller:
         """
         deadline = time.monotonic() + timeout
         self._stops.wait(timeout)  # while it asks, it takes no new question
-        if self._client is not None:
+        if self._lost.has_client:
             self._stops.ask(list(self._runs))
         self._stops.wait(max(0.0, deadline - time.monotonic()))
         for stop in self._stops.found():
@@ -128,7 +124,7 @@ class GapFiller:
         if name == "start":
             if is_derived(doc):
                 return  # results, published on the bus that raw runs come by
-            if self._client is not None:
+            if self._lost.has_client:
                 self._stops.ask(list(self._runs), before=doc["time"])
             self._runs[doc["uid"]] = _Run()
         elif name == "descriptor":
@@ -282,7 +278,7 @@ class GapFiller:
         if first > last:
             return
         if stream.has_events:
-            descriptors, events, why = self._search(uid, stream, first, last)
+            descriptors, events, why = self._lost.search(uid, stream, first, last)
         else:
             descriptors, events, why = self._search_rows(uid, stream, first, last, descriptor)
         by_number = defaultdict(list)  # more than one where a point was taken again
@@ -316,13 +312,13 @@ class GapFiller:
 
     def _search_rows(
         self, uid: str, stream: ReceivedStream, first: int, last: int, descriptor: str
-    ) -> tuple[_Descriptors, list[dict[str, Any]], str]:
+    ) -> tuple[Descriptors, list[dict[str, Any]], str]:
         """Search the rows of a stream without events, which have neither number nor time."""
         if stream.repeats or descriptor not in ("", stream.descriptor):
             return {}, [], _UNCLEAR
-        descriptors, events, why = self._search(uid, stream, first, last)
+        descriptors, events, why = self._lost.search(uid, stream, first, last)
         if not descriptor:
-            more = self._fetch(uid, stream, last + 1, last + 1, 0.0)[1]
+            more = self._lost.fetch(uid, stream, last + 1, last + 1, 0.0)[1]
             if more or stream.descriptor != next(reversed(descriptors), stream.descriptor):
                 return {}, [], _UNCLEAR
         return descriptors, [{**e, "descriptor": stream.descriptor} for e in events], why
@@ -333,7 +329,7 @@ class GapFiller:
         """Return an event with the frames that it lacks inside, or without them and the reason."""
         seq_num = event["seq_num"]
         stream.newest = (event["time"], seq_num - 1)  # the point may have been taken before
-        _, events, why = self._search(uid, stream, seq_num, seq_num)
+        _, events, why = self._lost.search(uid, stream, seq_num, seq_num)
         own = next((e for e in events if e["time"] == event["time"]), None)
         _warn(uid, stream, seq_num, seq_num, int(own is not None), why)
         bare = _without(event, lacking)
@@ -344,69 +340,20 @@ class GapFiller:
         filled = bare["filled"] | dict.fromkeys(lacking, True)
         return {**bare, "data": data, "timestamps": timestamps, "filled": filled}, ""
 
-    def _search(
-        self, uid: str, stream: ReceivedStream, first: int, last: int
-    ) -> tuple[_Descriptors, list[dict[str, Any]], str]:
-        """Fetch events, and wait for them less if the last time was in vain."""
-        patience_s = min(self._patience_s, _HASTE_S) if stream.in_vain else self._patience_s
-        fetched = self._fetch(uid, stream, first, last, patience_s)
-        stream.in_vain = len({event["seq_num"] for event in fetched[1]}) < last - first + 1
-        return fetched
-
-    def _fetch(
-        self, uid: str, stream: ReceivedStream, first: int, last: int, patience_s: float
-    ) -> tuple[_Descriptors, list[dict[str, Any]], str]:
-        """Return the descriptors by uid, the events that are in Tiled, why others are not.
-
-        Parameters
-        ----------
-        uid, stream :
-            Of the run, and what has come of its stream; they are newer than that.
-        first, last :
-            Numbers of the events.
-        patience_s :
-            How long they may take to appear, seconds.
-        """
-        descriptors: _Descriptors = {}
-        events: list[dict[str, Any]] = []
-        why = "not in Tiled"
-        if self._client is None:
-            return descriptors, events, why
-        pauses = _Pauses(patience_s)
-        while True:
-            try:
-                run = self._catalog()[uid]
-                found = [
-                    event
-                    for event in archived_events(run, stream.name, first, last)
-                    if (event["time"], event["seq_num"]) > stream.newest
-                    and event["data"].keys() >= set(stream.keys)  # files come after the table
-                ]
-                descriptors = {doc["uid"]: doc for doc in descriptors_of(run, stream.name)}
-                events, why = found, "not in Tiled"
-            except KeyError:
-                why = "not in Tiled"
-            except Exception as error:
-                why = f"not to be read from Tiled ({_in_short(error, self._router)})"
-            if len({event["seq_num"] for event in events}) == last - first + 1 or pauses.over():
-                return descriptors, events, why
-
     def _whole(self, uid: str, wanted: Mapping[str, int], lost: str) -> None:
         """Denoise from Tiled what has lost its start or its descriptor, as `lost` says."""
         if not wanted:
             return
         what = f"Run {uid:.8}" if lost == "start" else f"Run {uid:.8}, stream {', '.join(wanted)}"
-        if self._client is None:
+        if not self._lost.has_client:
             logger.error("%s is not denoised: its %s was lost on the bus", what, lost)
             return
-        pauses = _Pauses(self._patience_s)
-        while not self._has_come(uid, wanted) and not pauses.over():
-            pass
+        self._lost.wait_for(uid, wanted)
         streams = self._router.settings.streams if lost == "start" else tuple(wanted)
         have = ("stop",) if lost == "start" else ("start", "stop")
         logger.warning("%s: its %s was lost on the bus; it is denoised from Tiled", what, lost)
         try:
-            for kind, doc in archived_documents(self._catalog()[uid], streams):
+            for kind, doc in archived_documents(self._lost.catalog()[uid], streams):
                 if kind not in have:
                     self._router(kind, doc)
         except Exception as error:
@@ -415,47 +362,8 @@ class GapFiller:
                 "%s is not denoised to its end: its %s was lost on the bus, and Tiled %s. "
                 "`bluesky-denoise catch-up` denoises it later.",
                 *(what, lost),
-                "lacks it" if missing else f"cannot be read ({_in_short(error, self._router)})",
+                "lacks it" if missing else f"cannot be read ({self._lost.in_short(error)})",
             )
-
-    def _has_come(self, uid: str, wanted: Mapping[str, int]) -> bool:
-        """Tell whether the last events of some streams are in Tiled, with their frames."""
-        try:
-            run = self._catalog()[uid]
-            return all(
-                any(archived_events(run, name, number, number))
-                for name, number in wanted.items()
-                if number
-            )
-        except Exception:  # or it cannot be told
-            return False
-
-    def _catalog(self) -> Any:
-        client = self._client
-        if callable(client):  # here and on the thread of `LostStops`, so not looked at twice
-            self._client = client = client()
-        return client
-
-
-class _Pauses:
-    """Pauses between looks at Tiled, each twice as long as the last, until patience is over."""
-
-    def __init__(self, patience_s: float) -> None:
-        self._deadline, self._next_s = time.monotonic() + patience_s, _FIRST_PAUSE_S
-
-    def over(self) -> bool:
-        """Pause, unless there is no time left."""
-        left_s = self._deadline - time.monotonic()
-        if left_s <= 0:
-            return True
-        time.sleep(min(self._next_s, left_s))
-        self._next_s = min(2 * self._next_s, _LONGEST_PAUSE_S)
-        return False
-
-
-def _in_short(error: Exception, router: DenoiseRouter) -> str:
-    text = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return router.settings.redact(text)
 
 
 def _warn(uid: str, stream: ReceivedStream, first: int, last: int, found: int, why: str) -> None:
