@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
-from bluesky_denoise.frame_checks import as_counts, valid_pixels
+from bluesky_denoise.errors import FrameShapeError, MaskError
+from bluesky_denoise.frame_checks import as_counts, check_exposure, valid_pixels
 from bluesky_denoise.frames import SupportsDenoise
 from bluesky_denoise.photon_checks import no_counts, scatters_otherwise
 from bluesky_denoise.pixel_checks import dead_areas, hot_pixels
@@ -118,8 +118,8 @@ def audit_frame(
     counts = as_counts(counts)
     if counts.ndim != 2:
         raise FrameShapeError(f"A frame of shape {counts.shape} was given; expected (H, W).")
-    if not (np.isfinite(exposure_s) and exposure_s > 0):
-        raise FrameValueError(f"The exposure is {exposure_s!r}; expected seconds, > 0.")
+    check_exposure(exposure_s, 1, counts.ndim)
+    exposure_s = float(np.reshape(exposure_s, ()))
     valid = _valid(counts, mask)
     known = np.where(valid, counts, 0)
     if reason := no_counts(known, ~valid):

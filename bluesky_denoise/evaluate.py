@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from .evaluation.run import Gallery, score_measured, score_simulated, time_on
 from .evaluation.table import Table, without_repeats
 from .evaluation.tables import all_tables, gate_table
 from .frame_files import find_files
+from .models.checkpoint import is_card
 from .simulation import recorded_frames
 from .training.tiled_runs import without_api_key
 from .whole_files import check_place
@@ -91,7 +92,7 @@ def evaluate(
     begin = time.monotonic()
     scenes_too = simulated if simulated is not None else data is None
     try:
-        _check_places(place for place in (json, report) if place is not None)
+        _check_places([place for place in (json, report) if place is not None])
         paper = _paper_files(train_paper)
         names = _names_of([Path(model), *(networks or ()), *paper])
         denoiser = Denoiser.load(model, device)
@@ -158,7 +159,7 @@ class _Track:
         self._bar = bar
 
     def __call__(self, items: Sequence, what: str) -> Iterator:
-        task = self._bar.add_task(what, total=len(items))
+        task = self._bar.add_task(escape(what), total=len(items))
         try:
             for item in items:
                 yield item
@@ -172,9 +173,17 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
-def _check_places(paths: Iterable[Path]) -> None:
-    """Refuse files that cannot be written while nothing is lost yet."""
+def _check_places(paths: Sequence[Path]) -> None:
+    """Refuse files that cannot be written, or should not be, while nothing is lost yet."""
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise SettingsError(f"{paths[0]} is to be both JSON and report; give two names.")
     for path in paths:
+        beside = path.parent / f"{path.stem}.safetensors"
+        if is_card(path) or (path.suffix == ".json" and beside.exists()):
+            raise SettingsError(
+                f"{path} is the place of the card of weights {beside.name}. Give another name, "
+                f"such as {path.stem}_scores{path.suffix}."
+            )
         try:
             check_place(path)
         except OSError as error:
@@ -191,7 +200,7 @@ def _told(what: str, failed: list[str], console: Console) -> Iterator[None]:
     except OSError as error:
         failed.append(f"{what} cannot be written: {error}.")
     else:
-        console.print(what, highlight=False)
+        console.print(what, highlight=False, markup=False)
 
 
 def _names_of(weights: Sequence[Path]) -> list[str]:
@@ -215,7 +224,7 @@ def _about(denoiser: Denoiser, data: str | None) -> dict[str, Any]:
         "network": denoiser.card.get("model", ""),
         "sha256": denoiser.weights_sha256,
         "command": _command(),
-        "data": Path(data).name if data else "shipped frames and simulated scenes",
+        "data": Path(data).resolve().name if data else "shipped frames and simulated scenes",
         "date": time.strftime("%Y-%m-%d"),
         "device": denoiser.device,
         "torch": torch.__version__.split("+")[0],
@@ -233,7 +242,7 @@ def _read(
         taken = (*TAKEN_SETS, "i07_line")
         recorded = recorded_frames()
         yield FrameSet(
-            "i07_line", recorded.counts, recorded.mask, known_set("i07_line", len(recorded.counts))
+            "i07_line", recorded.counts, recorded.mask, known_set("i07_line", recorded.counts.shape)
         )
         root, paths = TRAINED_ON, sorted(TRAINED_ON.glob("*.h5"))
     elif Path(data).exists():
@@ -244,7 +253,7 @@ def _read(
     for path, name in zip(paths, told_apart(paths, taken), strict=True):
         where = path.relative_to(root) if path != root else path.name
         try:
-            with console.status(f"Reading {where}"):
+            with console.status(f"Reading {escape(str(where))}"):
                 found = read_frame_set(path)
         except (DenoiseError, OSError) as error:
             result.left_out.append(f"{where}: {error}")
@@ -321,5 +330,5 @@ def _rich(table: Table, subject: str) -> RichTable:
             shown.add_section()
         before = group
         style = "bold" if subject in row else "red" if "missed" in row or "NO" in row else None
-        shown.add_row(*cells, style=style)
+        shown.add_row(*map(escape, cells), style=style)
     return shown

@@ -12,7 +12,14 @@ import numpy as np
 from bluesky_denoise.errors import FrameShapeError, MaskError
 from bluesky_denoise.frame_checks import valid_pixels
 
-__all__ = ["FrameFile", "check_stack", "find_files", "read_frame_file", "usable_mask"]
+__all__ = [
+    "FrameFile",
+    "check_stack",
+    "find_files",
+    "read_frame_file",
+    "usable_mask",
+    "without_fraction",
+]
 
 LOW, HIGH = "low_count", "high_count"
 MASKS = ("mask", "pixel_mask")
@@ -204,6 +211,13 @@ def check_stack(frames: np.ndarray, name: str) -> None:
             f"{name} has frames of shape {frames.shape} and dtype {frames.dtype}; expected "
             "numbers (n, H, W)."
         )
+
+
+def without_fraction(counts: np.ndarray) -> np.ndarray:
+    """Return counts that are floats without a fraction as integers; others as they are."""
+    if counts.dtype.kind == "f" and (counts == np.rint(counts)).all():
+        return counts.astype(np.int64)
+    return counts
 
 
 def usable_mask(frames: np.ndarray, mask: np.ndarray | None, name: str) -> np.ndarray:

@@ -161,6 +161,7 @@ def open_stream(
             )
             _check_fit(name, spec["shape"], masks[name], regions[name])
             _warn_of_hidden(descriptor, name, masks[name], regions[name])
+            _warn_of_no_background(descriptor, name, spec["shape"], regions[name])
         except DenoiseError as error:
             wrong_shape = isinstance(error, FrameShapeError)
             refused[name] = f"{error}{_where_frames_are(descriptor) if wrong_shape else ''}"
@@ -240,6 +241,20 @@ def _warn_of_hidden(
             "Run %.8s, stream %s: all pixels of %s in %s are invalid by its mask; the numbers of "
             "such a region are NaN. Move it, or correct the mask (nonzero is invalid).",
             *(descriptor["run_start"], descriptor["name"], ", ".join(hidden), name),
+        )
+
+
+def _warn_of_no_background(
+    descriptor: Mapping[str, Any], name: str, shape: Sequence[int], rois: Mapping[str, ROI]
+) -> None:
+    """Tell of regions that leave no pixel of the frame for their background."""
+    whole = tuple((0, size) for size in shape[-2:])
+    without = [key for key, roi in rois.items() if (roi.rows, roi.cols) == whole]
+    if without := [key for key in without if rois[key].background_px]:
+        logger.warning(
+            "Run %.8s, stream %s: %s are whole frames of %s, which leaves nothing for their "
+            "background; their intensities are NaN. Set `background_px` to 0 for the plain sum.",
+            *(descriptor["run_start"], descriptor["name"], ", ".join(without), name),
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError, SettingsError
-from bluesky_denoise.frame_checks import valid_pixels
+from bluesky_denoise.frame_checks import check_exposure, valid_pixels
 
 __all__ = ["ROI", "Crop", "cut", "deal", "photons"]
 
@@ -75,6 +75,8 @@ class Crop:
     valid: np.ndarray
     region: np.ndarray
     frame: np.ndarray
+    has_background: bool
+    """Whether a background is to be subtracted, though no pixel of the frame be left for it."""
     origin: tuple[int, int]
     exposure_s: float
 
@@ -107,8 +109,7 @@ def cut(
         raise FrameShapeError(f"A frame of shape {counts.shape} was given; expected (H, W).")
     if counts.dtype.kind not in "buif":
         raise FrameValueError(f"A frame of dtype {counts.dtype} was given; expected counts.")
-    if not (np.isfinite(exposure_s) and exposure_s > 0):
-        raise FrameValueError(f"The exposure is {exposure_s!r}; expected seconds, > 0.")
+    check_exposure(exposure_s, 1, counts.ndim)
     if mask is not None and np.shape(mask) != counts.shape:
         raise MaskError(f"The mask has shape {np.shape(mask)}; the frame has {counts.shape}.")
     if isinstance(roi, ROI):
@@ -142,7 +143,9 @@ def cut(
     frame = _widen(region, background_px) & ~region
     known = np.where(valid, inner, 0).astype(np.float64)
     origin = (window[0].start, window[1].start)
-    return Crop(known, valid, region, frame, origin, float(exposure_s))
+    return Crop(
+        known, valid, region, frame, background_px > 0, origin, float(np.reshape(exposure_s, ()))
+    )
 
 
 def _widen(region: np.ndarray, pixels: int) -> np.ndarray:

@@ -69,7 +69,7 @@ def plain_summation(crop: Crop) -> Summation | None:
     if not inside.any():
         return None
     coefficients = inside.astype(np.float64)
-    if crop.frame.any():
+    if crop.has_background:
         if not around.any():
             return None
         coefficients[around] -= _plane_coefficients(inside, around)

@@ -21,9 +21,9 @@ from bluesky_denoise.evaluation.coverage import (
     measured_coverage,
     simulated_coverage,
 )
-from bluesky_denoise.evaluation.frame_sets import FrameSet
+from bluesky_denoise.evaluation.frame_sets import FrameSet, read_frame_set
 from bluesky_denoise.evaluation.gates import GATES, judge
-from bluesky_denoise.evaluation.known_sets import KnownSet
+from bluesky_denoise.evaluation.known_sets import KnownSet, known_set
 from bluesky_denoise.evaluation.measured_tables import thinned_table
 from bluesky_denoise.evaluation.methods import baselines
 from bluesky_denoise.evaluation.names import TAKEN_METHODS, told_apart
@@ -320,6 +320,24 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_scored(
     output = evaluate("photons.h5", option, place, code=1)
     assert re.search(rf"Error: {place} cannot be written: .*Give a file", output)
     assert "Measured frames" not in output
+
+
+def test_scores_do_not_take_the_place_of_a_card(evaluate, scans):
+    for path in resolve_checkpoint("default").parent.glob("default.*"):
+        shutil.copy(path, scans / f"mine{path.suffix}")
+    card = (scans / "mine.json").read_text()
+    output = evaluate("photons.h5", "--model", "mine.safetensors", "--json", "mine.json", code=1)
+    assert "mine.json is the place of the card of weights mine.safetensors" in output
+    assert (scans / "mine.json").read_text() == card
+    same = ["--json", "one.txt", "--report", "./one.txt"]
+    assert "one.txt is to be both JSON and report" in evaluate("photons.h5", *same, code=1)
+
+
+def test_only_the_series_itself_has_been_trained_on():
+    assert known_set("ceria", (1, 512, 640)).held_out == "trained on"
+    assert known_set("ceria", (60, 160, 180)).held_out == "unknown"
+    for path in sorted(Path("training_data").glob("*.h5")):
+        assert read_frame_set(path).known.held_out == "trained on", path
 
 
 def test_places_that_can_be_written_are_left_as_they_were(evaluate, scans):

@@ -96,3 +96,16 @@ def test_a_plane_is_hardly_ever_taken_to_be_curved():
         plane = level * (1 + np.linspace(-0.8, 0.8, SHAPE[0])[:, None] * np.ones(SHAPE))
         bent = [bool(bend(rng.poisson(plane), seen).any()) for _ in range(200)]
         assert sum(bent) <= 3, level
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_where_nothing_is_left_for_the_background_there_is_no_intensity(masked):
+    counts = np.random.default_rng(0).poisson(5.0, (40, 48))
+    rows, cols = ((0, 39), (0, 47)) if masked else ((0, 40), (0, 48))
+    mask = np.ones(counts.shape, bool)
+    mask[slice(*rows), slice(*cols)] = False
+    found = measure_roi(counts, 1.0, ROI(rows, cols), Smoother(), mask=mask)
+    assert np.isnan(found.intensity)
+    assert found.raw_sum == counts[~mask].sum()
+    plain = measure_roi(counts, 1.0, ROI(rows, cols, background_px=0), Smoother(), mask=mask)
+    assert plain.intensity == plain.raw_sum

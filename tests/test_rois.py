@@ -112,6 +112,15 @@ def test_a_region_that_a_mask_hides_by_another_name_is_told_before_the_first_fra
     assert "stream primary: all pixels of spot in det_image are invalid by its mask" in caplog.text
 
 
+@pytest.mark.parametrize(("background_px", "told"), [(4, True), (0, False)])
+def test_a_region_that_leaves_nothing_for_its_background_is_told(RE, caplog, background_px, told):
+    det = detector(np.random.default_rng(2))
+    whole = ROI((0, 48), (0, 64), background_px=background_px)
+    settings = DenoiseSettings(rois={"all": whole, "part": ROI(ROWS, COLS)})
+    RE(bp.count([det]), DenoiseRouter(settings, UnitDenoiser()))
+    assert ("stream primary: all are whole frames of det_image" in caplog.text) == told
+
+
 @pytest.mark.parametrize("keyed", [False, True])
 def test_which_of_two_detectors_has_regions_without_a_data_key_is_told(RE, caplog, keyed):
     rng = np.random.default_rng(2)

@@ -16,6 +16,7 @@ from bluesky_denoise.errors import (
 )
 from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
 from bluesky_denoise.thinning import check_photon_counts, thin
+from bluesky_denoise.training.alone import alone_at
 from bluesky_denoise.training.commands import train
 from bluesky_denoise.training.data import sample_batch
 from bluesky_denoise.training.fit import FitSettings, fit
@@ -288,6 +289,21 @@ def test_a_folder_in_place_of_weights_is_named(tmp_path, name):
         fit(tmp_path / "a.safetensors", settings=QUICK)
 
 
+def test_what_is_no_card_is_not_replaced_by_one(tmp_path):
+    (tmp_path / "notes.json").write_text('{"sample": "mine"}')
+    with pytest.raises(CheckpointError, match=r"its card in notes\.json, which is .* no card"):
+        fit(tmp_path / "notes.safetensors", settings=QUICK)
+    assert (tmp_path / "notes.json").read_text() == '{"sample": "mine"}'
+
+
+def test_two_trainings_do_not_write_one_place(tmp_path):
+    output = tmp_path / "a.safetensors"
+    with alone_at(output), pytest.raises(CheckpointError, match="Another training is writing"):
+        fit(output, settings=QUICK)
+    fit(output, settings=QUICK)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
+
+
 def test_weights_are_not_replaced_before_their_card_is_written(tmp_path):
     output = tmp_path / "a.safetensors"
     network, card = load_checkpoint("default")
@@ -308,7 +324,7 @@ def test_what_is_lost_on_a_full_disk_is_told(tmp_path, monkeypatch):
 
     def fill(now):
         if now.step == 1:
-            before.update({p.name: p.read_bytes() for p in tmp_path.iterdir()})
+            before.update({p.name: p.read_bytes() for p in tmp_path.glob("a.*")})
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

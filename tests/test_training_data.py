@@ -114,6 +114,32 @@ def test_the_layout_of_the_archive_of_the_paper_is_read(tmp_path, rng):
     np.testing.assert_array_equal(read_file(path).ratios, 20.0)
 
 
+@pytest.mark.parametrize(
+    ("exposures_s", "message"),
+    [
+        ((1.0, 200.0), r"19\.\d+ times the counts .* whose times are 200 times the short ones"),
+        ((20.0, 1.0), "long exposures of 0.05 times the short ones. Give the short ones first"),
+    ],
+)
+def test_exposures_that_the_counts_contradict_are_refused(tmp_path, rng, exposures_s, message):
+    low, high = rng.poisson(2.0, (40, 48, 6)), rng.poisson(39.0, (40, 48, 6))
+    path = write(tmp_path / "pairs.h5", low_count__data=low, high_count__data=high)
+    with h5py.File(path, "a") as file:
+        for group, exposure_s in zip(("low_count", "high_count"), exposures_s, strict=True):
+            file[group].attrs["exposure_s"] = exposure_s
+    with pytest.raises(FrameValueError, match=message):
+        read_file(path)
+
+
+def test_floats_that_are_counts_are_thinned(tmp_path, rng):
+    counts = rng.poisson(3.0, (4, 40, 48)).astype(float)
+    counts[1, 5, 6] = np.nan
+    source = read_file(write(tmp_path / "floats.h5", frames=counts))
+    assert np.argwhere(source.mask).tolist() == [[5, 6]]
+    assert source.counts.dtype == np.int64
+    np.testing.assert_array_equal(source.counts, np.where(source.mask, 0, counts))
+
+
 def test_our_layout_is_read_with_what_its_attributes_say(tmp_path, rng):
     counts = rng.poisson(3.0, (4, 40, 48)).astype(np.uint32)
     counts[1, 7, 7] = 2**32 - 1

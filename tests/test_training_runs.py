@@ -194,10 +194,16 @@ def command(tiled, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.parametrize("given", ["tiled:", "tiled:1a2b+"])
+def test_a_uid_that_is_empty_is_told(command, tmp_path, given):
+    said = command("train", str(tmp_path / "a.safetensors"), given, code=1)
+    assert f"'{given}' names no run; expected tiled:UID" in said
+
+
 def test_the_command_trains_on_runs_and_writes_down_which(archived, detector, command, tmp_path):
     plan = paired_exposures([detector], motor, -1, 1, num=3, short_s=0.05, long_s=1.0)
     uid = archived(plan).metadata["start"]["uid"]
-    output = tmp_path / "mine.safetensors"
+    output = tmp_path / "mine[v2].safetensors"  # no markup
     said = command("train", str(output), f"tiled:{uid}", "--steps", "1")
     assert f"Weights: {output}" in said
     (entry,) = load_checkpoint(output)[1]["training"]["data"]
@@ -208,7 +214,8 @@ def test_the_command_trains_on_runs_and_writes_down_which(archived, detector, co
 
 def test_short_and_long_runs_are_joined_by_a_plus(archived, tiled, tmp_path):
     cameras = [
-        Camera(name="det", func=poisson(i, SHAPE), exposure_s=s) for i, s in enumerate((0.1, 0.4))
+        Camera(name="det", func=poisson(i, SHAPE, 50 * s), exposure_s=s)
+        for i, s in enumerate((0.1, 0.4))
     ]
     uids = [archived(bp.count([c], 3)).metadata["start"]["uid"] for c in cameras]
     mask = np.zeros(SHAPE, np.uint8)

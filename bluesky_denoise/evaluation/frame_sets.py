@@ -9,7 +9,7 @@ import numpy as np
 
 from bluesky_denoise.errors import FrameValueError
 from bluesky_denoise.evaluation.known_sets import KnownSet, known_set
-from bluesky_denoise.frame_files import check_stack, read_frame_file, usable_mask
+from bluesky_denoise.frame_files import check_stack, read_frame_file, usable_mask, without_fraction
 from bluesky_denoise.thinning import check_photon_counts
 
 __all__ = [
@@ -101,14 +101,13 @@ def frame_set(
         )
     mask = usable_mask(counts, mask, name)
     counts = np.where(mask, counts.dtype.type(0), counts)
-    if counts.dtype.kind == "f" and (counts == np.rint(counts)).all():
-        counts = counts.astype(np.int64)
+    counts = without_fraction(counts)
     if not counts.any():
         raise FrameValueError(
             f"{name} holds no counts in its {int((~mask).sum())} valid pixels: nothing to score."
         )
     check_photon_counts(counts, mask)
-    return FrameSet(name, counts, mask, known_set(name, len(counts)))
+    return FrameSet(name, counts, mask, known_set(name, counts.shape))
 
 
 def middle(shape: tuple[int, int], most: tuple[int, int]) -> tuple[slice, slice]:

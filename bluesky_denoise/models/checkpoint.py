@@ -17,6 +17,7 @@ from bluesky_denoise.whole_files import check_place, write_whole
 __all__ = [
     "WEIGHTS",
     "check_writable",
+    "is_card",
     "load_checkpoint",
     "resolve_checkpoint",
     "save_checkpoint",
@@ -94,12 +95,27 @@ def check_writable(path: Path) -> None:
     CheckpointError
         If weights or card are a folder there, or no file can be made.
     """
+    card = path.with_suffix(".json")
+    if card.is_file() and not is_card(card):
+        raise CheckpointError(
+            f"{path} would have its card in {card.name}, which is there and is no card. Give "
+            "another name, or move that file."
+        )
     try:
-        check_place(path, path.with_suffix(".json"))
+        check_place(path, card)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be written: {error}. Give a place where files can be made."
         ) from None
+
+
+def is_card(path: Path) -> bool:
+    """Tell whether a file is the card of weights."""
+    try:
+        found = json.loads(path.read_text())
+        return isinstance(found, dict) and {"model", "sha256"} <= found.keys()
+    except (OSError, ValueError):
+        return False
 
 
 def _state(model: nn.Module) -> list[tuple[str, Any]]:

@@ -145,7 +145,7 @@ def train(
                 report=report,
             )
     if _writes():
-        Console().print(f"Weights: {output}", highlight=False, soft_wrap=True)
+        Console().print(f"Weights: {output}", highlight=False, soft_wrap=True, markup=False)
 
 
 def finetune(
@@ -196,12 +196,12 @@ def finetune(
                 report=report,
             )
     console.print("Deviance of held-out counts above that of the best Gaussian")
-    console.print(str(result), highlight=False, soft_wrap=True)
+    console.print(str(result), highlight=False, soft_wrap=True, markup=False)
     if not result.promoted:
         before = f"{output} is as it was" if output.exists() else f"{output} is not written"
-        console.print(f"The new weights are not kept; {before}.", soft_wrap=True)
+        console.print(f"The new weights are not kept; {before}.", soft_wrap=True, markup=False)
         raise typer.Exit(1)
-    console.print(f"Weights: {output}", highlight=False, soft_wrap=True)
+    console.print(f"Weights: {output}", highlight=False, soft_wrap=True, markup=False)
 
 
 def open_data(
@@ -230,7 +230,12 @@ def open_data(
                 opened.append(read_file(path, repeats=repeats, mask=invalid))
             continue
         with catalog(uri) as client:
-            runs = [_run(client, uid, uri) for uid in text.removeprefix(RUN).split("+")]
+            uids = text.removeprefix(RUN).split("+")
+            if not all(uids):
+                raise DenoiseError(
+                    f"{text!r} names no run; expected {RUN}UID, or {RUN}SHORT_UID+LONG_UID."
+                )
+            runs = [_run(client, uid, uri) for uid in uids]
             if len(runs) > 2:
                 raise DenoiseError(
                     f"{text} names {len(runs)} runs; expected one, or SHORT_UID+LONG_UID."
@@ -261,7 +266,8 @@ def _print_split(blocks: Split) -> None:
             if key in entry
         ]
         frames = f" ({entry['pairs']}, {entry['frames']} frames)" if "frames" in entry else ""
-        Console().print(f"{entry['name']}{frames}: {', '.join(parts)}", highlight=False)
+        text = f"{entry['name']}{frames}: {', '.join(parts)}"
+        Console().print(text, highlight=False, markup=False)
 
 
 def _writes() -> bool:

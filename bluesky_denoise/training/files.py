@@ -14,6 +14,7 @@ from bluesky_denoise.frame_files import (
     check_stack,
     read_frame_file,
     usable_mask,
+    without_fraction,
 )
 from bluesky_denoise.thinning import check_photon_counts
 from bluesky_denoise.training.digests import frame_digests
@@ -22,6 +23,10 @@ from bluesky_denoise.training.pairs import MeasuredPairs, RecordedPairs, Repeats
 
 __all__ = ["measured_pairs", "read_file", "single_frames"]
 
+MOST_OFF = 1.5
+"""By which factor counts and exposure times may differ: the beam is not the same in both."""
+LEAST_COUNTS = 100
+"""Of all short exposures; fewer contradict nothing."""
 ABOUT = ("detector", "exposure_s", "source", "licence", "license")
 """Attributes that go into the card."""
 
@@ -82,7 +87,7 @@ def single_frames(
     """Return frames that have no long exposure as pairs; thinned ones must be photons."""
     check_stack(frames, name)
     mask, digests = usable_mask(frames, mask, name), frame_digests(frames)
-    frames = np.where(mask, frames.dtype.type(0), frames)
+    frames = without_fraction(np.where(mask, frames.dtype.type(0), frames))
     check_lit(frames, mask, name)
     if repeats:
         source = Repeats(counts=frames, mask=mask, name=name, about=about, counts_digests=digests)
@@ -126,6 +131,22 @@ def _archive_pairs(
     return measured_pairs(low, high, np.full(len(low), ratio), mask, name, about)
 
 
+def _check_ratio(short: float, long: float, ratios: np.ndarray, name: str) -> None:
+    """Refuse exposures that the counts contradict: a network would learn to scale by them."""
+    stated, counted = float(np.mean(ratios)), long / short
+    if stated < 1 / MOST_OFF:
+        raise FrameValueError(
+            f"{name} has long exposures of {stated:.3g} times the short ones. Give the short ones "
+            "first."
+        )
+    if short >= LEAST_COUNTS and not 1 / MOST_OFF <= counted / stated <= MOST_OFF:
+        raise FrameValueError(
+            f"{name} has {counted:.4g} times the counts in its long exposures, whose times are "
+            f"{stated:.4g} times the short ones. Was an attenuator moved, or a unit mistaken? "
+            "Correct the exposures, or leave them out: they follow from the counts then."
+        )
+
+
 def measured_pairs(
     short: np.ndarray,
     long: np.ndarray,
@@ -139,6 +160,7 @@ def measured_pairs(
     short, long = (np.where(mask, frames.dtype.type(0), frames) for frames in (short, long))
     for frames, what in ((short, "short"), (long, "long")):
         check_lit(frames, mask, f"{name}, {what} exposures,")
+    _check_ratio(float(short.sum()), float(long.sum()), ratios, name)
     source = MeasuredPairs(
         counts=short,
         targets=long,

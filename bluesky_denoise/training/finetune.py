@@ -13,6 +13,7 @@ from bluesky_denoise.models.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
 )
+from bluesky_denoise.training.alone import alone_at
 from bluesky_denoise.training.fit import FitSettings, Progress, fit
 from bluesky_denoise.training.pairs import PairSource
 from bluesky_denoise.training.parallel import process_group
@@ -106,49 +107,52 @@ def finetune(
     if output.suffix != ".safetensors":
         raise CheckpointError(f"Weights are saved as .safetensors, not as {output.name!r}.")
     check_writable(output)
-    parent, parent_card = load_checkpoint(start_from)
-    others = {str(start_from): parent}
-    if output.exists() and output.resolve() != resolve_checkpoint(start_from).resolve():
-        others[f"{output.name} so far"] = load_checkpoint(output)[0]
-    settings = replace(settings, model=str(parent_card["model"]))
-    sources, held_out = with_held_out(sources, held_out, settings)
-    data = split(sources, held_out, share=settings.held_out_share, gap_frames=settings.gap_frames)
-    # Windows and thinning of their own: those of the progress bar will be looked at.
-    scored = HeldOut(data.held_out, WINDOWS, seed=settings.seed + 1)
-    _check_number(scored)
-    candidate = output.with_name(f"{output.stem}.candidate{output.suffix}")
-    fit(
-        candidate,
-        sources,
-        settings,
-        held_out=held_out,
-        start_from=start_from,
-        threads=threads,
-        device=device,
-        report=report,
-    )
-    model, found = load_checkpoint(candidate)
-    simulated = HeldOut([], seed=settings.seed + 1)
-    with process_group(device) as ranks:
-        networks = [network.to(ranks.device) for network in (model, *others.values())]
-        new, *old = [scored.scores(network, ranks.device) for network in networks]
-        known = [simulated.scores(network, ranks.device) for network in networks[:2]]
-    comparisons = {
-        name: scored.compare(new, scores) for name, scores in zip(others, old, strict=True)
-    }
-    result = Adapted(
-        promoted=_may_be_kept(float(new.mean()), comparisons),
-        score=float(new.mean()),
-        old_scores={name: float(s.mean()) for name, s in zip(others, old, strict=True)},
-        comparisons=comparisons,
-        simulated=simulated.compare(*known),
-        windows=len(scored),
-    )
-    if result.promoted:
-        about = {"metrics": {"held_out": _metrics(result, scored)}}
-        save_checkpoint(model, output, found | about | (card or {}))
-    for path in (candidate, candidate.with_suffix(".json")):
-        path.unlink()
+    with alone_at(output):
+        parent, parent_card = load_checkpoint(start_from)
+        others = {str(start_from): parent}
+        if output.exists() and output.resolve() != resolve_checkpoint(start_from).resolve():
+            others[f"{output.name} so far"] = load_checkpoint(output)[0]
+        settings = replace(settings, model=str(parent_card["model"]))
+        sources, held_out = with_held_out(sources, held_out, settings)
+        data = split(
+            sources, held_out, share=settings.held_out_share, gap_frames=settings.gap_frames
+        )
+        # Windows and thinning of their own: those of the progress bar will be looked at.
+        scored = HeldOut(data.held_out, WINDOWS, seed=settings.seed + 1)
+        _check_number(scored)
+        candidate = output.with_name(f"{output.stem}.candidate{output.suffix}")
+        fit(
+            candidate,
+            sources,
+            settings,
+            held_out=held_out,
+            start_from=start_from,
+            threads=threads,
+            device=device,
+            report=report,
+        )
+        model, found = load_checkpoint(candidate)
+        simulated = HeldOut([], seed=settings.seed + 1)
+        with process_group(device) as ranks:
+            networks = [network.to(ranks.device) for network in (model, *others.values())]
+            new, *old = [scored.scores(network, ranks.device) for network in networks]
+            known = [simulated.scores(network, ranks.device) for network in networks[:2]]
+        comparisons = {
+            name: scored.compare(new, scores) for name, scores in zip(others, old, strict=True)
+        }
+        result = Adapted(
+            promoted=_may_be_kept(float(new.mean()), comparisons),
+            score=float(new.mean()),
+            old_scores={name: float(s.mean()) for name, s in zip(others, old, strict=True)},
+            comparisons=comparisons,
+            simulated=simulated.compare(*known),
+            windows=len(scored),
+        )
+        if result.promoted:
+            about = {"metrics": {"held_out": _metrics(result, scored)}}
+            save_checkpoint(model, output, found | about | (card or {}))
+        for path in (candidate, candidate.with_suffix(".json")):
+            path.unlink()
     return result
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from bluesky_denoise.errors import CheckpointError, DenoiseError, SettingsError
 from bluesky_denoise.models import MODELS, build_model
 from bluesky_denoise.models.checkpoint import check_writable, load_checkpoint, save_checkpoint
+from bluesky_denoise.training.alone import alone_at
 from bluesky_denoise.training.calibration import STEPS, TOLD, calibrate
 from bluesky_denoise.training.data import Batch
 from bluesky_denoise.training.files import read_file
@@ -118,7 +119,7 @@ def fit(
     recipe.check(data.training)
     if threads is not None:
         torch.set_num_threads(threads)
-    with process_group(device) as ranks:
+    with process_group(device) as ranks, _written_by(ranks, output):
         mixed = ranks.device != "cpu" if mixed_precision is None else mixed_precision
         torch.manual_seed(settings.seed)
         model, parent = _fresh_model(settings.model, start_from)
@@ -127,6 +128,17 @@ def fit(
         )
         job.run(model.to(ranks.device, memory_format=torch.channels_last), report)
     return output
+
+
+@contextmanager
+def _written_by(ranks: Ranks, output: Path) -> Iterator[None]:
+    """Keep the place of the weights for the process that writes them."""
+    if ranks.rank > 0:
+        yield
+        return
+    check_writable(output)
+    with alone_at(output):
+        yield
 
 
 def _check_settings(settings: FitSettings) -> None:
@@ -192,8 +204,6 @@ class _Job:
         """Train to the last step, and write."""
         settings, ranks = self.settings, self.ranks
         writes = ranks.rank == 0
-        if writes:
-            check_writable(self.output)
         average = copy.deepcopy(model).requires_grad_(False)
         optimiser = self.recipe.optimiser(model.parameters())
         first, seen = self._load(model, average, optimiser)
