@@ -242,18 +242,24 @@ def usable_mask(frames: np.ndarray, mask: np.ndarray | None, name: str) -> np.nd
         If no pixel is left.
     """
     flagged = np.zeros(frames.shape[1:], bool)
-    for frame in frames:
-        flagged |= ~valid_pixels(frame)
+    lost = []
+    for number, frame in enumerate(frames):
+        own = ~valid_pixels(frame)
         if frame.dtype.kind in "if":
-            flagged |= frame < 0
+            own |= frame < 0
+        if own.all():
+            lost.append(str(number))
+        flagged |= own
     if mask is not None and mask.shape != flagged.shape:
         raise FrameShapeError(
             f"{name} has frames {frames.shape} and mask {mask.shape}; expected (n, H, W), (H, W)."
         )
     invalid = flagged if mask is None else flagged | mask
     if invalid.all():
+        told = f" Take out frames {', '.join(lost[:5])}, in which all are." if lost else ""
         raise MaskError(
             f"{name} has no valid pixel: of {flagged.size}, {int(flagged.sum())} are flagged in "
             f"a frame and {int((invalid & ~flagged).sum())} more masked (nonzero means invalid)."
+            f"{told}"
         )
     return invalid

@@ -375,3 +375,7 @@ def test_frames_without_a_valid_pixel_are_refused(tmp_path, rng):
     path = write(tmp_path / "flags.h5", frames=np.full_like(counts, -1))
     with pytest.raises(MaskError, match="flags has no valid pixel: of 256, 256 are flagged"):
         read_file(path)
+    counts[1] = -1
+    path = write(tmp_path / "lost.h5", frames=counts)
+    with pytest.raises(MaskError, match=r"Take out frames 1, in which all are\."):
+        read_file(path)
