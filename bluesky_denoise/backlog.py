@@ -103,7 +103,8 @@ class Backlog:
     def _make_room(self) -> bool:
         """Wait a bounded time for room; tell whether there is some."""
         if not self._full:
-            if self._changed.wait_for(lambda: self._with_frames < self._most, self._wait_s):
+            wait_s = min(self._wait_s, threading.TIMEOUT_MAX)  # without limit, say
+            if self._changed.wait_for(lambda: self._with_frames < self._most, wait_s):
                 return True
             logger.warning(
                 "The denoiser is %d events behind: frames are skipped until it has caught up",

@@ -17,6 +17,8 @@ __all__ = [
 
 LEAST_SIGMA_PX = 0.6
 """Peaks are not taken for narrower: all of their photons then lie in one pixel or two."""
+QUIET_PX = 1300
+"""Pixels among which noise hardly ever makes a box of more than 4.5 standard deviations."""
 ROUNDS = 20
 SCALES = np.geomspace(1, 3, 7)
 """Factors that `widest` tries on either axis."""
@@ -200,7 +202,9 @@ def outside_is_quiet(
         return False
     side = min(5, *counts.shape)
     near = box_sum(np.where(outside, counts, 0), side)
-    return float(tail_z(near, box_sum(np.where(outside, background, 0), side)).max()) < 4.5
+    # The more boxes there are, the farther out the farthest of them is by chance.
+    farthest = np.sqrt(4.5**2 + 2 * np.log(max(1.0, outside.sum() / QUIET_PX)))
+    return float(tail_z(near, box_sum(np.where(outside, background, 0), side)).max()) < farthest
 
 
 def linear_coefficients(

@@ -165,8 +165,10 @@ def _axes(
     start: Mapping[str, Any], columns: Mapping[str, np.ndarray], denoised: DenoisedStream
 ) -> dict[str, tuple[np.ndarray, str]]:
     """Return what was moved, the first first; without motors the number of the event."""
-    hinted = [f for fields, _ in start.get("hints", {}).get("dimensions", []) for f in fields]
-    keys = [key for key in dict.fromkeys([*hinted, *start.get("motors", [])]) if key in columns]
+    dimensions = (start.get("hints") or {}).get("dimensions") or []
+    hinted = [field for fields, _ in dimensions for field in fields]
+    motors = start.get("motors") or []
+    keys = [key for key in dict.fromkeys([*hinted, *motors]) if key in columns]
     keys = [key for key in keys if columns[key].dtype.kind in "fiu"] or ["raw_seq_num"]
     specs = denoised.stream.base.metadata.get("data_keys", {})
     return {key: (columns[key], specs.get(key, {}).get("units") or "") for key in keys}

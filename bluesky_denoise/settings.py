@@ -288,7 +288,7 @@ class DenoiseSettings(BaseModel):
             return rois
         flat = {k: v for k, v in rois.items() if _is_region(v)}
         nested = {k: v for k, v in rois.items() if k not in flat}
-        return {**nested, "*": {**nested.get("*", {}), **flat}} if flat else rois
+        return {**nested, "*": {**(nested.get("*") or {}), **flat}} if flat else rois
 
     @field_validator("rois")
     @classmethod

@@ -123,9 +123,9 @@ def test_all_documents_that_bring_frames_take_room(changed, name):
     assert skipped(backlog.take(9)) == [False, True]
 
 
-def made_room(changed, make):
+def made_room(changed, make, wait_s=60):
     """Return how long a document waits for room that another thread makes, seconds."""
-    backlog = Backlog(changed, most=1, wait_s=60)
+    backlog = Backlog(changed, most=1, wait_s=wait_s)
     backlog.put("event", event(1), frames=True)
 
     def later():
@@ -142,8 +142,9 @@ def made_room(changed, make):
     return held
 
 
-def test_room_that_is_made_is_used_at_once(changed):
-    assert made_room(changed, lambda backlog: backlog.take(1)) < 30
+@pytest.mark.parametrize("wait_s", [60, 1e12, float("inf")])
+def test_room_that_is_made_is_used_at_once(changed, wait_s):
+    assert made_room(changed, lambda backlog: backlog.take(1), wait_s) < 30
 
 
 def test_room_that_is_made_by_forgetting_all_is_used_at_once(changed):

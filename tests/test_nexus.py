@@ -179,3 +179,15 @@ def test_the_raw_frames_are_those_of_the_denoised_ones_after_a_pause(tiled, tmp_
         counts = file["entry/det_image/counts"][:]
         rates = file["entry/det_image_denoised/rate"][:]
     np.testing.assert_array_equal(counts, rates)  # its rate is the counts, in 1 s
+
+
+def test_a_run_that_says_that_it_has_no_motors_is_exported(RE, tiled, tmp_path):
+    detector = ReplayDetector(name="det", frames=ReplayFrames(COUNTS[:2], 1.0))
+    RE.subscribe(TiledWriter(tiled.client))
+    (uid,) = RE(bp.count([detector], 2), motors=None)
+    reprocess(tiled.client[uid], DenoiseSettings(model=UNIT, tiled_uri=tiled.uri))
+    run = tiled.client[uid]
+    (denoised,) = denoised_streams(run)
+    with h5py.File(export_nexus(run, denoised, tmp_path / "run.nxs")) as file:
+        entry = file[file.attrs["default"]]
+        assert list(entry[entry.attrs["default"]].attrs["axes"]) == ["raw_seq_num", ".", "."]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from roi_fixtures import BOX, SHAPE, STEEP, Blind, Smoother, measured
 
+from bluesky_denoise.extraction import outside_is_quiet
 from bluesky_denoise.region import cut
 from bluesky_denoise.roi import ROI, measure_roi
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
@@ -109,3 +110,16 @@ def test_where_nothing_is_left_for_the_background_there_is_no_intensity(masked):
     assert found.raw_sum == counts[~mask].sum()
     plain = measure_roi(counts, 1.0, ROI(rows, cols, background_px=0), Smoother(), mask=mask)
     assert plain.intensity == plain.raw_sum
+
+
+def test_noise_is_no_second_object_however_large_the_region():
+    rng, quiet = np.random.default_rng(0), 0
+    rate = np.full((200, 200), 2.0)
+    everywhere = np.ones(rate.shape, bool)
+    for _ in range(100):
+        quiet += outside_is_quiet(rng.poisson(rate).astype(float), rate, everywhere, 0.0)
+    # The total alone is 2.5 standard deviations above in 0.6 %; 93 if all boxes had 4.5.
+    assert quiet >= 97
+    rate[100:105, 100:105] += 3.0  # 10 standard deviations
+    counts = rng.poisson(rate).astype(float)
+    assert not outside_is_quiet(counts, np.full(rate.shape, 2.0), everywhere, 0.0)

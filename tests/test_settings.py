@@ -425,3 +425,8 @@ def test_another_mask_of_the_same_shape_is_another_setting():
     assert len(set(told)) == 3
     assert all(text.startswith("array of shape (16, 20), sha256 ") for text in told)
     assert DenoiseSettings(mask={"det": masks[1]}).describe()["mask"] == {"det": told[1]}
+
+
+def test_regions_of_no_data_key_may_be_left_empty():
+    rois = {"*": None, "spot": {"rows": [1, 9], "cols": [1, 9]}}
+    assert DenoiseSettings(rois=rois).rois["*"]["spot"].rows == (1, 9)
