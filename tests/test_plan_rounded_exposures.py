@@ -2,6 +2,7 @@
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+import bluesky.preprocessors as bpp
 import pytest
 from beamline import denoised_here, detector, events_of
 from ophyd import Signal
@@ -135,3 +136,11 @@ def test_a_readback_that_comes_a_moment_later_is_waited_for(RE, raw, det, logged
     RE(short_exposure_wrapper(bp.count([det]), [det], 20))
     assert raw.by_name["start"][0]["exposures"]["det"]["short_s"] == 0.025
     assert "dwell" not in logged()
+
+
+def test_an_exposure_that_could_not_be_put_back_is_told_with_what_it_was(RE, motor, logged):
+    det = detector(motor, exposure_s=1.0)
+    plan = short_exposure_wrapper(bp.scan([det], motor, -1, 1, 2), [det], 10)
+    with pytest.raises(SettingsError, match="give a `relative_set_wrapper` the motors"):
+        RE(bpp.relative_set_wrapper(plan))
+    assert "was put back to 1 s and reads 2 s: set it by hand" in logged()

@@ -9,7 +9,14 @@ from bluesky.utils import MsgGenerator
 
 from ..errors import SettingsError
 
-__all__ = ["read_values", "set_exposures", "set_values", "tried_wrapper", "try_exposures"]
+__all__ = [
+    "put_exposure_back",
+    "read_values",
+    "set_exposures",
+    "set_values",
+    "tried_wrapper",
+    "try_exposures",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +81,21 @@ def set_exposures(
                 *(signal.name, asked_s, taken_s),
             )
     return taken
+
+
+def put_exposure_back(signal: Any, exposure_s: float) -> MsgGenerator:
+    """Set an exposure to what it was, and tell if it is another then (a stub)."""
+    yield from set_values([signal], [exposure_s])
+    (found,) = yield from read_values([signal], [exposure_s])
+    if _factor(exposure_s, found) > _TOLD:
+        yield from bps.sleep(_READBACK_S)  # a readback may follow a moment later
+        (found,) = yield from read_values([signal], [exposure_s])
+    if _factor(exposure_s, found) > _TOLD:
+        logger.error(
+            "%s was put back to %.4g s and reads %.4g s: set it by hand. A `relative_set_wrapper` "
+            "that is not given the motors adds to exposures, too.",
+            *(signal.name, exposure_s, found),
+        )
 
 
 def try_exposures(signals: Sequence[Any], *exposures_s: float) -> MsgGenerator[list[list[float]]]:

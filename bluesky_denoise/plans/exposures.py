@@ -14,7 +14,7 @@ from ..exposure import seconds_per_unit
 from ..frame_keys import is_frame_key
 from .checks import check_above_zero, check_list, described
 from .descriptions import described_there
-from .exposure_values import read_values, set_exposures, set_values
+from .exposure_values import put_exposure_back, read_values, set_exposures, set_values
 from .own_runs import own_runs_wrapper
 from .prepared import prepared_wrapper
 
@@ -199,7 +199,7 @@ def keep_exposures_wrapper(plan: MsgGenerator, detectors: Sequence[Readable]) ->
         # One in the other: if an exposure cannot be put back, the others still are.
         kept_each = plan
         for signal, value in zip(signals, before, strict=True):
-            put_back = partial(set_values, [signal], [value])
+            put_back = partial(put_exposure_back, signal, value)
             kept_each = bpp.finalize_wrapper(kept_each, put_back)
         return (yield from kept_each)
 
