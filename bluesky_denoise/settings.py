@@ -24,22 +24,13 @@ from pydantic import (
     model_validator,
 )
 
+from .columns import LONGEST_OF_KEY, LONGEST_OF_ROI, MOST_REGIONS, check_columns
 from .errors import SettingsError
 from .masks import load_mask
 from .roi import ROI
 from .settings_errors import EXPECTED, explain
 
 __all__ = ["DenoiseSettings", "is_hidden", "overridden"]
-
-# Tiled would refuse what follows only when all has been denoised.
-_LONGEST_COLUMN = 63
-"""Bytes: of PostgreSQL, and Tiled asks it of SQLite too."""
-_LONGEST_OF_ROI = len("ts_") + len("_center_row_error")
-_LONGEST_OF_KEY = len("ts_") + len("_denoised_total")
-_MOST_REGIONS = 47
-"""With 16 numbers and as many time stamps each. PostgreSQL takes 1600 columns, SQLite 2000; two are
-of Tiled, and some tens are left to the raw readings."""
-_FORBIDDEN = re.compile(r"""^[^a-zA-Z_]|['"`;\\%()=+]|--|/\*|\*/""")
 
 
 class DenoiseSettings(BaseModel):
@@ -269,7 +260,7 @@ class DenoiseSettings(BaseModel):
     @field_validator("data_keys")
     @classmethod
     def _begin_columns(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        _check_columns(names or (), _LONGEST_OF_KEY)
+        check_columns(names or (), LONGEST_OF_KEY)
         return names
 
     @field_validator("rate_range")
@@ -303,7 +294,7 @@ class DenoiseSettings(BaseModel):
                     f"{name!r} is taken; call each region something else, such as "
                     f"{' and '.join(map(repr, own))}"
                 )
-        _check_columns([name for regions in rois.values() for name in regions], _LONGEST_OF_ROI)
+        check_columns([name for regions in rois.values() for name in regions], LONGEST_OF_ROI)
         return rois
 
     @field_validator("rois")
@@ -326,10 +317,10 @@ class DenoiseSettings(BaseModel):
     @classmethod
     def _has_room(cls, layout: str, info: ValidationInfo) -> str:
         number = sum(map(len, info.data.get("rois", {}).values()))
-        if layout == "stream" and info.data.get("tiled_uri") and number > _MOST_REGIONS:
+        if layout == "stream" and info.data.get("tiled_uri") and number > MOST_REGIONS:
             raise ValueError(
                 f"`rois` has {number} regions, and a table of Tiled has columns for "
-                f"{_MOST_REGIONS}; leave some out"
+                f"{MOST_REGIONS}; leave some out"
             )
         return layout
 
@@ -461,27 +452,6 @@ def _is_region(value: Any) -> bool:
     return isinstance(value, ROI) or (
         isinstance(value, dict) and bool({"rows", "cols"} & value.keys())
     )
-
-
-def _check_columns(names: Sequence[str], longest: int) -> None:
-    """Refuse names with which no table of Tiled can have columns."""
-    most, seen = _LONGEST_COLUMN - longest, {}
-    for name in names:
-        if len(name.encode()) > most:
-            raise ValueError(
-                f"{name!r} has {len(name.encode())} bytes; expected at most {most}, so that the "
-                f"columns of its numbers in Tiled have at most {_LONGEST_COLUMN}"
-            )
-        if found := _FORBIDDEN.search(name):
-            raise ValueError(
-                f"{name!r} has {found.group()!r}, which Tiled refuses in the name of a column, as "
-                "anything but a letter or _ of ASCII at the beginning"
-            )
-        if (other := seen.setdefault(name.lower(), name)) != name:
-            raise ValueError(
-                f"{other!r} and {name!r} are the same to the tables of Tiled, which do not tell "
-                "upper from lower case; rename one"
-            )
 
 
 def _of(value: Any, names: Sequence[str]) -> Any:
