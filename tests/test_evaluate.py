@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bluesky_denoise.cli import app
-from bluesky_denoise.evaluate import _told
+from bluesky_denoise.evaluate import _rich, _told
 from bluesky_denoise.evaluation.awkward import CASES, awkward_scores
 from bluesky_denoise.evaluation.coverage import (
     HALF_WIDTHS,
@@ -35,6 +35,7 @@ from bluesky_denoise.evaluation.report import _measured_cards
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations, write_json
 from bluesky_denoise.evaluation.speed import speed_scores
 from bluesky_denoise.evaluation.spots import GAUSSIAN
+from bluesky_denoise.evaluation.table import Table
 from bluesky_denoise.evaluation.tables import all_tables
 from bluesky_denoise.evaluation.thinned import ThinnedScore
 from bluesky_denoise.models.checkpoint import resolve_checkpoint
@@ -331,6 +332,13 @@ def test_scores_do_not_take_the_place_of_a_card(evaluate, scans):
     assert (scans / "mine.json").read_text() == card
     same = ["--json", "one.txt", "--report", "./one.txt"]
     assert "one.txt is to be both JSON and report" in evaluate("photons.h5", *same, code=1)
+
+
+def test_names_in_tables_are_no_markup():
+    shown = Console(file=io.StringIO(), width=80)
+    rows = [("run[a]", "1"), ("run[/b]", "2")]
+    shown.print(_rich(Table("Series", "", ("series", "number"), rows), "default"))
+    assert all(name in shown.file.getvalue() for name, _ in rows)
 
 
 def test_only_the_series_itself_has_been_trained_on():

@@ -306,3 +306,11 @@ def test_the_parent_of_a_denoiser_imports_no_torch(RE):
     code = "import sys, bluesky_denoise.process;print([m for m in ('torch',) if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_key_of_the_settings_does_not_go_to_another_server(monkeypatch):
+    monkeypatch.delenv("TILED_API_KEY", raising=False)
+    given = settings(tiled_uri=NOWHERE, tiled_api_key="secret")
+    with DenoiseProcess(given, tiled_uri=None) as denoise:
+        assert denoise.settings.tiled_api_key is None
+    assert given.tiled_api_key.get_secret_value() == "secret"
