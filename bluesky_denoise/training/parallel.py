@@ -1,5 +1,6 @@
 """One process or several: what ``torchrun`` has set up."""
 
+import importlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -72,6 +73,9 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
         return
     if device != "cpu":
         torch.cuda.set_device(device)
+    # Imported later, as `Ranks.wrap` does, this has the group as a default of its functions and
+    # keeps it for good; threads of a group that is left at the end of Python abort the process.
+    importlib.import_module("torch.distributed.nn")
     distributed.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
         yield Ranks(distributed.get_rank(), number, device)
