@@ -43,7 +43,7 @@ LEVELS = 5
 DIRECTIONS = ((1, 0), (0, 1), (1, 1), (1, -1))
 """Steps (rows, columns) of the lines that photons can be shared along."""
 BETWEEN = ((1, 2), (2, 1), (1, -2), (2, -1))
-"""Steps of the lines in between, at the two finest levels."""
+"""Steps of the lines in between, at 2 pixels: at single ones no training has used them."""
 
 
 WIDE = (kernels.wide, kernels.wider)
@@ -116,8 +116,9 @@ class PhotonExchange(nn.Module):
         lines = tuple(kernels.line(*step) for step in DIRECTIONS)
         between = tuple(kernels.line(*step) for step in BETWEEN)
         long = tuple(kernels.long(*step) for step in DIRECTIONS[:2])
-        banks = [lines + between + long] * 2 + [lines + long, lines, (*lines, *WIDE)]
-        banks[:drawn_levels] = [lines[:2] + long] * drawn_levels
+        upright = lines[:2] + long
+        banks = [upright, lines + between + long, lines + long, lines, (*lines, *WIDE)]
+        banks[:drawn_levels] = [upright] * drawn_levels
         self.banks = [(kernels.blur, *bank) for bank in banks]
         # Itself, the kernels, one that is drawn, and the coarser level where there is one.
         self.heads = [
