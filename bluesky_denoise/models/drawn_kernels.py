@@ -66,7 +66,7 @@ def drawn(points: Tensor) -> kernels.Kernel:
     def apply(x: Tensor) -> Tensor:
         return _Shared.apply(x, *likeness)
 
-    return kernels.Kernel(apply, 1 / (2 * len(STEPS)))
+    return kernels.Kernel(apply, 1 / (2 * len(STEPS)), "drawn")
 
 
 def _ends(x: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ class Kernel(NamedTuple):
     """(B, C, h, w) -> (B, C, h, w)."""
     scale: float
     """Left to the caller, who multiplies anyway."""
+    name: str
 
     def __call__(self, x: Tensor) -> Tensor:
         """Spread an image: (B, C, h, w) -> (B, C, h, w)."""
@@ -95,7 +96,7 @@ def _line(x: Tensor, rows: int, cols: int) -> Tensor:
 
 def line(rows: int, cols: int) -> Kernel:
     """Average over [1, 2, 3, 4, 3, 2, 1] / 16 in steps of a direction."""
-    return Kernel(partial(_line, rows=rows, cols=cols), 1 / 16)
+    return Kernel(partial(_line, rows=rows, cols=cols), 1 / 16, f"line {rows, cols}")
 
 
 def _long(x: Tensor, rows: int, cols: int) -> Tensor:
@@ -106,21 +107,21 @@ def _long(x: Tensor, rows: int, cols: int) -> Tensor:
 
 def long(rows: int, cols: int) -> Kernel:
     """Blur along one axis, sigma 7 pixels, width 1 pixel."""
-    return Kernel(partial(_long, rows=rows, cols=cols), 1 / 16)
+    return Kernel(partial(_long, rows=rows, cols=cols), 1 / 16, f"long {rows, cols}")
 
 
-def _boxed(*steps: tuple[int, int]) -> Kernel:
+def _boxed(name: str, *steps: tuple[int, int]) -> Kernel:
     def apply(x: Tensor) -> Tensor:
         return _spread(x, *steps)
 
-    return Kernel(apply, 0.25 ** len(steps))
+    return Kernel(apply, 0.25 ** len(steps), name)
 
 
-blur = _boxed((1, 0), (0, 1))
+blur = _boxed("blur", (1, 0), (0, 1))
 """Average over 3 x 3 binomial taps."""
-wide = _boxed((1, 0), (2, 0), (0, 1), (0, 2))
+wide = _boxed("wide", (1, 0), (2, 0), (0, 1), (0, 2))
 """Average over 7 x 7 pixels, triangular along both axes."""
-wider = _boxed((1, 0), (2, 0), (4, 0), (0, 1), (0, 2), (0, 4))
+wider = _boxed("wider", (1, 0), (2, 0), (4, 0), (0, 1), (0, 2), (0, 4))
 """Average over 15 x 15 pixels, triangular along both axes."""
 
 
