@@ -1,6 +1,7 @@
 """How long a frame was exposed: found in an event, a descriptor, or the settings."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -222,7 +223,7 @@ def _of_other_detectors(descriptor: Mapping[str, Any], owner: str) -> set[str]:
 
 def _is_positive(value: Any) -> bool:
     try:
-        return float(value) > 0
+        return 0 < float(value) < math.inf
     except (TypeError, ValueError):
         return False
 

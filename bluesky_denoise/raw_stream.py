@@ -1,5 +1,6 @@
 """One raw stream that is denoised: its frames, their exposures and regions, its open events."""
 
+import difflib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -145,6 +146,8 @@ def open_stream(
         _warn_of_no_size(descriptor)
     also = {name: also_called(descriptor, name, key) for name, key in found.items()}
     _warn_of_unknown(descriptor, settings, also)
+    if found and settings.exposure_keys:
+        _warn_of_no_exposure(descriptor, settings.exposure_keys)
     _warn_of_flat_regions(descriptor, settings, list(found))
     regions, exposures, refused = settings.rois_of(list(found), also), {}, {}
     masks = {name: settings.mask_of(name, *also[name]) for name in found}
@@ -214,6 +217,20 @@ def _warn_of_unknown(
                     *(descriptor["run_start"], descriptor["name"], setting),
                     *(" or ".join([name, *others]), ", ".join(given)),
                 )
+
+
+def _warn_of_no_exposure(descriptor: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Tell that a stream has none of the keys that are to hold exposures: one may be misspelt."""
+    configurations = descriptor.get("configuration", {}).values()
+    there = set(descriptor["data_keys"]).union(*(c.get("data", {}) for c in configurations))
+    if not there & set(keys):
+        near = difflib.get_close_matches(keys[0], there, 1)
+        logger.warning(
+            "Run %.8s, stream %s: neither events nor configuration have %s of `exposure_keys`%s; "
+            "exposures are looked for without.",
+            *(descriptor["run_start"], descriptor["name"], " or ".join(keys)),
+            f", perhaps {near[0]} is meant" if near else "",
+        )
 
 
 def _warn_of_flat_regions(

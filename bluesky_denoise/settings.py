@@ -6,15 +6,15 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import numpy as np
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -23,14 +23,18 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from yaml import YAMLError
 
 from .columns import LONGEST_OF_KEY, LONGEST_OF_ROI, MOST_REGIONS, check_columns
 from .errors import SettingsError
 from .masks import load_mask
 from .roi import ROI
 from .settings_errors import EXPECTED, explain
+from .yaml_files import read_yaml
 
 __all__ = ["DenoiseSettings", "is_hidden", "overridden"]
+
+Seconds = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class DenoiseSettings(BaseModel):
@@ -59,7 +63,7 @@ class DenoiseSettings(BaseModel):
     or more."""
     streams: tuple[str, ...] = ("primary",)
     """Streams to denoise."""
-    exposure_s: PositiveFloat | dict[str, PositiveFloat] | None = None
+    exposure_s: Seconds | dict[str, Seconds] | None = None
     """Seconds, for all data keys, or by data key or detector; used where the documents do not
     say."""
     exposure_keys: tuple[str, ...] = ()
@@ -143,8 +147,8 @@ class DenoiseSettings(BaseModel):
         """
         path = Path(path)
         try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            values = read_yaml(path) or {}
+        except (OSError, UnicodeDecodeError, YAMLError) as error:
             raise SettingsError(f"Settings file {path} cannot be read: {error}") from None
         address, where = {}, str(path)
         if isinstance(values, dict) and "denoise" in values:
@@ -238,7 +242,8 @@ class DenoiseSettings(BaseModel):
     @classmethod
     def _is_http(cls, uri: str | None) -> str | None:
         try:
-            known = uri is None or urlsplit(uri).scheme in ("http", "https")
+            parts = urlsplit(uri or "http://none")
+            known = parts.scheme in ("http", "https") and bool(parts.hostname)
         except ValueError as error:
             raise ValueError(f"{error}; expected {EXPECTED['tiled_uri']}") from None
         if not known:
@@ -255,6 +260,15 @@ class DenoiseSettings(BaseModel):
     def _is_not_empty(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if names is not None and not names:
             raise ValueError("expected one name at least; nothing would be denoised")
+        return names
+
+    @field_validator("data_keys", "streams", "exposure_keys")
+    @classmethod
+    def _has_names(
+        cls, names: tuple[str, ...] | None, info: ValidationInfo
+    ) -> tuple[str, ...] | None:
+        if any(not name.strip() for name in names or ()):
+            raise ValueError(f"a name is empty; expected {EXPECTED[info.field_name]}")
         return names
 
     @field_validator("data_keys")
@@ -323,6 +337,14 @@ class DenoiseSettings(BaseModel):
                 f"{MOST_REGIONS}; leave some out"
             )
         return layout
+
+    @field_validator("frames_directory", "backup_directory", mode="before")
+    @classmethod
+    def _is_named(cls, directory: Any, info: ValidationInfo) -> Any:
+        """Refuse an empty text, which would be the folder that Python was started in."""
+        if isinstance(directory, str) and not directory.strip():
+            raise ValueError(f"expected {EXPECTED[info.field_name]}, or nothing")
+        return directory
 
     @field_validator("frames_directory")
     @classmethod

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from bluesky_denoise.errors import ExposureNotFound
@@ -123,13 +125,13 @@ def test_the_owner_is_found_without_object_keys():
     assert find_exposure(doc, "det_image").value_s == 0.5
 
 
-@pytest.mark.parametrize("value", [0, -1.0, None, "long", float("nan")])
+@pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf])
 def test_a_configured_value_that_is_no_time_is_passed_over(value):
     doc = descriptor(configuration={"det": {"det_cam_acquire_time": (value, "s")}})
     assert find_exposure(doc, "det_image", default_s=1.0).key == "settings"
 
 
-@pytest.mark.parametrize("value", [0, -1.0, None, "long", float("nan")])
+@pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf])
 def test_an_event_whose_exposure_is_no_time_says_so(value):
     found = find_exposure(descriptor({"det_exposure": number()}), "det_image")
     with pytest.raises(ExposureNotFound, match=r"'det_exposure' is .*expected a number > 0"):

@@ -381,6 +381,23 @@ def test_settings_may_call_frames_by_data_key_or_by_detector(
     assert "has nothing for" not in logged()
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("det_cam_acquire_tim", ", perhaps det_cam_acquire_time is meant"), ("shutter", "")],
+)
+def test_an_exposure_key_that_no_stream_has_is_told(RE, raw, build, logged, key, told):
+    build(exposure_keys=[key], frames_directory=None)
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    assert f"have {key} of `exposure_keys`{told}; exposures are looked for without" in logged()
+    assert logged().count("of `exposure_keys`") == 1
+
+
+def test_an_exposure_key_that_is_there_is_not_told(RE, raw, build, logged):
+    build(exposure_keys=["det_cam_acquire_time", "other"], frames_directory=None)
+    RE(bp.count([Camera(name="det", func=poisson())], 1))
+    assert "exposure_keys" not in logged()
+
+
 def test_frames_that_the_settings_have_no_mask_for_are_told(RE, raw, build, logged):
     build(mask={"det_imag": np.zeros(SHAPE)}, frames_directory=None)
     RE(bp.count([Camera(name="det", func=poisson())], 1))

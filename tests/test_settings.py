@@ -1,3 +1,4 @@
+import math
 import pickle
 import re
 
@@ -37,6 +38,13 @@ def test_an_unknown_setting_is_refused_with_the_names_there_are():
     [
         ({"exposure_s": 0}, r"'exposure_s': got 0; expected seconds, a number > 0 such as 0\.5,"),
         ({"exposure_s": "1s"}, r"'exposure_s': got '1s'; expected seconds, a number > 0"),
+        ({"exposure_s": math.inf}, r"'exposure_s': got inf; expected seconds, a number > 0"),
+        ({"data_keys": ""}, r"'data_keys': a name is empty; expected names of data keys"),
+        ({"streams": ["a", " "]}, r"'streams': a name is empty; expected names of streams"),
+        ({"exposure_keys": [""]}, r"'exposure_keys': a name is empty; expected names of data"),
+        ({"frames_directory": " "}, r"'frames_directory': expected a path, or nothing \(got ' '"),
+        ({"backup_directory": ""}, r"'backup_directory': expected a path, or nothing \(got ''"),
+        ({"tiled_uri": "http://"}, r"'tiled_uri'.*expected an address such as http://"),
         ({"exposure_s": {"det": -1}}, r"'exposure_s\.det': got -1; expected seconds, a number"),
         ({"exposure_s": {"a": "1s", "b": 1}}, r"'exposure_s\.a': got '1s'; expected seconds"),
         ({"batch_size": 0}, r"'batch_size': got 0; expected a whole number > 0"),
@@ -248,6 +256,10 @@ def test_an_empty_file_gives_the_defaults(tmp_path):
         ("threads: true\n", r"'threads': true and false are no numbers; expected a whole number"),
         ("- a\n- b\n", r"denoise\.yaml holds list; expected `key: value` lines"),
         ("a: [\n", r"denoise\.yaml cannot be read"),
+        (
+            "rois:\n  a: {rows: [1, 9], cols: [1, 9]}\n  a: {rows: [2, 9], cols: [2, 9]}\n",
+            r"(?s)cannot be read: 'a' is given first.*line 2.*and once more; leave one.*line 3",
+        ),
     ],
 )
 def test_an_error_in_a_file_names_the_file_and_the_key(tmp_path, text, message):
@@ -255,6 +267,17 @@ def test_an_error_in_a_file_names_the_file_and_the_key(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(SettingsError, match=message):
         DenoiseSettings.from_yaml(path)
+
+
+def test_what_is_merged_into_a_mapping_may_be_overridden_there(tmp_path):
+    path = tmp_path / "denoise.yaml"
+    path.write_text(
+        "rois:\n  a: &a {rows: [1, 9], cols: [1, 9]}\n  b: &b {<<: *a, cols: [3, 5]}\n"
+        "  c: {<<: *b, rows: [2, 4]}\n"
+    )
+    rois = DenoiseSettings.from_yaml(path).rois["*"]
+    assert (rois["b"].rows, rois["b"].cols) == ((1, 9), (3, 5))
+    assert (rois["c"].rows, rois["c"].cols) == ((2, 4), (3, 5))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

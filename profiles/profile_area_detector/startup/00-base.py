@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import yaml
 from bluesky import RunEngine
 from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
@@ -11,10 +10,11 @@ from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.resources import RESOURCE_PATCHES
 from bluesky_denoise.startup import closed_at_exit, newest_scan_id, profile_directory
+from bluesky_denoise.yaml_files import read_yaml
 
 PROFILE = profile_directory("beamline.yaml", globals().get("__file__"))
 BEAMLINE_FILE = PROFILE / "beamline.yaml"
-BEAMLINE = yaml.safe_load(BEAMLINE_FILE.read_text()) or {}
+BEAMLINE = read_yaml(BEAMLINE_FILE) or {}
 _unknown = set(BEAMLINE) - {"tiled_uri", "motors", "detectors", "timeout_s", "denoise"}
 if _unknown:
     raise SettingsError(f"{BEAMLINE_FILE} has unknown keys: {', '.join(map(str, _unknown))}.")

@@ -5,7 +5,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import yaml
 from bluesky import RunEngine
 from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
@@ -14,12 +13,13 @@ from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.server import embedded_tiled
 from bluesky_denoise.startup import closed_at_exit, newest_scan_id, profile_directory
+from bluesky_denoise.yaml_files import read_yaml
 
 logging.getLogger("bluesky_denoise").setLevel(logging.WARNING)
 
 PROFILE = profile_directory("settings.yaml", globals().get("__file__"))
 SETTINGS_FILE = PROFILE / "settings.yaml"
-SETTINGS = yaml.safe_load(SETTINGS_FILE.read_text()) or {}
+SETTINGS = read_yaml(SETTINGS_FILE) or {}
 _known = {
     *("data_directory", "tiled_port", "scene", "rocking_width", "exposure_s", "realtime"),
     "denoise",

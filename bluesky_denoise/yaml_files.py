@@ -1,0 +1,38 @@
+"""YAML that says each thing once."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["read_yaml"]
+
+
+class _Loader(yaml.SafeLoader):
+    """`yaml.SafeLoader` that refuses a key that is given twice, of which the last would count."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, yaml.Mark] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    f"{key.value!r} is given first",
+                    seen[key.value],
+                    "and once more; leave one of them out",
+                    key.start_mark,
+                )
+            seen[key.value] = key.start_mark
+        return node
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises
+    ------
+    OSError, UnicodeDecodeError, yaml.YAMLError
+        If it cannot be read, or gives a key twice.
+    """
+    with path.open() as file:
+        return yaml.load(file, _Loader)
