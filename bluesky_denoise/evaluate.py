@@ -32,9 +32,10 @@ from .evaluation.run import Gallery, score_measured, score_simulated, time_on
 from .evaluation.table import Table, without_repeats
 from .evaluation.tables import all_tables, gate_table
 from .frame_files import find_files
+from .masks import load_mask
 from .models.checkpoint import is_card
 from .simulation import recorded_frames
-from .training.tiled_runs import without_api_key
+from .training.tiled_runs import RUN, catalog, open_run, run_frames, without_api_key
 from .whole_files import check_place
 
 __all__ = ["evaluate"]
@@ -50,10 +51,11 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="HDF5 file, folder of such files, or uid of a run in Tiled. Left out: the "
+            help="HDF5 file, folder of such files, or run in Tiled, as tiled:UID. Left out: the "
             "shipped measured frames, and simulated scenes."
         ),
     ] = None,
+    mask: Annotated[str | None, typer.Option(help="Mask of all frames: .npy, .tif or .h5.")] = None,
     model: Annotated[str, typer.Option(help="Name or path of the weights.")] = "default",
     json: Annotated[Path | None, typer.Option(help="Write all scores here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report here, .html.")] = None,
@@ -78,7 +80,9 @@ def evaluate(
     uri: Annotated[
         str, typer.Option(envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
     ] = "http://localhost:8000",
-    key: Annotated[str | None, typer.Option(help="Detector key of the run.")] = None,
+    data_key: Annotated[
+        str | None, typer.Option("--data-key", "--key", help="Data key of the frames of the run.")
+    ] = None,
 ) -> None:
     """Score a denoiser against the raw frame, classical denoisers, and other networks.
 
@@ -99,7 +103,7 @@ def evaluate(
         others = [Denoiser.load(path, device) for path in networks or ()]
         denoiser.name = names[0]
         result = Evaluation(denoiser.name, _about(denoiser, data))
-        sets = list(_read(data, key, uri, result, console))
+        sets = list(_read(data, _mask_of(mask, data), data_key, uri, result, console))
         if not sets:
             raise SettingsError(f"No frames could be scored. {' '.join(result.left_out)}")
         for path in paper:
@@ -233,8 +237,19 @@ def _about(denoiser: Denoiser, data: str | None) -> dict[str, Any]:
     }
 
 
+def _mask_of(mask: str | None, data: str | None) -> np.ndarray | None:
+    if mask is not None and data is None:
+        raise SettingsError(f"The mask {mask} is for frames of your own; give them as DATA.")
+    return None if mask is None else load_mask(mask)
+
+
 def _read(
-    data: str | None, key: str | None, uri: str, result: Evaluation, console: Console
+    data: str | None,
+    mask: np.ndarray | None,
+    data_key: str | None,
+    uri: str,
+    result: Evaluation,
+    console: Console,
 ) -> Iterator[FrameSet]:
     """Yield photon counts; what is not, is left out with a sentence."""
     taken = TAKEN_SETS
@@ -247,43 +262,26 @@ def _read(
         root, paths = TRAINED_ON, sorted(TRAINED_ON.glob("*.h5"))
     elif Path(data).exists():
         root, paths = Path(data), find_files([Path(data)], below=True)
-    else:
-        yield _from_tiled(data, key, uri)
+    elif data.startswith(RUN) or UID.fullmatch(data):
+        yield _from_tiled(data.removeprefix(RUN), mask, data_key, uri)
         return
+    else:
+        raise SettingsError(f"{data!r} is no file or folder here, and no uid of a run.")
     for path, name in zip(paths, told_apart(paths, taken), strict=True):
         where = path.relative_to(root) if path != root else path.name
         try:
             with console.status(f"Reading {escape(str(where))}"):
-                found = read_frame_set(path)
+                found = read_frame_set(path, mask)
         except (DenoiseError, OSError) as error:
             result.left_out.append(f"{where}: {error}")
         else:
             yield replace(found, name=name)
 
 
-def _from_tiled(uid: str, key: str | None, uri: str) -> FrameSet:
-    if not UID.fullmatch(uid):
-        raise SettingsError(f"{uid!r} is no file or folder here, and no uid of a run.")
-    from .settings import DenoiseSettings
-    from .tiled_layouts import connect
-    from .tiled_streams import arrays_of
-
-    try:
-        client = connect(DenoiseSettings(tiled_uri=uri, tiled_layout="stream"))
-        with client.context:
-            arrays = arrays_of(client[uid]["primary"].base)
-            frames = [k for k, array in arrays.items() if array.ndim >= 3]
-            if key is None and len(frames) != 1:
-                raise SettingsError(f"Run {uid} has the frames {frames}; say which with --key.")
-            counts = np.asarray(arrays[key or frames[0]].read())
-    except SettingsError:
-        raise
-    except Exception as error:
-        where, why = without_api_key(uri), without_api_key(repr(error))
-        raise SettingsError(
-            f"{uid!r} is no file or folder here, and no run at {where}: {why}"
-        ) from error
-    return frame_set(uid[:8], counts.reshape(-1, *counts.shape[-2:]))
+def _from_tiled(uid: str, mask: np.ndarray | None, data_key: str | None, uri: str) -> FrameSet:
+    with catalog(uri) as client:
+        counts = run_frames(open_run(client, uid, uri), data_key=data_key)
+    return frame_set(uid[:8], counts, mask)
 
 
 def _paper_files(steps: int | None) -> list[Path]:

@@ -1,7 +1,7 @@
 """Stacks of frames in HDF5 files: the layouts that are read, and pixels that flag themselves."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def find_files(paths: Iterable[Path], *, below: bool = False) -> list[Path]:
     return found
 
 
-def read_frame_file(path: Path) -> FrameFile:
+def read_frame_file(path: Path, mask: np.ndarray | None = None) -> FrameFile:
     """Read the frames of an HDF5 file.
 
     Parameters
@@ -81,12 +81,25 @@ def read_frame_file(path: Path) -> FrameFile:
         ``low_count/data`` and perhaps ``high_count/data`` (H, W, n), as
         doi:10.5281/zenodo.10816877; or, in any group, as NeXus files do, one single data set of
         numbers (n, H, W), perhaps with a ``pixel_mask`` (H, W)
+    mask : (H, W) bool, True where invalid, beside the mask of the file
 
     Raises
     ------
     FrameShapeError
-        If it is no HDF5 file, or none of these is in it.
+        If it is no HDF5 file, none of these is in it, or its mask and the one given differ in
+        shape.
     """
+    found = _read(path)
+    if mask is None:
+        return found
+    if found.mask is not None and found.mask.shape != mask.shape:
+        raise FrameShapeError(
+            f"{path} has a mask {found.mask.shape}; the one given is {mask.shape}."
+        )
+    return replace(found, mask=mask if found.mask is None else found.mask | mask)
+
+
+def _read(path: Path) -> FrameFile:
     try:
         file = h5py.File(path)
     except OSError as error:

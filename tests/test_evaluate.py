@@ -367,9 +367,17 @@ def test_no_weights_are_compared_with_themselves(evaluate):
     assert "The weights a/x.safetensors are given twice; expected each once." in output
 
 
+def test_a_mask_is_for_all_frames_that_are_given(evaluate, scans):
+    np.save("mask.npy", np.zeros((64, 64), bool))
+    output = evaluate(".", "--mask", "mask.npy", code=1)
+    assert "photons.h5 has a mask (64, 96); the one given is (64, 64)." in output
+    output = evaluate("--mask", "mask.npy", code=1)
+    assert "The mask mask.npy is for frames of your own; give them as DATA." in output
+
+
 def test_the_key_of_tiled_is_in_no_error(evaluate):
     output = evaluate("abcd1234", "--uri", "http://localhost:1/api/v1?api_key=SECRET", code=1)
-    assert "no run at http://localhost:1/api/v1: ConnectError" in output
+    assert "Tiled at http://localhost:1/api/v1 cannot be opened" in output
     assert "SECRET" not in output
 
 
@@ -386,6 +394,13 @@ def test_a_run_in_tiled_is_scored(evaluate, RE, tiled, monkeypatch):
     output = evaluate(uid, "--uri", address)
     assert uid[:8] in output
     assert "Poisson deviance per degree of freedom" in output
+    np.save("mask.npy", np.zeros((80, 64), bool))
+    output = evaluate(f"tiled:{uid}", "--uri", address, "--mask", "mask.npy", code=1)
+    assert f"{uid[:8]} has frames (3, 64, 80) and mask (80, 64)" in output
+    output = evaluate(f"tiled:{uid}", "--uri", address, "--data-key", "cam", code=1)
+    assert f"run {uid[:8]} has frames under det_image, not under cam" in output
+    output = evaluate("tiled:abcd1234", "--uri", address, code=1)
+    assert f"There is no run 'abcd1234' in the catalog at {address}" in output
 
 
 def test_what_cannot_be_read_is_named(evaluate, tmp_path):

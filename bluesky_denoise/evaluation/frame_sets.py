@@ -47,22 +47,23 @@ class FrameSet:
     """What each frame is good for."""
 
 
-def read_frame_set(path: Path) -> FrameSet:
+def read_frame_set(path: Path, mask: np.ndarray | None = None) -> FrameSet:
     """Read raw photon counts from HDF5, and refuse what cannot be scored.
 
     Parameters
     ----------
     path : in a layout of :func:`~bluesky_denoise.frame_files.read_frame_file`; of two exposures,
         the short one is read; ``frames`` may be a single one (H, W)
+    mask : (H, W) bool, True where invalid, beside the mask of the file
 
     Raises
     ------
     FrameShapeError
-        If there are no frames of three axes, or the mask has another shape.
+        If there are no frames of three axes, or a mask has another shape.
     FrameValueError
         If the frames are no photon counts.
     """
-    found = read_frame_file(path)
+    found = read_frame_file(path, mask)
     kind = found.about.get("kind", "")
     kind = kind.decode() if isinstance(kind, bytes) else str(kind)
     frames = found.frames[None] if found.frames.ndim == 2 else found.frames

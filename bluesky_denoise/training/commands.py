@@ -28,15 +28,15 @@ from bluesky_denoise.training.pairs import PairSource
 from bluesky_denoise.training.paper import EPOCHS, paper_settings
 from bluesky_denoise.training.split import Split, split
 from bluesky_denoise.training.tiled_runs import (
+    RUN,
     catalog,
+    open_run,
     read_run,
     read_two_runs,
     without_api_key,
 )
 
 __all__ = ["finetune", "open_data", "train"]
-
-RUN = "tiled:"
 
 Output = Annotated[Path, typer.Argument(help="Weights to write, .safetensors.")]
 DATA = (
@@ -235,7 +235,7 @@ def open_data(
                 raise DenoiseError(
                     f"{text!r} names no run; expected {RUN}UID, or {RUN}SHORT_UID+LONG_UID."
                 )
-            runs = [_run(client, uid, uri) for uid in uids]
+            runs = [open_run(client, uid, uri) for uid in uids]
             if len(runs) > 2:
                 raise DenoiseError(
                     f"{text} names {len(runs)} runs; expected one, or SHORT_UID+LONG_UID."
@@ -245,14 +245,6 @@ def open_data(
             else:
                 opened.append(read_run(runs[0], data_key=data_key, mask=invalid, repeats=repeats))
     return opened
-
-
-def _run(client: object, uid: str, uri: str) -> object:
-    try:
-        return client[uid]  # type: ignore[index]
-    except (KeyError, ValueError) as error:  # ValueError: too short to be told from others
-        where, why = without_api_key(uri), str(error).strip("'")
-        raise DenoiseError(f"There is no run {uid!r} in the catalog at {where}: {why}") from None
 
 
 def _print_split(blocks: Split) -> None:

@@ -57,23 +57,15 @@ def read_file(
         If single frames are no raw photon counts, or repeats and pairs share noise, or there are
         no counts.
     """
-    found = read_frame_file(path)
+    found = read_frame_file(path, mask)
     about: dict[str, Any] = {"file": "/".join(path.resolve().parts[-2:])}
     about |= {key: _plain(found.about[key]) for key in ABOUT if key in found.about}
-    name, invalid = path.stem, _both(found.mask, mask, path)
+    name, invalid = path.stem, found.mask
     if found.long is not None:
         exposures = list(found.exposures_s)
         return _archive_pairs(name, found.frames, found.long, invalid, about, exposures)
     repeats = repeats or bool(np.any(found.about.get("repeats", False)))
     return single_frames(found.frames, invalid, name, about, repeats=repeats)
-
-
-def _both(one: np.ndarray | None, two: np.ndarray | None, path: Path) -> np.ndarray | None:
-    if one is None or two is None:
-        return one if two is None else two
-    if one.shape != two.shape:
-        raise FrameShapeError(f"{path} has a mask {one.shape}; the one given is {two.shape}.")
-    return one | two
 
 
 def single_frames(

@@ -18,7 +18,18 @@ from bluesky_denoise.sources import as_stack
 from bluesky_denoise.training.files import measured_pairs, single_frames
 from bluesky_denoise.training.pairs import MeasuredPairs, RecordedPairs
 
-__all__ = ["catalog", "read_run", "read_two_runs", "without_api_key"]
+__all__ = [
+    "RUN",
+    "catalog",
+    "open_run",
+    "read_run",
+    "read_two_runs",
+    "run_frames",
+    "without_api_key",
+]
+
+RUN = "tiled:"
+"""What a run begins with where a file may stand, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +75,43 @@ def catalog(uri: str) -> Iterator[Any]:
         ) from error
     with client.context:
         yield client
+
+
+def open_run(client: Any, uid: str, uri: str) -> Any:
+    """Return a run of a catalog; an error names the server.
+
+    Raises
+    ------
+    DenoiseError
+        If there is no such run.
+    """
+    try:
+        return client[uid]
+    except (KeyError, ValueError) as error:  # ValueError: too short to be told from others
+        where, why = without_api_key(uri), str(error).strip("'")
+        raise DenoiseError(f"There is no run {uid!r} in the catalog at {where}: {why}") from None
+
+
+def run_frames(run: Any, stream: str = "primary", data_key: str | None = None) -> np.ndarray:
+    """Read all frames of a stream, (n, H, W), as they were counted.
+
+    Parameters
+    ----------
+    run : of a Tiled catalog
+    stream : of the frames
+    data_key : of the frames; None: the only one
+
+    Raises
+    ------
+    DenoiseError
+        If stream or data key are missing, or frames differ in shape.
+    """
+    if stream not in run:
+        raise DenoiseError(
+            f"Run {_name(run)} has the streams {', '.join(run) or 'none'}; expected {stream}."
+        )
+    frames = _taken(run, stream, data_key).frames
+    return frames.reshape(-1, *frames.shape[2:])  # (N, n, H, W) -> (N n, H, W)
 
 
 def read_run(
