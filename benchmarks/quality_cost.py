@@ -101,7 +101,7 @@ def line(denoiser: Denoiser) -> float:
     """Return the noise-corrected error on I07 frames of 1 s, which no fit has seen."""
     recorded = recorded_frames()
     frames = FrameSet(
-        "i07_line", recorded.counts, recorded.mask, known_set("i07_line", len(recorded.counts))
+        "i07_line", recorded.counts, recorded.mask, known_set("i07_line", recorded.counts.shape)
     )
     method = network(denoiser)
     scores = neighbour_scores(frames, [method], lambda items, _: items, fractions=(1.0,))

@@ -4,8 +4,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bluesky_denoise.errors import FrameShapeError, MaskError
-from bluesky_denoise.frame_checks import as_counts, check_exposure, valid_pixels
+from bluesky_denoise.errors import FrameShapeError, SettingsError
+from bluesky_denoise.frame_checks import (
+    as_counts,
+    check_exposure,
+    check_frame,
+    check_mask,
+    valid_pixels,
+)
 from bluesky_denoise.frames import SupportsDenoise
 from bluesky_denoise.photon_checks import no_counts, scatters_otherwise
 from bluesky_denoise.pixel_checks import dead_areas, hot_pixels
@@ -111,13 +117,17 @@ def audit_frame(
     FrameShapeError
         If the counts are not (H, W).
     FrameValueError
-        If the exposure is not above 0.
+        If the counts are no numbers, or the exposure is not above 0.
     MaskError
-        If the mask does not have the shape of the frame.
+        If the mask is not of numbers, or does not have the shape of the frame.
+    SettingsError
+        If `rate_range` or `tile_px` cannot be.
     """
     counts = as_counts(counts)
-    if counts.ndim != 2:
-        raise FrameShapeError(f"A frame of shape {counts.shape} was given; expected (H, W).")
+    check_frame(counts)
+    _check_tile(tile_px)
+    if rate_range is not None and not rate_range[0] < rate_range[1]:
+        raise SettingsError(f"The rate_range is {rate_range}; expected least < most, counts / s.")
     check_exposure(exposure_s, 1, counts.ndim)
     exposure_s = float(np.reshape(exposure_s, ()))
     valid = _valid(counts, mask)
@@ -189,20 +199,30 @@ def audit_rate(
     shapes = [a.shape for a in (held_out, expected, seen, sigma) if a is not None]
     if held_out.ndim != 2 or len(set(shapes)) > 1:
         raise FrameShapeError(f"Counts and prediction have shapes {shapes}; expected all (H, W).")
-    valid = _valid(held_out, mask) & np.isfinite(expected)
+    _check_tile(tile_px)
+    lit = _valid(held_out, mask)
+    valid = lit & np.isfinite(expected)
+    reasons = _no_numbers("estimate", lit & ~valid)
+    if sigma is not None:
+        told = np.isfinite(sigma) & (sigma >= 0)
+        reasons += _no_numbers("error of the estimate", valid & ~told)
     counts = np.where(valid, held_out, 0).astype(np.float64)
     model = np.where(valid, np.maximum(expected, 0), 0.0).astype(np.float64)
     if not valid.any() or not (counts.any() or model.any()):
-        return _unheard("", counts.shape, tile_px)
+        return _unheard("; ".join(reasons), counts.shape, tile_px)
     known = None if seen is None else np.where(valid, seen, 0).astype(np.float64)
     lone = lone_pixels(counts, model, known)
     bad = np.argwhere(lone)
-    reasons = _pixel_reasons(counts, model, bad)
+    reasons += _pixel_reasons(counts, model, bad)
     # The rest of the frame is judged without them.
     counts[lone] = model[lone]
     if known is not None:
         known[lone] = model[lone]
-    stated = None if sigma is None else np.where(valid & ~lone, np.nan_to_num(sigma) ** 2, 0.0)
+    stated = (
+        None
+        if sigma is None
+        else np.where(valid & ~lone, np.nan_to_num(sigma, posinf=0.0) ** 2, 0.0)
+    )
     surprise, limit, noise = surprise_by_side(counts, model, known, stated)
     fit = valid & ~lone
     own = own_variance(known, model) if stated is None and known is not None else stated
@@ -232,9 +252,18 @@ def audit_rate(
 
 
 def _valid(counts: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    if mask is not None and np.shape(mask) != counts.shape:
-        raise MaskError(f"The mask has shape {np.shape(mask)}; the frame has {counts.shape}.")
-    return valid_pixels(counts, mask)
+    return valid_pixels(counts, check_mask(mask, counts.shape))
+
+
+def _check_tile(tile_px: int) -> None:
+    if int(tile_px) != tile_px or tile_px < 1:
+        raise SettingsError(f"The tile_px is {tile_px!r}; expected pixels, a whole number > 0.")
+
+
+def _no_numbers(what: str, where: np.ndarray) -> list[str]:
+    """Say in how many valid pixels a denoiser has given none, if there are any."""
+    number = int(where.sum())
+    return [f"the {what} is no number in {number} valid pixels"] if number else []
 
 
 def _unheard(reason: str, shape: tuple[int, ...], tile_px: int) -> Audit:

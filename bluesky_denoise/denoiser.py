@@ -24,8 +24,9 @@ MOST_PIXELS = {"cpu": 7_000_000, "cuda": 40_000_000}
 needs some 400 bytes for each: a Pilatus 6M goes in one piece, in 2.6 GB."""
 BATCH_PIXELS = {"cpu": 250_000, "cuda": 40_000_000}
 """Pixels beyond which no further frame joins a batch: on a CPU larger ones leave its cache."""
-LEAST_PIXELS = 1024
-"""When there is no memory for so many pixels either, it is an error."""
+LEAST_CORE_PX = 256
+"""Side of the part of a tile that is kept, when memory is short. Less would hardly save memory,
+since tiles overlap by the field of the network, and take many times as long."""
 
 
 class Denoiser:
@@ -171,17 +172,23 @@ class Denoiser:
             # Outside of the except clause, which would hold on to the tensors.
             if self._kind == "cuda":
                 torch.cuda.empty_cache()
-            if self._most_pixels // 2 < LEAST_PIXELS:
+            least = self._least_piece(*frames.shape[1:])
+            if self._most_pixels <= least:
                 raise MemoryError(
                     f"{self.device} has no memory to denoise frames of shape {frames.shape[1:]}, "
                     "even by single tiles. Free some, or use another device."
                 )
-            self._most_pixels //= 2
+            self._most_pixels = max(self._most_pixels // 2, least)
             logger.warning(
                 "Out of memory on %s: going on with %d pixels at a time.",
                 self.device,
                 self._most_pixels,
             )
+
+    def _least_piece(self, height: int, width: int) -> int:
+        """Return the pixels of the least tile that is worth cutting."""
+        side = LEAST_CORE_PX + 2 * int(self._model.field_px)
+        return min(height, side) * min(width, side)
 
     def _attempt(
         self, out: np.ndarray, frames: np.ndarray, valid: np.ndarray, seconds: np.ndarray

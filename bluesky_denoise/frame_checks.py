@@ -4,7 +4,14 @@ import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
 
-__all__ = ["as_counts", "check_exposure", "check_mask", "prepare", "valid_pixels"]
+__all__ = [
+    "as_counts",
+    "check_exposure",
+    "check_frame",
+    "check_mask",
+    "prepare",
+    "valid_pixels",
+]
 
 _FLAG_16, _FLAG_32 = 2**16 - 1, 2**32 - 1
 """What Eiger detectors write into masked pixels of 16 and 32 bits."""
@@ -22,6 +29,14 @@ def as_counts(counts: np.ndarray) -> np.ndarray:
             "(H, W); or, as floats, `filled(np.nan)`."
         )
     return np.asarray(counts)
+
+
+def check_frame(counts: np.ndarray) -> None:
+    """Refuse what is no single frame (H, W) of numbers."""
+    if counts.ndim != 2 or not counts.size:
+        raise FrameShapeError(f"A frame of shape {counts.shape} was given; expected (H, W).")
+    if counts.dtype.kind not in "buif":
+        raise FrameValueError(f"A frame of dtype {counts.dtype} was given; expected counts.")
 
 
 def check_exposure(exposure_s: float | np.ndarray, batch: int, ndim: int) -> np.ndarray:

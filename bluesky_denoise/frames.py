@@ -40,7 +40,7 @@ class Denoised:
     None if the network tells none."""
     stretch: Mapping[float, float] = field(default_factory=dict)
     """Confidence -> how much wider an interval must be than a normal distribution's, as
-    found on held-out frames; 1 where nothing is known."""
+    found on fresh draws of what was trained on; 1 where nothing is known."""
 
     def interval(self, confidence: float = 0.68) -> tuple[np.ndarray, np.ndarray]:
         """Return the interval of each pixel that holds the true rate with a probability.

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError, SettingsError
-from bluesky_denoise.frame_checks import check_exposure, valid_pixels
+from bluesky_denoise.errors import FrameShapeError, FrameValueError, SettingsError
+from bluesky_denoise.frame_checks import check_exposure, check_frame, check_mask, valid_pixels
 
 __all__ = ["ROI", "Crop", "cut", "deal", "photons"]
 
@@ -105,13 +105,9 @@ def cut(
     background_px: int,
 ) -> Crop:
     """Cut out a region with its surroundings; the arguments are those of `measure_roi`."""
-    if counts.ndim != 2:
-        raise FrameShapeError(f"A frame of shape {counts.shape} was given; expected (H, W).")
-    if counts.dtype.kind not in "buif":
-        raise FrameValueError(f"A frame of dtype {counts.dtype} was given; expected counts.")
+    check_frame(counts)
     check_exposure(exposure_s, 1, counts.ndim)
-    if mask is not None and np.shape(mask) != counts.shape:
-        raise MaskError(f"The mask has shape {np.shape(mask)}; the frame has {counts.shape}.")
+    mask = check_mask(mask, counts.shape)
     if isinstance(roi, ROI):
         roi.check(counts.shape)
         region = np.zeros(counts.shape, bool)
@@ -134,7 +130,7 @@ def cut(
         slice(max(left - reach, 0), min(right + reach, counts.shape[1])),
     )
     region, inner = region[window], counts[window]
-    valid = valid_pixels(inner, None if mask is None else np.asarray(mask)[window])
+    valid = valid_pixels(inner, None if mask is None else mask[window])
     if (inner[valid] < 0).any():
         raise FrameValueError(
             f"{int((inner[valid] < 0).sum())} pixels in or around the region are negative (least "

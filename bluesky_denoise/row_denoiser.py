@@ -9,6 +9,7 @@ import numpy as np
 
 from .derived_stream import DerivedEvent
 from .errors import DenoiseError, MaskError
+from .frame_checks import valid_pixels
 from .frame_keys import TAKE_ONE
 from .frames import Frame
 from .raw_stream import RawStream, Row
@@ -173,7 +174,12 @@ class RowDenoiser:
     def _look_at(self, stream: RawStream, row: Row, frame: Frame, alone: bool) -> None:
         """Measure the frames of one row, and audit them if nothing else waits."""
         name, result = frame.data_key, row.result
-        if np.isnan(result.rates[name]).all((1, 2)).any():
+        lost = valid_pixels(frame.counts, frame.mask) & ~np.isfinite(result.rates[name])
+        if lost.any():
+            result.problems.append(
+                f"{name}: the denoiser gave no number for {int(lost.sum())} valid pixels"
+            )
+        elif np.isnan(result.rates[name]).all((1, 2)).any():
             result.problems.append(f"{name}: no pixel is valid, all are masked or hold no counts")
         result.numbers |= measure(frame, result.rates[name], stream.regions[name], self._denoiser)
         # A denoiser without a card, such as a test's, claims nothing that could be audited.

@@ -4,7 +4,7 @@ from scattering import SHAPE, smooth_scene
 
 from bluesky_denoise.audit import audit_frame, audit_rate
 from bluesky_denoise.denoiser import Denoiser
-from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError
+from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError, SettingsError
 from bluesky_denoise.evaluation.baselines import gaussian
 from bluesky_denoise.frames import Denoised, Frame
 from bluesky_denoise.photon_checks import fano_factor, looks_poisson
@@ -368,6 +368,57 @@ def test_dead_and_weak_pixels_are_listed_and_do_not_fail_the_frame(rng):
     verdict = audit_frame(counts, 1.0, Smoother())
     assert verdict.ok, verdict.reason
     assert verdict.bad_pixels.tolist() == [[30, 40], [31, 100]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("part", [slice(0, 128), slice(0, 64), slice(5, 6)])
+def test_an_estimate_that_is_no_number_fails(rng, value, part):
+    expected = np.full((128, 160), 3.0)
+    counts = rng.poisson(expected)
+    expected[part] = value
+    number = expected[part].size
+    found = audit_rate(counts, expected)
+    assert not found.ok
+    assert found.reason == f"the estimate is no number in {number} valid pixels"
+    mask = np.zeros(counts.shape, bool)
+    mask[part] = True
+    assert audit_rate(counts, expected, mask).ok
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_an_error_of_the_estimate_that_is_no_number_fails(rng, value):
+    rate = np.full((64, 64), 3.0)
+    sigma = np.full(rate.shape, 0.1)
+    sigma[3, 4] = value
+    found = audit_rate(rng.poisson(rate), rate, seen=rng.poisson(rate), sigma=sigma)
+    assert found.reason == "the error of the estimate is no number in 1 valid pixels"
+
+
+def test_the_limit_of_a_frame_grows_with_its_pixels(rng):
+    small, large = (
+        audit_rate(rng.poisson(np.full((side, side), 3.0)), np.full((side, side), 3.0))
+        for side in (32, 512)
+    )
+    # 256 times as many places: by the normal distribution, from 4.6 to 5.6.
+    assert 0.5 < large.limit - small.limit < 1.6
+
+
+@pytest.mark.parametrize(
+    ("frame", "given", "error", "message"),
+    [
+        (np.ones((8, 8), complex), {}, FrameValueError, "dtype complex128 was given"),
+        (np.ones((8, 8), object), {}, FrameValueError, "dtype object was given"),
+        (np.zeros((0, 5)), {}, FrameShapeError, r"shape \(0, 5\) was given"),
+        (np.ones((8, 8)), {"mask": np.full((8, 8), "0")}, MaskError, "The mask has dtype <U1"),
+        (np.ones((8, 8)), {"tile_px": 0}, SettingsError, "The tile_px is 0; expected pixels"),
+        (np.ones((8, 8)), {"tile_px": 1.5}, SettingsError, "The tile_px is 1.5; expected"),
+        (np.ones((8, 8)), {"rate_range": (5, 1)}, SettingsError, "expected least < most"),
+        (np.ones((8, 8)), {"rate_range": (1, np.nan)}, SettingsError, "expected least < most"),
+    ],
+)
+def test_what_no_frame_can_be_is_refused(frame, given, error, message):
+    with pytest.raises(error, match=message):
+        audit_frame(frame, 1.0, UnitDenoiser(), **given)
 
 
 def test_an_empty_frame_has_nothing_wrong_about_it():

@@ -169,13 +169,13 @@ def test_each_frame_has_its_exposure_when_memory_runs_out(denoiser, monkeypatch,
 
     def crowded(frames, valid, seconds):
         shapes.append(frames.shape)
-        if len(shapes) <= 2:
+        if len(shapes) <= 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return run(frames, valid, seconds)
 
     monkeypatch.setattr(denoiser, "_run", crowded)
     found = denoiser.denoise(counts, [0.5, 4.0])
-    assert len(shapes) > 4  # two frames, one, and then both by tiles
+    assert [shape[0] for shape in shapes] == [2, 1, 1]
     seconds = np.array([0.5, 4.0])[:, None, None]
     np.testing.assert_allclose(found.rate, one.rate / seconds, rtol=1e-4)
 
@@ -188,6 +188,24 @@ def test_memory_that_never_suffices_is_an_error(denoiser, monkeypatch, counts):
     monkeypatch.setattr(denoiser, "_run", full)
     with pytest.raises(MemoryError, match=r"no memory to denoise frames of shape \(52, 75\)"):
         denoiser.denoise(counts, 1.0)
+
+
+def test_pieces_do_not_become_so_small_that_overlaps_are_all_there_is(denoiser, monkeypatch):
+    pieces = []
+
+    def full(frames, valid, seconds):
+        pieces.append(frames.shape[1:])
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
+
+    monkeypatch.setattr(denoiser, "_run", full)
+    counts = np.zeros((1100, 1200), np.uint16)
+    counts[5, 5] = 1
+    with pytest.raises(MemoryError, match=r"frames of shape \(1100, 1200\), even by single tiles"):
+        denoiser.denoise(counts, 1.0)
+    assert denoiser._most_pixels == (256 + 2 * 384) ** 2
+    assert pieces[0] == (1100, 1200)
+    assert max(pieces[-1]) <= 256 + 2 * 384
+    assert len(list(denoiser._tiles(1100, 1200))) == 25
 
 
 def test_other_errors_of_torch_are_not_hidden(denoiser, monkeypatch, counts):

@@ -212,6 +212,8 @@ CASES = {
         ("spots", [spots(kept=1.019)], [spots(kept=1.021)]),
         ("spots", [spots(kept=0.981)], [spots(kept=0.979)]),
         ("spots", [spots()], [spots(lost=1)]),
+        ("spots", [spots(), spots()], [spots(kept=0.8), spots()]),
+        ("spots", [spots(), spots()], [spots(), spots(kept=0.8)]),
         # The mean of two classes does not excuse one of them.
         (
             "spots",

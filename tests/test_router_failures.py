@@ -210,6 +210,31 @@ def test_an_event_whose_datum_never_came_is_told(RE, raw, build, tmp_path):
     )
 
 
+def test_an_estimate_that_is_no_number_is_marked(RE, raw):
+    class Blind(UnitDenoiser):
+        def denoise(self, counts, exposure_s, mask=None):
+            denoised = super().denoise(counts, exposure_s, mask)
+            denoised.rate[(counts == 7) | (counts[:, :1, :1] == 8)] = np.nan
+            return denoised
+
+    flagged = np.full(SHAPE, 1, np.uint16)
+    flagged[3, 4] = 2**16 - 1
+    some = flagged.copy()
+    some[5, 5:8] = 7
+    frames = iter([flagged, some, np.full(SHAPE, 8, np.uint16)])
+    RE(bp.count([Camera(name="det", func=lambda: next(frames))], 3))
+    router = DenoiseRouter(settings(), Blind())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    router.feed(raw.documents)
+    assert values(derived, "denoise_ok") == [True, False, False]
+    assert values(derived, "denoise_reason") == [
+        "",
+        "det_image: the denoiser gave no number for 3 valid pixels",
+        f"det_image: the denoiser gave no number for {np.prod(SHAPE)} valid pixels",
+    ]
+
+
 def test_a_batch_that_fails_is_tried_frame_by_frame(RE, raw, build):
     class Picky(UnitDenoiser):
         def denoise(self, counts, exposure_s, mask=None):

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from bluesky_denoise.errors import FrameValueError
 from bluesky_denoise.simulation.random_backgrounds import random_background
 from bluesky_denoise.simulation.random_masks import random_dead, random_mask
 from bluesky_denoise.simulation.random_scenes import MOST_COUNTS, random_scene
@@ -51,6 +54,15 @@ def test_exposures_are_poisson_and_masked():
     fano = stack.var(0)[seen] / (0.5 * scene.rate[seen])
     # 400 frames of 6000 pixels: the mean Fano factor is known to 0.1 %.
     assert fano.mean() == pytest.approx(1.0, abs=0.01)
+
+
+def test_more_counts_than_32_bits_hold_are_refused():
+    scene = replace(diffraction_scene((32, 32)), mask=np.zeros((32, 32), bool))
+    bright = replace(scene, rate=np.full((32, 32), 5e9))
+    with pytest.raises(FrameValueError, match="photons in 1 s; 32 bits hold fewer than"):
+        bright.expose(1.0, np.random.default_rng(0))
+    dark = replace(bright, mask=np.ones((32, 32), bool))
+    assert not dark.expose(1.0, np.random.default_rng(0)).any()
 
 
 def test_hot_pixels_are_part_of_the_rate_and_not_masked():

@@ -153,3 +153,10 @@ def test_no_share_holds_nothing_out():
     data = split([thinned(100)], share=0)
     assert data.held_out == []
     assert len(data.training[0]) == 100
+
+
+def test_hashes_know_a_frame_again_whose_flags_are_those_of_16_bits():
+    narrow = np.arange(24, dtype=np.uint16).reshape(1, 4, 6)
+    narrow[0, 1, 1] = 2**16 - 1
+    copies = [narrow.astype(kind) for kind in (np.int32, np.uint64, np.float32)]
+    assert {frame_digests(copy) for copy in copies} == {frame_digests(narrow)}

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bluesky_denoise.errors import FrameValueError
+
 __all__ = ["Peak", "Scene", "diffraction_scene", "gaussian_peak"]
 
 
@@ -50,8 +52,18 @@ class Scene:
         -------
         numpy.ndarray
             (H, W) uint32 counts; 0 where masked.
+
+        Raises
+        ------
+        FrameValueError
+            If a pixel has more counts than 32 bits hold.
         """
         counts = rng.poisson(self.rate * exposure_s)
+        if counts.max(initial=0, where=~self.mask) >= 2**32 - 1:
+            raise FrameValueError(
+                f"A pixel counts {counts.max(where=~self.mask, initial=0)} photons in "
+                f"{exposure_s:g} s; 32 bits hold fewer than 4294967295. Expose for less."
+            )
         return np.where(self.mask, 0, counts).astype(np.uint32)
 
 

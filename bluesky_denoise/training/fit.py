@@ -317,7 +317,7 @@ class _Job:
     def _calibrate(
         self, average: nn.Module, seen: Seen, report: Callable[[Progress], None] | None
     ) -> dict[str, float]:
-        """Fit the error bars to frames that no step has seen, if there are any."""
+        """Fit the error bars to fresh draws of the training sources, if there are any."""
         if not getattr(average, "tells_variance", False):
             return {}
         steps = self.settings.steps
