@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -24,7 +24,6 @@ from .denoiser import Denoiser
 from .errors import DenoiseError, SettingsError
 from .evaluation.frame_sets import FrameSet, frame_set, read_frame_set
 from .evaluation.gates import judge
-from .evaluation.known_sets import known_set
 from .evaluation.methods import baselines, network
 from .evaluation.names import TAKEN_METHODS, TAKEN_SETS, told_apart
 from .evaluation.results import Evaluation, write_json
@@ -103,7 +102,8 @@ def evaluate(
         others = [Denoiser.load(path, device) for path in networks or ()]
         denoiser.name = names[0]
         result = Evaluation(denoiser.name, _about(denoiser, data))
-        sets = list(_read(data, _mask_of(mask, data), data_key, uri, result, console))
+        found = _read(data, _mask_of(mask, data), data_key, uri, result, console)
+        sets = [_with_training(frames, denoiser.card) for frames in found]
         if not sets:
             raise SettingsError(f"No frames could be scored. {' '.join(result.left_out)}")
         for path in paper:
@@ -256,9 +256,7 @@ def _read(
     if data is None:
         taken = (*TAKEN_SETS, "i07_line")
         recorded = recorded_frames()
-        yield FrameSet(
-            "i07_line", recorded.counts, recorded.mask, known_set("i07_line", recorded.counts.shape)
-        )
+        yield frame_set("i07_line", recorded.counts, recorded.mask)
         root, paths = TRAINED_ON, sorted(TRAINED_ON.glob("*.h5"))
     elif Path(data).exists():
         root, paths = Path(data), find_files([Path(data)], below=True)
@@ -276,6 +274,13 @@ def _read(
             result.left_out.append(f"{where}: {error}")
         else:
             yield replace(found, name=name)
+
+
+def _with_training(frames: FrameSet, card: Mapping[str, Any]) -> FrameSet:
+    """Mark a series of which the weights have seen a part, as their card has it."""
+    if frames.digest in card.get("training", {}).get("seen", []):
+        return replace(frames, known=replace(frames.known, held_out="trained on"))
+    return frames
 
 
 def _from_tiled(uid: str, mask: np.ndarray | None, data_key: str | None, uri: str) -> FrameSet:

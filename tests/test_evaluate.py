@@ -40,6 +40,7 @@ from bluesky_denoise.evaluation.tables import all_tables
 from bluesky_denoise.evaluation.thinned import ThinnedScore
 from bluesky_denoise.models.checkpoint import resolve_checkpoint
 from bluesky_denoise.testing import UnitDenoiser
+from bluesky_denoise.training.fit import FitSettings, fit
 
 
 def quiet(items, what):
@@ -321,6 +322,29 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_scored(
     output = evaluate("photons.h5", option, place, code=1)
     assert re.search(rf"Error: {place} cannot be written: .*Give a file", output)
     assert "Measured frames" not in output
+
+
+def test_what_weights_have_seen_is_named_and_not_judged(evaluate, scans, tmp_path):
+    quick = FitSettings(steps=1, pixels=32**2, sides_px=(32,))
+    before = fit(tmp_path / "before.safetensors", [scans / "photons.h5"], quick, device="cpu")
+    with h5py.File(scans / "other.h5", "w") as file:
+        file["frames"] = np.random.default_rng(1).poisson(5.0, (2, 64, 96)).astype(np.uint32)
+    mine = fit(
+        tmp_path / "mine.safetensors",
+        [scans / "other.h5"],
+        quick,
+        start_from=str(before),
+        device="cpu",
+    )
+    (scans / "new.h5").write_bytes((scans / "photons.h5").read_bytes())
+    with h5py.File(scans / "new.h5", "a") as file:
+        file["frames"][0, 0, 0] += 1
+    evaluate(".", "--model", str(mine), "--json", "scores.json", "--frames", "1")
+    scores = json.loads((scans / "scores.json").read_text())
+    seen = {row["set"]: row["held_out"] for row in scores["thinned"]}
+    assert seen == {"photons": "trained on", "other": "trained on", "new": "unknown"}
+    (judged,) = (gate["figure"] for gate in scores["gates"] if gate["check"] == "statistical fit")
+    assert "of 1 series" in judged
 
 
 def test_scores_do_not_take_the_place_of_a_card(evaluate, scans):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bluesky_denoise.digests import frame_digests, series_digest
 from bluesky_denoise.errors import FrameValueError
 from bluesky_denoise.evaluation.known_sets import KnownSet, known_set
 from bluesky_denoise.frame_files import check_stack, read_frame_file, usable_mask, without_fraction
@@ -45,6 +46,8 @@ class FrameSet:
     """(H, W) bool, True where invalid."""
     known: KnownSet
     """What each frame is good for."""
+    digest: str = ""
+    """Hash by which training knows the series."""
 
 
 def read_frame_set(path: Path, mask: np.ndarray | None = None) -> FrameSet:
@@ -100,7 +103,7 @@ def frame_set(
             f"{name} has a least value of {least:g}: an integrating detector, or a correction. "
             "Only raw photon counts can be thinned."
         )
-    mask = usable_mask(counts, mask, name)
+    mask, digest = usable_mask(counts, mask, name), series_digest(frame_digests(counts))
     counts = np.where(mask, counts.dtype.type(0), counts)
     counts = without_fraction(counts)
     if not counts.any():
@@ -108,7 +111,7 @@ def frame_set(
             f"{name} holds no counts in its {int((~mask).sum())} valid pixels: nothing to score."
         )
     check_photon_counts(counts, mask)
-    return FrameSet(name, counts, mask, known_set(name, counts.shape))
+    return FrameSet(name, counts, mask, known_set(name, counts.shape), digest)
 
 
 def middle(shape: tuple[int, int], most: tuple[int, int]) -> tuple[slice, slice]:

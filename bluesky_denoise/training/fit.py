@@ -252,6 +252,12 @@ class _Job:
         return zip(steps, loader, strict=True)
 
     @property
+    def _series(self) -> list[str]:
+        """Hashes of all series that these weights, and those started from, have seen a part of."""
+        before = (self.parent or {}).get("training", {}).get("seen", [])
+        return sorted({*before, *self.data.seen})
+
+    @property
     def _resume(self) -> Path:
         return self.output.with_suffix(".resume")
 
@@ -347,6 +353,7 @@ class _Job:
                 "steps": steps,
                 "settings": vars(self.settings).copy(),
                 "data": self.data.record,
+                "seen": self._series,
                 "mixed_precision": self.mixed,
                 "processes": self.ranks.number,
             },

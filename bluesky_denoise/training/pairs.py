@@ -8,9 +8,9 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
+from bluesky_denoise.digests import frame_digests
 from bluesky_denoise.errors import FrameShapeError, FrameValueError
 from bluesky_denoise.thinning import thin
-from bluesky_denoise.training.digests import frame_digests
 
 __all__ = [
     "MeasuredPairs",

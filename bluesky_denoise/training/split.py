@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bluesky_denoise.digests import series_digest
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.training.pairs import PairSource, RecordedPairs
 
@@ -18,6 +19,8 @@ class Split:
     held_out: list[PairSource]
     record: list[dict[str, Any]]
     """For the card: one entry for each source."""
+    seen: list[str]
+    """`series_digest` of each source that is trained on, in part or whole."""
 
 
 def split(
@@ -78,7 +81,9 @@ def split(
         kept.append(source)
         record.append(_entry(source, "held_out"))
     _check_apart(training, kept)
-    return Split(training, kept, record)
+    recorded = [source for source in sources if isinstance(source, RecordedPairs)]
+    seen = [series_digest(source.counts_digests) for source in recorded]
+    return Split(training, kept, record, seen)
 
 
 def _identity(source: PairSource) -> set[str]:

@@ -1,12 +1,13 @@
 """Hashes by which a frame is known again, whatever file it is read from."""
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
 
 from bluesky_denoise.frame_checks import valid_pixels
 
-__all__ = ["frame_digests"]
+__all__ = ["frame_digests", "series_digest"]
 
 
 def frame_digests(frames: np.ndarray) -> tuple[str, ...]:
@@ -17,6 +18,11 @@ def frame_digests(frames: np.ndarray) -> tuple[str, ...]:
     frames : (n, H, W), as they were read, before any pixel is masked
     """
     return tuple(_digest(frame) for frame in frames)
+
+
+def series_digest(digests: Sequence[str]) -> str:
+    """Return a hash of a series, from those of its frames."""
+    return blake2b(" ".join(digests).encode(), digest_size=8).hexdigest()
 
 
 def _digest(frame: np.ndarray) -> str:
