@@ -1,5 +1,6 @@
 """``python -m benchmarks``: run all, print a table, and write it to docs/benchmarks.md."""
 
+import argparse
 import platform
 from pathlib import Path
 
@@ -18,6 +19,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 def main() -> None:
     """Run all benchmarks; takes some minutes."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     console = Console()
     rows: list[tuple[str, str]] = []
     with console.status("RunEngine speed"):
