@@ -285,7 +285,14 @@ def _with_training(frames: FrameSet, card: Mapping[str, Any]) -> FrameSet:
 
 def _from_tiled(uid: str, mask: np.ndarray | None, data_key: str | None, uri: str) -> FrameSet:
     with catalog(uri) as client:
-        counts = run_frames(open_run(client, uid, uri), data_key=data_key)
+        run = open_run(client, uid, uri)
+        try:
+            counts = run_frames(run, data_key=data_key)
+        except DenoiseError:
+            raise
+        except Exception as error:  # of Tiled, of HTTP, of whatever reads the files
+            why = without_api_key(repr(error))
+            raise SettingsError(f"The frames of run {uid} cannot be read: {why}") from error
     return frame_set(uid[:8], counts, mask)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from live_path import Camera, poisson
 from rich.console import Console
+from tiled.structures.core import Spec
 from typer.testing import CliRunner
 
 from bluesky_denoise.cli import app
@@ -425,6 +426,16 @@ def test_a_run_in_tiled_is_scored(evaluate, RE, tiled, monkeypatch):
     assert f"run {uid[:8]} has frames under det_image, not under cam" in output
     output = evaluate("tiled:abcd1234", "--uri", address, code=1)
     assert f"There is no run 'abcd1234' in the catalog at {address}" in output
+    damaged = tiled.client.create_container(
+        "damaged",
+        metadata={"start": {"uid": "abcd1234-0000"}},
+        specs=[Spec("BlueskyRun", version="3.0")],
+    )
+    output = evaluate("tiled:abcd1234-0000", "--uri", address, code=1)
+    assert "Run abcd1234 has the streams none; expected primary." in output
+    damaged.create_container("primary")
+    output = evaluate("tiled:abcd1234-0000", "--uri", address, code=1)
+    assert "Error: The frames of run abcd1234-0000 cannot be read: " in output
 
 
 def test_what_cannot_be_read_is_named(evaluate, tmp_path):
