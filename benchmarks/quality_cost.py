@@ -21,8 +21,7 @@ from torch import nn
 
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d, best_gaussian
-from bluesky_denoise.evaluation.frame_sets import FrameSet
-from bluesky_denoise.evaluation.known_sets import known_set
+from bluesky_denoise.evaluation.frame_sets import frame_set
 from bluesky_denoise.evaluation.methods import network
 from bluesky_denoise.evaluation.metrics import poisson_deviance
 from bluesky_denoise.evaluation.neighbours import neighbour_scores
@@ -100,9 +99,7 @@ def quality(denoiser: Denoiser | None) -> dict[str, float]:
 def line(denoiser: Denoiser) -> float:
     """Return the noise-corrected error on I07 frames of 1 s, which no fit has seen."""
     recorded = recorded_frames()
-    frames = FrameSet(
-        "i07_line", recorded.counts, recorded.mask, known_set("i07_line", recorded.counts.shape)
-    )
+    frames = frame_set("i07_line", recorded.counts, recorded.mask)
     method = network(denoiser)
     scores = neighbour_scores(frames, [method], lambda items, _: items, fractions=(1.0,))
     return scores[0].error

@@ -44,6 +44,10 @@ class _Taken:
     """(N,) of each motor that was scanned."""
     data_key: str
 
+    def each(self) -> np.ndarray:
+        """Return the frames of all points one after another: (N n, H, W)."""
+        return self.frames.reshape(-1, *self.frames.shape[2:])
+
     def sums(self) -> np.ndarray:
         """Sum the frames of each point: (N, H, W)."""
         if self.frames.shape[1] == 1:
@@ -110,8 +114,7 @@ def run_frames(run: Any, stream: str = "primary", data_key: str | None = None) -
         raise DenoiseError(
             f"Run {_name(run)} has the streams {', '.join(run) or 'none'}; expected {stream}."
         )
-    frames = _taken(run, stream, data_key).frames
-    return frames.reshape(-1, *frames.shape[2:])  # (N, n, H, W) -> (N n, H, W)
+    return _taken(run, stream, data_key).each()
 
 
 def read_run(
@@ -150,7 +153,6 @@ def read_run(
             f"{single}."
         )
     found = _taken(run, single, data_key)
-    frames = found.frames.reshape(-1, *found.frames.shape[2:])  # (N, n, H, W) -> (N n, H, W)
     about = {"run": name, "streams": [single]} | _told(found, "exposure_s")
     known = found.exposures_s[np.isfinite(found.exposures_s)]
     if repeats and len(known) and np.ptp(known) > 0.01 * known.max():
@@ -158,7 +160,7 @@ def read_run(
             f"Run {name} has exposures of {known.min():g} to {known.max():g} s; repeats are equal "
             "exposures of one scene."
         )
-    source = single_frames(frames, _bool(mask), name, about, repeats=repeats)
+    source = single_frames(found.each(), _bool(mask), name, about, repeats=repeats)
     # A single point can only be cut inside.
     together = found.frames.shape[1] if len(found.frames) > 1 else 1
     return replace(source, per_point=together)
