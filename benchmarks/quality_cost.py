@@ -19,6 +19,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from benchmarks.cost import macs_per_pixel, parameters
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d, best_gaussian
 from bluesky_denoise.evaluation.frame_sets import frame_set
@@ -27,7 +28,6 @@ from bluesky_denoise.evaluation.metrics import poisson_deviance
 from bluesky_denoise.evaluation.neighbours import neighbour_scores
 from bluesky_denoise.models import MODELS
 from bluesky_denoise.models.blur_bank import BlurBank
-from bluesky_denoise.models.cost import macs_per_pixel, parameters
 from bluesky_denoise.models.photon_exchange import PhotonExchange
 from bluesky_denoise.models.unet import UNet
 from bluesky_denoise.simulation import recorded_frames

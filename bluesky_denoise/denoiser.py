@@ -1,6 +1,7 @@
 """`Denoiser`: counts in, count rates out; numpy outside, torch inside."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -274,11 +275,15 @@ def _stretch(card: dict[str, Any]) -> dict[float, float]:
     """Return by what error bars are stretched, by the share of photons that they are to cover."""
     told = card.get("stretch", {})
     try:
-        return {float(key): float(value) for key, value in told.items()}
+        stretch = {float(key): float(value) for key, value in told.items()}
     except (AttributeError, TypeError, ValueError):
+        stretch = {math.nan: math.nan}
+    if not all(0 < key < 1 and 0 < value < math.inf for key, value in stretch.items()):
         raise CheckpointError(
-            f"The card has a stretch of {told!r}; expected numbers by numbers. It is damaged."
-        ) from None
+            f"The card has a stretch of {told!r}; expected factors above 0, by confidences "
+            "between 0 and 1. It is damaged."
+        )
+    return stretch
 
 
 def _choose_device(device: str | None) -> str:

@@ -1,4 +1,4 @@
-"""YAML that says each thing once."""
+"""YAML that says each thing once, and numbers as people read them."""
 
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,18 @@ class _Loader(yaml.SafeLoader):
                 )
             seen[key.value] = key.start_mark
         return node
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
+        """Read a number; 1:30, which is 90 in YAML 1.1, stays as it is written."""
+        if ":" in node.value:
+            return node.value
+        if node.tag.endswith("int"):
+            return self.construct_yaml_int(node)
+        return self.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def read_yaml(path: Path) -> Any:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.cost import macs_per_pixel
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.errors import CheckpointError, ModelNotFound
 from bluesky_denoise.models import build_model, kernels, spots
@@ -17,7 +19,6 @@ from bluesky_denoise.models.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
 )
-from bluesky_denoise.models.cost import macs_per_pixel
 from bluesky_denoise.models.irunet import IRUNet
 
 
@@ -301,10 +302,14 @@ def test_a_card_that_lacks_an_entry_is_refused(copy, missing):
         load_checkpoint(copy)
 
 
-@pytest.mark.parametrize("stretch", [[1.0], {"a": 1.0}, {"0.68": None}], ids=str)
+@pytest.mark.parametrize(
+    "stretch",
+    [[1.0], {"a": 1.0}, {"0.68": None}, {"0.68": math.nan}, {"0.9": 0}, {"68": 1.0}],
+    ids=str,
+)
 def test_a_card_whose_stretch_is_none_is_refused(copy, stretch):
     with_card(copy, stretch=stretch)
-    with pytest.raises(CheckpointError, match=r"has a stretch of .*; expected numbers by numbers"):
+    with pytest.raises(CheckpointError, match=r"has a stretch of .*; expected factors above 0"):
         Denoiser.load(copy)
 
 

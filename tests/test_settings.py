@@ -168,6 +168,13 @@ def test_a_file_is_read_with_its_paths_relative_to_it(tmp_path):
     assert settings.mask_of("other") is None
 
 
+def test_a_time_with_a_colon_is_no_number_of_seconds(tmp_path):
+    path = tmp_path / "denoise.yaml"
+    path.write_text("exposure_s: 1:30\n")
+    with pytest.raises(SettingsError, match=r"exposure_s.*'1:30'"):
+        DenoiseSettings.from_yaml(path)
+
+
 def test_weights_are_relative_to_the_file_and_their_names_are_not(tmp_path):
     path = tmp_path / "denoise.yaml"
     path.write_text("model: mine.safetensors\n")

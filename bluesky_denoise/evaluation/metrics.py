@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bluesky_denoise.poisson import added_deviance, expected_deviance
+from bluesky_denoise.poisson import added_deviance, deviance, expected_deviance
 
 __all__ = [
     "deviance_ratio",
@@ -78,10 +78,7 @@ def poisson_deviance(
     expected = np.asarray(estimate, np.float64)[valid]
     n = np.asarray(counts, np.float64)[valid]
     least = max(floor * float(expected.mean()), 1e-12) if expected.size else 1e-12
-    expected = np.maximum(expected, least)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        information = np.where(n > 0, n * np.log(n / expected), 0.0)
-    return float(np.mean(2 * (information - n + expected))) if n.size else 0.0
+    return float(deviance(n, np.maximum(expected, least)).mean()) if n.size else 0.0
 
 
 def deviance_ratio(
