@@ -136,6 +136,22 @@ def test_weights_far_worse_than_a_gaussian_are_not_kept():
     assert "more than 100 % worse than a Gaussian: they are not kept" in told
 
 
+def test_the_verdict_is_of_photons_that_the_progress_bar_has_not_shown(tmp_path, scan, monkeypatch):
+    shown = []
+
+    class Recorded(HeldOut):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            shown.append([pair.target for pair in self._pairs])
+
+    for module in ("fit", "finetune"):
+        monkeypatch.setattr(f"bluesky_denoise.training.{module}.HeldOut", Recorded)
+    finetune(tmp_path / "a.safetensors", [read_file(scan)], replace(QUICK, steps=1), threads=1)
+    verdict, bar, simulated = shown
+    assert simulated
+    assert not any(np.array_equal(a, b) for a in verdict for b in bar)
+
+
 def test_of_several_short_runs_the_last_is_held_out(tmp_path, scan):
     counts = read_file(scan).counts
     mask = np.zeros(counts.shape[1:], bool)
