@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,19 @@ _FULL = "skipped: the queue of the denoiser was full"
 _SPANS = ("indices", "seq_nums")
 _MOST_BYTES = 64 << 20
 """Of arrays that are taken out at once: they are copied on their way to the denoiser."""
+_MOST_WAITING_BYTES = 1 << 30
+"""Of arrays that may wait; those of one document always may."""
+
+
+class _Waiting(NamedTuple):
+    name: str
+    doc: Mapping[str, Any]
+    skipped: str
+    """Why its frames are skipped; empty where they are not."""
+    frames: bool
+    """Whether it has, or had, frames that are to be denoised."""
+    size: int
+    """Bytes of its arrays."""
 
 
 class Backlog:
@@ -36,9 +49,8 @@ class Backlog:
 
     def __init__(self, changed: threading.Condition, most: int, wait_s: float) -> None:
         self._changed, self._most, self._wait_s = changed, most, wait_s
-        self._documents: deque[tuple[str, Mapping[str, Any], str, bool]] = deque()
-        """The last: whether it counts as one with frames."""
-        self._with_frames = 0
+        self._documents: deque[_Waiting] = deque()
+        self._with_frames = self._size = 0
         self._full = False
 
     def __len__(self) -> int:
@@ -58,19 +70,23 @@ class Backlog:
             The document.
         frames :
             Whether it has frames that are to be denoised, or tells of some. Where there is no
-            room for more of those, it is appended without them. Others need no room, and come
-            without the images that they may have.
+            room for more of those, in documents or in memory, it is appended without them. Others
+            need no room, and come without the images that they may have.
         """
-        skipped = "" if not frames or self._make_room() else _FULL
+        skipped = "" if not frames or self._make_room(_bytes(name, doc)) else _FULL
         self._with_frames += frames and not skipped
         doc = doc if frames and not skipped else _without_frames(name, doc)
-        self._documents.append((name, doc, skipped, frames))
+        size = _bytes(name, doc)
+        self._size += size
+        self._documents.append(_Waiting(name, doc, skipped, frames, size))
 
     def skip(self, reason: str) -> None:
         """Give up the frames of all that waits."""
-        for index, (name, doc, skipped, frames) in enumerate(self._documents):
+        for index, (name, doc, skipped, frames, size) in enumerate(self._documents):
             if frames and not skipped:
-                self._documents[index] = name, _without_frames(name, doc), reason, frames
+                bare = _without_frames(name, doc)
+                self._documents[index] = _Waiting(name, bare, reason, frames, _bytes(name, bare))
+                self._size += _bytes(name, bare) - size
         self._with_frames = 0
 
     def take(self, most: int) -> list[Document]:
@@ -82,36 +98,43 @@ class Backlog:
         batch: list[Document] = []
         room = _MOST_BYTES
         while self._documents and most > 0 and room > 0:
-            name, doc, skipped, frames = self._documents.popleft()
+            name, doc, skipped, frames, size = self._documents.popleft()
             first, rest = _cut(doc, most) if name == "stream_datum" else (doc, None)
             if rest is not None:
-                self._documents.appendleft((name, rest, skipped, frames))
+                self._documents.appendleft(_Waiting(name, rest, skipped, frames, size))
             elif frames and not skipped:
                 self._with_frames -= 1
             batch.append((name, first, skipped))
             most -= _frames(first) if name == "stream_datum" else 1
-            room -= _bytes(name, first)
+            room -= size
+            self._size -= size
         self._changed.notify_all()
         return batch
 
     def clear(self) -> None:
         """Forget all."""
         self._documents.clear()
-        self._with_frames = 0
+        self._with_frames = self._size = 0
         self._changed.notify_all()
 
-    def _make_room(self) -> bool:
-        """Wait a bounded time for room; tell whether there is some."""
+    def _make_room(self, size: int) -> bool:
+        """Wait a bounded time for room for a document with so many bytes; tell whether there is."""
+
+        def has_room() -> bool:
+            fits = not self._size or self._size + size <= _MOST_WAITING_BYTES
+            return self._with_frames < self._most and fits
+
         if not self._full:
             wait_s = min(self._wait_s, threading.TIMEOUT_MAX)  # without limit, say
-            if self._changed.wait_for(lambda: self._with_frames < self._most, wait_s):
+            if self._changed.wait_for(has_room, wait_s):
                 return True
             logger.warning(
                 "The denoiser is %d events behind: frames are skipped until it has caught up",
                 self._with_frames,
             )
         # Once full, wait no more for each event, until half of it is done.
-        self._full = self._with_frames > self._most // 2
+        many, large = self._most // 2, _MOST_WAITING_BYTES // 2
+        self._full = self._with_frames > many or self._size > large or not has_room()
         return not self._full
 
 

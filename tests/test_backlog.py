@@ -97,6 +97,32 @@ def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(ch
     assert skipped(backlog.take(9)) == [False, False, True, True, True, True, False]
 
 
+def test_frames_may_fill_only_so_much_memory(changed, monkeypatch):
+    size = sum(v.nbytes for v in event(0)["data"].values() if isinstance(v, np.ndarray))
+    monkeypatch.setattr("bluesky_denoise.backlog._MOST_WAITING_BYTES", 4 * size)
+    backlog = Backlog(changed, most=99, wait_s=0)
+    for number in range(6):
+        backlog.put("event", event(number), frames=True)
+    assert skipped(backlog.take(1)) == [False]
+    backlog.put("event", event(6), frames=True)  # three wait: more than half
+    assert skipped(backlog.take(9)) == [False, False, False, True, True, True]
+    backlog.put("event", event(7), frames=True)
+    backlog.skip("closed")  # frees what the frames had
+    for number in range(8, 11):
+        backlog.put("event", event(number), frames=True)
+    assert [skip for _, _, skip in backlog.take(9)] == ["closed", "", "", ""]
+
+
+def test_frames_that_are_larger_than_all_that_may_wait_go_one_by_one(changed, monkeypatch):
+    monkeypatch.setattr("bluesky_denoise.backlog._MOST_WAITING_BYTES", 1)
+    backlog = Backlog(changed, most=99, wait_s=0)
+    for number in (1, 2):
+        backlog.put("event", event(number), frames=True)
+    assert skipped(backlog.take(9)) == [False, True]
+    backlog.put("event", event(3), frames=True)
+    assert skipped(backlog.take(9)) == [False]
+
+
 @pytest.mark.parametrize("column", [list, np.stack, lambda frames: [f.tolist() for f in frames]])
 def test_a_page_without_room_keeps_its_events(changed, column):
     backlog = Backlog(changed, most=1, wait_s=0)
