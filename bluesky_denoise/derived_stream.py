@@ -1,5 +1,6 @@
 """One stream of a derived run: its descriptor, its file, its events."""
 
+import itertools
 import logging
 import math
 import time
@@ -36,6 +37,9 @@ class DerivedEvent:
     """Values of the raw event."""
     timestamps: Mapping[str, float]
     """Time stamps of the raw event."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """By data key, shape (n, H, W) of the raw frames; none where they could not be read, or do not
+    fit their mask."""
     rates: dict[str, np.ndarray] = field(default_factory=dict)
     """By data key, (n, H, W) float32, counts / s; none where denoising failed."""
     sigmas: dict[str, np.ndarray] = field(default_factory=dict)
@@ -88,8 +92,10 @@ class DerivedStream:
         self.name, self.emitted, self._directory = name, 0, directory
         self._emit, self._frame_keys = emit, list(regions)
         self._sigma_keys = {f"{key}_sigma": key for key in regions} if save_sigma else {}
+        seen = {key: _seen_shape(key, events) for key in regions}
+        self._unseen = [key for key, shape in seen.items() if shape is None]
         self._row_shapes = {
-            key: _row_shape(key, descriptor["data_keys"][key], events) for key in regions
+            key: _row_shape(descriptor["data_keys"][key], shape) for key, shape in seen.items()
         }
         self._row_shapes |= {name: self._row_shapes[key] for name, key in self._sigma_keys.items()}
         start = bundle.start_doc
@@ -216,10 +222,19 @@ class DerivedStream:
             if frames.size == row.size and frames.shape[-2:] == row.shape[-2:]:
                 row[...] = frames.reshape(shape)
             elif not raw_key:
-                event.problems.append(
-                    f"{name!r} has shape {frames.shape}; the first frames of this run had {shape}"
-                )
+                event.problems.append(self._misfit(name, frames.shape))
         return rows
+
+    def _misfit(self, name: str, found: tuple[int, ...]) -> str:
+        shape = self._row_shapes[name]
+        if name not in self._unseen:
+            return f"{name!r} has shape {found}; the first frames of this run had {shape}"
+        # In these words, for `catalog` takes such frames for ones that may pass another time.
+        return (
+            f"{name!r} has shape {found}; it could not be saved in rows of shape {shape}, which the "
+            "descriptor tells of, as the first events had no frame that fits: run "
+            "`bluesky-denoise catch-up`"
+        )
 
     def _results(self, event: DerivedEvent) -> dict[str, Any]:
         return {key: event.numbers.get(key, math.nan) for key in self._numbers} | {
@@ -242,10 +257,16 @@ def _verdict(audits: Mapping[str, bool], frame_keys: list[str]) -> str:
     return "passed" if audits.keys() >= set(frame_keys) else "none"
 
 
-def _row_shape(key: str, spec: Mapping[str, Any], events: list[DerivedEvent]) -> tuple[int, ...]:
+def _seen_shape(key: str, events: list[DerivedEvent]) -> tuple[int, ...] | None:
+    """Return the shape (n, H, W) of the first frames that were denoised; else, of those read."""
+    denoised = (event.rates[key].shape for event in events if key in event.rates)
+    read = (event.shapes[key] for event in events if key in event.shapes)
+    return next(itertools.chain(denoised, read), None)
+
+
+def _row_shape(spec: Mapping[str, Any], shown: tuple[int, ...] | None) -> tuple[int, ...]:
     """Return the shape of a row: as the raw key declares it, with the true frame size."""
     declared = tuple(size for size in spec["shape"] if size != 0)
-    shown = next((event.rates[key].shape for event in events if key in event.rates), None)
     if shown is None:
         if len(declared) < 2 or None in declared:
             return (1, 1)  # nothing is known: rows of one NaN, with the reason beside them

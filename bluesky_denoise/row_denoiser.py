@@ -104,6 +104,7 @@ class RowDenoiser:
             if mask is not None and mask.shape != counts.shape[1:]:
                 message = f"{name!r} has frames {counts.shape[1:]}, its mask {mask.shape}"
                 raise MaskError(message)
+            row.result.shapes[name] = counts.shape
         except Exception as error:
             self._note(row, seq_num, name, error)
             return None

@@ -25,7 +25,8 @@ from live_path import (
 )
 from ophyd.sim import SynSignalWithRegistry
 
-from bluesky_denoise.errors import ModelNotFound
+from bluesky_denoise.catalog import _MAY_PASS
+from bluesky_denoise.errors import FrameValueError, ModelNotFound
 from bluesky_denoise.frame_store import FrameStore
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
@@ -61,6 +62,37 @@ def test_a_frame_whose_shape_changes_is_told_and_the_others_are_denoised(RE, raw
     assert [np.nanmean(f) for f in rates(derived, "det")[::2]] == [3, 3]
     assert np.isnan(rates(derived, "det")[1::2]).all()
     assert derived.by_name["stop"][0]["num_events"] == {"denoised": 4}
+
+
+class RefusesNegative(UnitDenoiser):
+    def denoise(self, counts, exposure_s, mask=None):
+        if np.min(counts) < 0:
+            raise FrameValueError("negative")
+        return super().denoise(counts, exposure_s, mask)
+
+
+def test_a_first_frame_that_is_refused_does_not_cost_the_others(RE, raw, build):
+    _, derived = build(RefusesNegative(), exposure_s=1.0)
+    det = AnyShape(name="det", func=lambda: np.zeros(SHAPE))
+    frames = iter([np.full(SHAPE, n) for n in (-1, 3, 3)])
+    det.sim_set_func(lambda: next(frames))
+    RE(bp.count([det], 3))
+    assert values(derived, "denoise_ok") == [False, True, True]
+    assert [np.nanmean(f) for f in rates(derived, "det")[1:]] == [3, 3]
+
+
+def test_frames_that_no_row_was_made_for_are_told_and_can_be_caught_up(RE, raw, build):
+    _, derived = build(exposure_s=1.0, mask=np.zeros((18, 24), bool))
+    det = AnyShape(name="det", func=lambda: np.zeros(SHAPE))
+    shapes = iter([SHAPE, (18, 24), (18, 24)])
+    det.sim_set_func(lambda: np.full(next(shapes), 3, np.uint32))
+    RE(bp.count([det], 3))
+    first, *others = values(derived, "denoise_reason")
+    assert first == "det: 'det' has frames (16, 20), its mask (18, 24)"
+    for reason in others:
+        assert reason.startswith("'det' has shape (1, 18, 24); it could not be saved in rows of")
+        assert re.search(_MAY_PASS, reason)
+    assert len(others) == 2
 
 
 def test_a_frame_without_a_valid_pixel_is_told(RE, raw, build):
