@@ -4,6 +4,7 @@ __all__ = [
     "BackupError",
     "CheckpointError",
     "DenoiseError",
+    "DenoiseFailed",
     "DenoiseTimeout",
     "ExposureNotFound",
     "FrameNotReady",
@@ -58,6 +59,10 @@ class FrameNotReady(DenoiseError, TimeoutError):
 
 class TiledUnavailable(DenoiseError, ConnectionError):
     """Tiled could not be reached, or refused what was written."""
+
+
+class DenoiseFailed(DenoiseError, RuntimeError):
+    """Runs are not denoised, or not to their end, as the denoiser has died."""
 
 
 class DenoiseTimeout(DenoiseError, TimeoutError):

@@ -12,7 +12,7 @@ from typing import Any, Self
 from .backlog import Backlog
 from .child import Child
 from .derived import is_derived
-from .errors import DenoiseTimeout, SettingsError, TiledUnavailable
+from .errors import DenoiseFailed, DenoiseTimeout, SettingsError, TiledUnavailable
 from .last_event import LastEvent, RawEvent
 from .open_runs import Document, OpenRun, OpenRuns
 from .settings import DenoiseSettings, overridden
@@ -90,9 +90,12 @@ class DenoiseProcess:
         self._last_event = LastEvent(settings.streams, settings.data_keys)
         self._child_ready = False
         self._closing = self._closed = self._said_so = False
+        self._gave_up = ""  # why
         self._close_by = self._skip_from = 0.0
         self._restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
-        self._refused: dict[str, str] = {}  # raw runs since the last `wait`, and why
+        # Raw runs since the last `wait`, and why they are not in Tiled, or not denoised.
+        self._refused: dict[str, str] = {}
+        self._lost: dict[str, str] = {}
         self._backups: list[str] = []
         self._start_child()
         self._feeder = threading.Thread(target=self._feed, name="denoise-feed", daemon=True)
@@ -155,6 +158,8 @@ class DenoiseProcess:
         ------
         DenoiseTimeout
             If it takes longer; the runs go on being denoised.
+        DenoiseFailed
+            If the denoiser's process has died of some, or too often. It is told once.
         TiledUnavailable
             If Tiled refuses some of them, or has not taken them, or their raw runs, for longer
             than `node_timeout_s`; their documents are kept. It is told once.
@@ -166,6 +171,13 @@ class DenoiseProcess:
                     f"Not all is denoised and in Tiled after {timeout} s. Still open: {runs}. "
                     "Call `wait` again, with more time; if Tiled is down, which the log tells, "
                     f"the results are kept in {self.settings.backup_path}."
+                )
+            if self._lost:
+                lost, self._lost = self._lost, {}
+                runs, reason = ", ".join(uid[:8] for uid in lost), next(iter(lost.values()))
+                raise DenoiseFailed(
+                    f"Not denoised, or not to the end, as {reason}: {runs}. Their raw runs are "
+                    "whole; `bluesky-denoise catch-up` denoises them."
                 )
             refused, self._refused = self._refused, {}
         if refused:
@@ -240,6 +252,8 @@ class DenoiseProcess:
     def _accept(self, name: str, doc: Mapping[str, Any]) -> None:
         with self._changed:
             if self._closing:
+                if name == "start" and self._gave_up and not is_derived(doc):
+                    self._lost[doc["uid"]] = self._gave_up
                 if name == "start" and not self._said_so:
                     self._said_so = True
                     logger.warning(
@@ -362,6 +376,7 @@ class DenoiseProcess:
             often = len(self._restarts) == _MOST_RESTARTS
             give_up = self._closing or (often and now - self._restarts[0] < _RESTARTS_WITHIN_S)
             self._restarts.append(now)
+            self._lost |= {uid: reason for uid, run in lost.items() if not run.ended}
         logger.error("%s; runs cut short: %s", reason, ", ".join(u[:8] for u in lost) or "none")
         for uid, run in lost.items():
             try:
@@ -384,7 +399,13 @@ class DenoiseProcess:
                 logger.exception("The denoiser could not be started again")
         with self._changed:
             if not self._closing:
-                logger.error("Runs go on undenoised; build a new DenoiseProcess to go on")
+                self._gave_up = f"{reason}, and did so too often (build a new one)"
+                self._lost |= dict.fromkeys(self._open, self._gave_up)
+                logger.error(
+                    "Runs go on undenoised; build a new DenoiseProcess to go on. Not denoised: %s; "
+                    "`bluesky-denoise catch-up` denoises them",
+                    ", ".join(uid[:8] for uid in self._open) or "none so far",
+                )
             self._closing = self._closed = self._child_ready = True
             self._backlog.clear()
             self._open.clear()

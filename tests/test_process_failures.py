@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -33,7 +34,7 @@ from tiled.client import from_uri
 
 import bluesky_denoise.process as process_module
 from bluesky_denoise.backup import backup_files, read_backup
-from bluesky_denoise.errors import DenoiseTimeout
+from bluesky_denoise.errors import DenoiseFailed, DenoiseTimeout
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
@@ -58,6 +59,8 @@ def test_a_child_that_is_killed_in_mid_run(RE, live, logged):
     before = live.denoise.pid
     (uid,) = RE(plan())
     reason = "the denoiser process died (exit -9)"
+    with pytest.raises(DenoiseFailed, match=rf"as {re.escape(reason)}: {uid[:8]}\. .*catch-up"):
+        live.denoise.wait(60)
     stream = live.check(uid, 2, exit_status="fail", reason=reason)
     np.testing.assert_array_equal(stream["det_image"].read(), FRAMES[:2] * 2)
     np.testing.assert_array_equal(stream["raw_seq_num"].read(), [1, 2])
@@ -115,12 +118,16 @@ def test_a_killed_child_with_frames_inside_the_events_is_counted_right(
         finished(derived)
         derived.validate()
         assert derived.by_name["stop"][0]["num_events"] == {"denoised": 1}
-        denoise.wait(60)
+        with pytest.raises(DenoiseFailed):
+            denoise.wait(60)
         wait_for(lambda: denoise._child_ready, what="the next child")
         os.kill(denoise.pid, signal.SIGKILL)
         wait_for(lambda: "Runs go on undenoised" in logged(), what="the end")
-        RE(bp.count([det], 2))
         denoise.wait(1)
+        (uid,) = RE(bp.count([det], 2))
+        with pytest.raises(DenoiseFailed, match=rf"did so too often .*: {uid[:8]}\."):
+            denoise.wait(1)
+        denoise.wait(1)  # it is told once
     raw.validate()
     assert_emitted(raw.by_name, start=2, descriptor=2, event=4, stop=2)
 
