@@ -1,6 +1,7 @@
 """The child process that denoises, seen from the RunEngine's process."""
 
 import io
+import json
 import logging
 import os
 import pickle
@@ -24,6 +25,11 @@ __all__ = ["Child"]
 logger = logging.getLogger(__name__)
 
 _STARTUP_TIMEOUT_S = 120.0
+_START = (
+    "import sys; sys.path[:] = sys.argv[2:]; from bluesky_denoise.worker import main; "
+    "main(sys.argv[1])"
+)
+"""Run by the child, before it imports anything."""
 _KNOWN = sys.stdlib_module_names | {"bluesky_denoise", "numpy", "pydantic", "pydantic_core"}
 """Packages whose objects the child gets as they are."""
 
@@ -48,9 +54,10 @@ class Child:
         self, settings: DenoiseSettings, handle: Callable[[str, Any], None] = lambda *message: None
     ) -> None:
         authkey = secrets.token_bytes(32)
-        with Listener(None, authkey=authkey) as listener:
+        with _listener(authkey) as listener:
+            address = json.dumps(listener.address)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bluesky_denoise.worker", str(listener.address)],
+                [sys.executable, "-c", _START, address, *_import_path()],
                 stdin=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the RunEngine
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -127,6 +134,22 @@ class Child:
                 raise content
             handle(kind, content)
         raise DenoiseTimeout(f"The denoiser did not start within {_STARTUP_TIMEOUT_S} s.")
+
+
+def _listener(authkey: bytes) -> Listener:
+    try:
+        return Listener(None, authkey=authkey)
+    except OSError:  # the path of a socket is short, and that of TMPDIR may be long
+        return Listener(("127.0.0.1", 0), authkey=authkey)
+
+
+def _import_path() -> list[str]:
+    """Return the path that modules are imported from here; the working directory comes last.
+
+    A ``secrets.py`` there would be taken for that of the standard library.
+    """
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    return [entry for entry in path if entry] + ["."] * ("" in path)
 
 
 def _accept(listener: Listener, process: subprocess.Popen) -> Connection:

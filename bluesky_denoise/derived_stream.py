@@ -231,8 +231,8 @@ class DerivedStream:
             return f"{name!r} has shape {found}; the first frames of this run had {shape}"
         # In these words, for `catalog` takes such frames for ones that may pass another time.
         return (
-            f"{name!r} has shape {found}; it could not be saved in rows of shape {shape}, which the "
-            "descriptor tells of, as the first events had no frame that fits: run "
+            f"{name!r} has shape {found}; it could not be saved in rows of shape {shape}, which is "
+            "that of the descriptor, as the first events had no frame that fits: run "
             "`bluesky-denoise catch-up`"
         )
 

@@ -11,6 +11,7 @@ and ``("close", seconds)``, of which so many are for Tiled. Messages to the pare
 """
 
 import contextlib
+import json
 import logging
 import os
 import pickle
@@ -30,7 +31,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-logger = logging.getLogger("bluesky_denoise.worker")  # __name__ is "__main__" here
+logger = logging.getLogger(__name__)
 
 __all__ = ["main", "with_threads"]
 
@@ -76,15 +77,22 @@ class _LogToParent(logging.Handler):
         self._pipe.tell("log", (record.name, record.levelno, self._redact(text)))
 
 
-def main() -> None:
-    """Serve a parent until it closes the pipe."""
+def main(address: str) -> None:
+    """Serve a parent until it closes the pipe.
+
+    Parameters
+    ----------
+    address :
+        Where it listens, as JSON; the first line of the standard input is its key.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the RunEngine
     _step_back()
     keep_freed_memory()
     keep_garbage_at_exit()
     _open_as_many_files_as_allowed()
     authkey = bytes.fromhex(sys.stdin.readline().strip())
-    pipe = _Pipe(Client(sys.argv[1], authkey=authkey))
+    where = json.loads(address)
+    pipe = _Pipe(Client(tuple(where) if isinstance(where, list) else where, authkey=authkey))
     settings, log_level = pipe.receive()[1]
     root = logging.getLogger("bluesky_denoise")
     root.addHandler(_LogToParent(pipe, settings.redact))
@@ -273,7 +281,3 @@ def _portable(error: Exception, redact: Callable[[str], str]) -> Exception:
     except Exception:
         return RuntimeError(redact(f"{type(error).__name__}: {error}"))
     return copy
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 """A denoiser from its beginning to its end, and over many runs."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -102,16 +103,25 @@ def test_many_runs_in_tiled_leave_no_files_and_no_state_behind(RE, raw, tiled, s
 # It begins and ends
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("nowhere.module:Denoiser", r"Setting `model`, 'nowhere.module:Denoiser': No module named"),
-        ("no-such-model", r"no-such-model"),
-    ],
-)
-def test_a_wrong_model_is_told_when_it_is_built(model, message):
+def test_a_wrong_model_is_told_when_it_is_built():
+    message = r"Setting `model`, 'nowhere.module:Denoiser': No module named"
     with pytest.raises(ModelNotFound, match=message):
-        DenoiseProcess(model=model)
+        DenoiseProcess(model="nowhere.module:Denoiser")
+
+
+def test_the_child_finds_modules_as_this_process_does(tmp_path, monkeypatch):
+    """Those that the working directory hides, too, and whatever the length of a folder's name."""
+    (tmp_path / "secrets.py").write_text("raise SystemExit('not of the standard library')")
+    (tmp_path / "elsewhere").mkdir()
+    module = "from bluesky_denoise.testing import UnitDenoiser as Mine"
+    (tmp_path / "elsewhere" / "my_denoiser.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["", *sys.path, str(tmp_path / "elsewhere")])
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", str(long))
+    with DenoiseProcess(settings(model="my_denoiser:Mine")) as denoise:
+        assert denoise.provenance["model"] == "unit"
 
 
 def test_a_directory_that_cannot_be_written_is_told_when_it_is_built(tmp_path):
