@@ -39,13 +39,10 @@ class BackupFile:
         Made if missing.
     run_uid :
         The uid of the derived run; gives the file its name.
-    redact :
-        Applied to each line before it is written, to keep secrets out.
     """
 
-    def __init__(self, directory: Path, run_uid: str, redact: Callable[[str], str] = str) -> None:
+    def __init__(self, directory: Path, run_uid: str) -> None:
         self.path = directory / f"{run_uid}{_SUFFIX}"
-        self._redact = redact
         self.release: Callable[[], Any] = lambda: None
         """Let others take the file; no more is written to it."""
         self._file: io.FileIO | None = None
@@ -59,7 +56,7 @@ class BackupFile:
             If they cannot be written.
         """
         lines = [_dumps({"name": name, "doc": doc}) for name, doc in documents]
-        text = "".join(self._redact(line) + "\n" for line in lines).encode()
+        text = "".join(line + "\n" for line in lines).encode()
         file = self._hold()
         before, written = os.fstat(file.fileno()).st_size, 0
         try:

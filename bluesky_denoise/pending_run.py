@@ -117,7 +117,7 @@ class PendingRun:
             Of the log message.
         """
         if self._backup is None and self._waiting:
-            self._backup = BackupFile(self._settings.backup_path, self.uid, self._settings.redact)
+            self._backup = BackupFile(self._settings.backup_path, self.uid)
             self._waiting = self._written + self._waiting
             self._written = []
             logger.log(

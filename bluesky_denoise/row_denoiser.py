@@ -161,6 +161,7 @@ class RowDenoiser:
         """Keep the reason why frames are not denoised; tell of the first such frames of a run."""
         known = isinstance(error, DenoiseError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
+        reason = self._settings.redact(reason)  # it may tell an address of Tiled
         row.result.problems.append(f"{name}: {reason}")
         kind = name, type(error)
         self._told[kind] += 1

@@ -43,13 +43,13 @@ class Broken(UnitDenoiser):
 
 
 class Talkative(UnitDenoiser):
-    """Logs `DENOISE_TEST_SECRET` with each batch."""
+    """Logs `DENOISE_TEST_SECRET` with each batch, and fails with it."""
 
     def denoise(self, counts, exposure_s, mask=None):
         logging.getLogger("bluesky_denoise.talkative").warning(
             "The secret is %s", os.environ["DENOISE_TEST_SECRET"]
         )
-        return super().denoise(counts, exposure_s, mask)
+        return blabbing()
 
 
 def blabbing():

@@ -131,14 +131,6 @@ def test_an_empty_file_holds_no_documents(tmp_path):
     assert list(read_backup(tmp_path / "run.jsonl")) == []
 
 
-def test_what_is_secret_is_taken_out_of_each_line(tmp_path):
-    file = BackupFile(tmp_path, "run", lambda line: line.replace("secret", "***"))
-    file.append([("start", {"uid": "a", "note": "the key is secret"})])
-    assert b"secret" not in file.path.read_bytes()
-    ((_, doc),) = read_backup(file.path)
-    assert doc["note"] == "the key is ***"
-
-
 def test_each_line_is_json_that_other_programs_can_read(tmp_path):
     file = BackupFile(tmp_path, "run")
     file.append([("event", {"data": {"det": np.ones(SHAPE)}})])

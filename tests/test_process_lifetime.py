@@ -156,13 +156,17 @@ def test_whatever_the_child_fails_with_its_key_is_not_told(secret):
         DenoiseProcess(settings(model="child_denoisers:blabbing", tiled_api_key=secret))
 
 
-def test_whatever_the_child_logs_its_key_is_not_told(RE, secret, logged):
+def test_whatever_the_child_logs_or_notes_its_key_is_not_told(RE, secret, logged):
+    derived = DocumentCollector()
     with DenoiseProcess(
         settings(model="child_denoisers:Talkative", tiled_api_key=secret)
     ) as denoise:
+        denoise.subscribe(derived)
         RE.subscribe(denoise)
         RE(bp.count([replay()], 1))
         denoise.wait(60)
+    (event,) = derived.by_name["event"]
+    assert event["data"]["denoise_reason"] == "det_image: ValueError: the secret is ***"
     assert "The secret is ***" in logged()
     assert secret not in logged()
 
