@@ -95,8 +95,8 @@ def audit_frame(
 
     Parameters
     ----------
-    counts : (H, W) raw counts. Pixels that are not finite, or hold 4294967295
-        (65535 in uint16), count as masked
+    counts : (H, W) raw counts. Pixels that are not finite, or hold 4294967294 or
+        4294967295 (65534 or 65535 in uint16), count as masked
     exposure_s : seconds, > 0
     denoiser : has ``denoise(counts, exposure_s, mask)``
     mask : (H, W) bool, True where a pixel is invalid

@@ -113,7 +113,8 @@ class Denoiser:
         Parameters
         ----------
         counts : (B, H, W) or (H, W), integer or float, raw detector counts, >= 0. Pixels
-            that are not finite, or hold 4294967295 (65535 in uint16), count as masked
+            that are not finite, or hold 4294967294 or 4294967295 (65534 or 65535 in
+            uint16), count as masked
         exposure_s : seconds, > 0; one for all frames, or (B,)
         mask : (H, W) bool or numbers, nonzero where a pixel is invalid
 

@@ -27,7 +27,7 @@ def series_digest(digests: Sequence[str]) -> str:
 
 def _digest(frame: np.ndarray) -> str:
     # The flag of 16 bits is none in wider numbers, but a copy of such a frame has it.
-    flagged = ~valid_pixels(frame) | (frame < 0) | (frame == 2**16 - 1)
+    flagged = ~valid_pixels(frame) | (frame < 0) | (frame == 2**16 - 2) | (frame == 2**16 - 1)
     values = np.where(flagged, frame.dtype.type(0), frame)
     whole = values.dtype.kind in "biu" or bool((values == np.rint(values)).all())
     values = values.astype(np.int64 if whole else np.float64)

@@ -13,8 +13,8 @@ __all__ = [
     "valid_pixels",
 ]
 
-_FLAG_16, _FLAG_32 = 2**16 - 1, 2**32 - 1
-"""What Eiger detectors write into masked pixels of 16 and 32 bits."""
+_FLAG_16, _FLAG_32 = 2**16 - 2, 2**32 - 2
+"""This and one more are what Eiger detectors write into bad pixels and gaps, of 16 and 32 bits."""
 _ROUNDED_32 = 2**32
 """That of 32 bits as a float32, and as what has been one."""
 _TOO_MANY = 2.0**63
@@ -79,8 +79,8 @@ def valid_pixels(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarr
     Parameters
     ----------
     counts : (H, W) or (B, H, W), integer or float. What is not finite, or 2 ** 63 and more, is
-        no count, nor is 4294967295 in 32 bits or more (4294967296 in floats, too), or 65535 as an
-        unsigned integer of 16: a flag, or the end of the scale
+        no count, nor is 4294967294 or 4294967295 in 32 bits or more (4294967296 in floats, too), or
+        65534 or 65535 as an unsigned integer of 16: a flag, or the end of the scale
     mask : (H, W), nonzero where a pixel is invalid
     """
     valid = np.isfinite(counts)
@@ -88,11 +88,9 @@ def valid_pixels(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarr
     if kind in "uf" and size >= 4:
         valid &= counts < _TOO_MANY
     if kind in "uif" and size >= 4:
-        valid &= counts != _FLAG_32
-    if kind == "f" and size >= 4:
-        valid &= counts != _ROUNDED_32
+        valid &= (counts < _FLAG_32) | (counts > (_ROUNDED_32 if kind == "f" else _FLAG_32 + 1))
     if kind == "u" and size == 2:
-        valid &= counts != _FLAG_16
+        valid &= counts < _FLAG_16
     return valid if mask is None else valid & (np.asarray(mask) == 0)
 
 

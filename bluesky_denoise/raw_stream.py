@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .columns import LONGEST_OF_KEY, check_columns
 from .derived_stream import DerivedEvent
-from .errors import DenoiseError, FrameShapeError, MaskError
+from .errors import DenoiseError, FrameShapeError, MaskError, SettingsError
 from .exposure import Exposure, find_exposure
 from .frame_keys import (
     TAKE_ONE,
@@ -155,6 +156,8 @@ def open_stream(
         spec = descriptor["data_keys"][key]
         try:
             check_frame_shape(spec, key)
+            if settings.tiled_uri:
+                _check_column(name)
             exposure = find_exposure(
                 descriptor,
                 key,
@@ -184,6 +187,17 @@ def open_stream(
         {name: settings.rate_range_of(name, *also[name]) for name in kept},
         {name: refused[name] for name in kept if name in refused},
     )
+
+
+def _check_column(name: str) -> None:
+    """Refuse names that Tiled would refuse when all is denoised."""
+    try:
+        check_columns([name], LONGEST_OF_KEY)
+    except ValueError as error:
+        raise SettingsError(
+            f"Frames {error}. Give the detector a shorter or plainer name, or set `data_keys` to "
+            "its own name, by which its frames go then."
+        ) from None
 
 
 def _check_fit(

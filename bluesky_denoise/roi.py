@@ -127,8 +127,8 @@ def measure_roi(
 
     Parameters
     ----------
-    counts : (H, W) raw counts. Pixels that are not finite, or hold 4294967295
-        (65535 in uint16), count as masked
+    counts : (H, W) raw counts. Pixels that are not finite, or hold 4294967294 or
+        4294967295 (65534 or 65535 in uint16), count as masked
     exposure_s : seconds, > 0
     roi : a `ROI`, or a region of any shape as (H, W) bool
     denoiser : has ``denoise(counts, exposure_s, mask)``; sees the surroundings of the region

@@ -252,8 +252,16 @@ def test_pixels_that_are_not_finite_count_as_masked(denoiser, counts):
 @pytest.mark.parametrize(
     ("dtype", "flag"),
     [
-        *[("u2", 2**16 - 1), (">u2", 2**16 - 1), ("u8", 2**64 - 1), ("f8", 1e39), ("f4", 2.0**63)],
+        *[
+            ("u2", 2**16 - 1),
+            (">u2", 2**16 - 1),
+            ("u2", 2**16 - 2),
+            ("u8", 2**64 - 1),
+            ("f8", 1e39),
+            ("f4", 2.0**63),
+        ],
         *((dtype, 2**32 - 1) for dtype in ("u4", "i8", "u8", "f4", ">f4", "f8")),
+        *((dtype, 2**32 - 2) for dtype in ("u4", "i8", "f8")),
         ("f8", 2**32),  # has been a float32
     ],
 )

@@ -333,6 +333,20 @@ def test_without_an_exposure_the_run_goes_on_and_the_derived_run_says_why(RE, ra
     assert "goes on undenoised: No exposure time for 'det'" in logged()
 
 
+def test_frames_whose_columns_tiled_would_refuse_are_told_before_the_first(RE, raw, build):
+    name = "saxs_pilatus_2m_of_the_downstream_station_bl9"
+    det = Camera(name=name, func=poisson())
+    _, derived = build(tiled_uri="http://127.0.0.1:9", exposure_s=1.0)
+    RE(bp.count([det], 1))
+    (stop,) = derived.by_name["stop"]
+    assert re.search(
+        rf"'{name}_image' has 51 bytes; expected at most 45, .*`data_keys`", stop["reason"]
+    )
+    _, derived = build(tiled_uri="http://127.0.0.1:9", exposure_s=1.0, data_keys=[name])
+    RE(bp.count([det], 1))
+    assert values(derived, "denoise_ok") == [True]
+
+
 def test_a_derived_descriptor_is_no_later_than_its_events(RE, build, counts):
     det = ReplayDetector(name="det", frames=ReplayFrames(counts, 0.5), exposure_s=0.5)
     _, derived = build()
