@@ -81,7 +81,23 @@ def _readable(descriptors: list[dict[str, Any]], node: Any, stream: str) -> list
             descriptor["data_keys"].pop(key, None)
             for owned in descriptor.get("object_keys", {}).values():
                 owned[:] = [other for other in owned if other != key]
+    _warn_of_filled_up(descriptors[0], node, stream)
     return descriptors
+
+
+def _warn_of_filled_up(descriptor: Mapping[str, Any], node: Any, stream: str) -> None:
+    """Tell of frames that are larger in Tiled than they were said to be: zeros may be no counts."""
+    for key, child in arrays_of(node).items():
+        spec = descriptor["data_keys"].get(key, {})
+        said, found = tuple(spec.get("shape", ())[-2:]), tuple(child.shape[-2:])
+        external = "external" in node.metadata.get("data_keys", {}).get(key, {})
+        if is_frame_key(spec) and not external and None not in said and said != found:
+            logger.warning(
+                "Run %.8s, stream %s: frames of %s are %s in Tiled, and the descriptor has %s. If "
+                "their size changed during the run, zeros were put around the smaller ones, and "
+                "are denoised as if they were counts.",
+                *(descriptor["run_start"], stream, key, found, said),
+            )
 
 
 def descriptors_of(run: Any, stream: str) -> list[dict[str, Any]]:

@@ -200,7 +200,7 @@ class DenoisedSignals(Device):
         run = wanted[:2]
         newest = self._newest.results.get(run)
         if run in self._newest.missing:
-            status.set_exception(SettingsError(self._newest.missing[run]))  # has been logged
+            status.set_exception(SettingsError(self._newest.missing[run]))
         elif newest is not None and newest.answers(wanted):
             self._show(newest.data)
             status.set_finished()

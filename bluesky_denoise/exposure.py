@@ -115,12 +115,15 @@ def find_exposure(
             unknown[key] = event_keys[key]["units"]
 
     configurations = descriptor.get("configuration", {})
+    unusable = ""
     for name in [owner, *(n for n in configurations if n != owner)]:
         configuration = configurations.get(name, {})
         values = configuration.get("data", {})
         own = exposure_keys(values, owner, data_key) if name == owner else []
         for key in (*extra_keys, *own):
-            if key in values and _is_positive(values[key]):
+            if key in values and not _is_positive(values[key]):
+                unusable = f"{key!r} is {values[key]!r}; expected a number > 0. "
+            elif key in values:
                 if key in motors:
                     raise ExposureNotFound(_scanned(descriptor, data_key, key))
                 spec = configuration.get("data_keys", {}).get(key, {})
@@ -138,8 +141,8 @@ def find_exposure(
     raise ExposureNotFound(
         f"No exposure time for {data_key!r} in stream {descriptor.get('name')!r}: looked for "
         f"{', '.join(looked_at)} among the event and configuration keys "
-        f"({', '.join(present) or 'there are none'}). {_units(unknown)}Set `exposure_s`, or name "
-        "the key in `exposure_keys`."
+        f"({', '.join(present) or 'there are none'}). {_units(unknown)}{unusable}"
+        "Set `exposure_s`, or name the key in `exposure_keys`."
     )
 
 

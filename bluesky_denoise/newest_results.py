@@ -92,7 +92,8 @@ class NewestResults:
                 "`data_keys` and `rois` that the denoiser has, and its `settings`, which tell of "
                 "which frames they are."
             )
-            logger.error("%s", self.missing[run])
+            # Whoever triggers it in this run is told; others need not care.
+            logger.info("%s", self.missing[run])
 
     def _missing(self, there: Collection[str]) -> list[str]:
         """Return the numbers that a stream should have, seen from the frames that it has."""

@@ -129,6 +129,7 @@ class DenoiseRouter:
             The result of an event, if it has been denoised before.
         """
         try:
+            doc = doc.to_dict() if hasattr(doc, "to_dict") else doc  # of Tiled's `run.documents()`
             if name == "start":
                 self._start(doc)
                 return
@@ -163,6 +164,9 @@ class DenoiseRouter:
 
     def _start(self, doc: Mapping[str, Any]) -> None:
         if is_derived(doc):
+            logger.info(
+                "Run %.8s is of denoised frames, as its metadata says: passed over", doc["uid"]
+            )
             return
         self._runs[doc["uid"]] = DenoisedRun(
             doc, self.settings, self.denoiser, self.provenance, self._subscribers
@@ -189,7 +193,11 @@ class DenoiseRouter:
         del self._runs[run.uid]
         for key in [key for key, uid in self._run_of.items() if uid == run.uid]:
             del self._run_of[key]
-        run.stop(doc)
+        try:
+            run.stop(doc)
+        except Exception as error:
+            run.close("fail", f"{type(error).__name__}: {error}")
+            raise
 
 
 def _load(settings: DenoiseSettings) -> DenoiserLike:

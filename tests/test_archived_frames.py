@@ -1,24 +1,31 @@
 """Which frames in Tiled are of which event: several in one, fly scans, exposures that change."""
 
+import re
+
 import bluesky.plan_stubs as bps
+import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from bluesky.utils import RunEngineInterrupted
-from live_path import SHAPE
+from bluesky_tiled_plugins import TiledWriter
+from live_path import SHAPE, Camera, PlainImage, poisson, settings, values
 from ophyd_async.core import TriggerInfo, init_devices
 from router_fixtures import EXPOSURE_S, path_provider
 from tiled_fixtures import Live, in_tiled
 
 from bluesky_denoise import denoised_streams, reprocess
+from bluesky_denoise.archive import archived_documents
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.picture import draw_event
 from bluesky_denoise.reprocessing import StoredResults
+from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
+from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
 from bluesky_denoise.training.tiled_runs import read_run
 
 FRAMES = np.random.default_rng(3).poisson(5, (12, *SHAPE)).astype(np.uint16)
@@ -292,3 +299,25 @@ def test_a_fly_scan_of_which_a_part_is_denoised_is_exported_with_its_own_raw_fra
     counts, denoised = exported(in_tiled(tiled, uid), tmp_path / "run.nxs")
     np.testing.assert_array_equal(counts, FRAMES[3:9])
     np.testing.assert_array_equal(denoised, counts)
+
+
+def test_frames_that_tiled_has_filled_up_with_zeros_are_told_of(RE, tiled, logged):
+    shapes = iter([(16, 20), (17, 22)])
+    det = PlainImage(name="det", func=lambda: np.ones((16, 20)))
+    det.sim_set_func(lambda: np.ones(next(shapes)))
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = RE(bp.count([det], 2))
+    events = [doc for name, doc in archived_documents(in_tiled(tiled, uid)) if name == "event"]
+    assert [event["data"]["det"].shape for event in events] == [(17, 22)] * 2
+    assert re.search(r"det are \(17, 22\) in Tiled, and the descriptor has \(16, 20\).*zeros", logged())
+
+
+def test_a_router_takes_the_documents_that_tiled_gives(RE, tiled):
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = RE(bp.count([Camera(name="det", func=poisson())], 3))
+    router, derived = DenoiseRouter(settings(), UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    router.feed(in_tiled(tiled, uid).documents())
+    derived.validate()
+    assert values(derived, "denoise_ok") == [True] * 3
+    assert derived.by_name["stop"][0]["exit_status"] == "success"

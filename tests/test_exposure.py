@@ -129,6 +129,10 @@ def test_the_owner_is_found_without_object_keys():
 def test_a_configured_value_that_is_no_time_is_passed_over(value):
     doc = descriptor(configuration={"det": {"det_cam_acquire_time": (value, "s")}})
     assert find_exposure(doc, "det_image", default_s=1.0).key == "settings"
+    with pytest.raises(
+        ExposureNotFound, match=r"'det_cam_acquire_time' is .*expected a number > 0"
+    ):
+        find_exposure(doc, "det_image")
 
 
 @pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf])
