@@ -12,6 +12,7 @@ from .errors import DenoiseError
 from .event_array import EventArray, is_array, why_no_array
 from .exposure import find_exposure
 from .frame_keys import is_frame_key
+from .stream_table import read_table
 from .tiled_streams import METADATA_KEY, arrays_of
 
 __all__ = ["archived_documents", "archived_events", "descriptors_of", "raw_rows"]
@@ -144,8 +145,7 @@ def archived_events(
     """
     node = run[stream].base
     descriptors = descriptors_of(run, stream)
-    internal = node.get("internal")
-    table = None if internal is None else internal.read()
+    table = read_table(node)
     found = arrays_of(node)
     arrays = {key: EventArray(node, key) for key in found if is_array(found[key])}
     lengths = [len(array) for array in arrays.values()]
@@ -254,8 +254,9 @@ def raw_rows(
     """
     uid, node = run.metadata["start"]["uid"], run[stream].base
     points = ((run.metadata.get("stop") or {}).get("num_events") or {}).get(stream)
-    if "internal" in node:
-        found = _rows_by_number(node["internal"].read(["seq_num"])["seq_num"], seq_nums)
+    table = read_table(node, ["seq_num"])
+    if table is not None:
+        found = _rows_by_number(table["seq_num"], seq_nums)
     elif from_archive or points == number:  # rows were numbered; or no point was taken again
         found = seq_nums - 1
     elif len(seq_nums) == number:

@@ -13,6 +13,7 @@ from .derived import raw_stream_of
 from .errors import DenoiseError
 from .event_array import EventArray
 from .frame_keys import is_frame_key
+from .stream_table import read_table
 from .tiled_streams import denoised_in
 
 __all__ = [
@@ -207,18 +208,17 @@ def events_of(run: Any, denoised: DenoisedStream) -> tuple[int, int]:
 
 
 def _rows_in(node: Any) -> int:
-    if "internal" in node:
-        return len(node["internal"].read(["seq_num"]))
+    table = read_table(node, ["seq_num"])
+    if table is not None:
+        return len(table)
     arrays = [key for key, child in node.items() if hasattr(child, "shape")]
     return min((len(EventArray(node, key)) for key in arrays), default=0)
 
 
 def frames_not_ok(denoised: DenoisedStream) -> int:
     """Return how many events of a stream could not be denoised, or failed the audit."""
-    node = denoised.stream.base
-    if "internal" not in node:
-        return 0
-    return int((~node["internal"].read(["denoise_ok"])["denoise_ok"].astype(bool)).sum())
+    table = read_table(denoised.stream.base, ["denoise_ok"])
+    return 0 if table is None else int((~table["denoise_ok"].astype(bool)).sum())
 
 
 def none_is_missing(denoised: DenoisedStream) -> bool:
@@ -227,10 +227,9 @@ def none_is_missing(denoised: DenoisedStream) -> bool:
     What an archived run was denoised without cannot be, by these settings, unless the reason is a
     full disk, or an error that is none of the frame.
     """
-    node = denoised.stream.base
-    if "internal" not in node:
+    events = read_table(denoised.stream.base)
+    if events is None:
         return True
-    events = node["internal"].read()
     done = has_frames(events)
     if denoised.provenance.get(FROM_ARCHIVE):
         done |= ~events["denoise_reason"].str.contains(_MAY_PASS)

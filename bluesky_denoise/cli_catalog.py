@@ -135,6 +135,7 @@ def show(
     """Show raw against denoised as a picture, the numbers, the audit, and what made them."""
     from .catalog import frames_not_ok
     from .picture import draw_event
+    from .stream_table import read_table
 
     if not picture.suffix:
         picture = picture.with_name(f"{picture.name}.png")
@@ -142,9 +143,9 @@ def show(
         run = find_run(catalog, uid)
         chosen = _stream(run, uid, stream, container)
         told = {key: getattr(chosen, key) for key in _SHOWN}
-        if "internal" not in chosen.stream.base:
+        table = read_table(chosen.stream.base)
+        if table is None:
             fail(f"The stream {chosen.name} has no events. {chosen.reason}".strip())
-        table = chosen.stream.base["internal"].read()
         if not 1 <= event <= len(table):
             fail(f"There is no event {event}; the stream {chosen.name} has 1 to {len(table)}.")
         row = table.iloc[event - 1]

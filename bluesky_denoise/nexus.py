@@ -16,6 +16,7 @@ from .catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run
 from .errors import SettingsError
 from .event_array import EventArray
 from .frame_keys import raw_key
+from .stream_table import read_table
 from .tiled_streams import arrays_of
 
 __all__ = ["export_nexus"]
@@ -73,9 +74,9 @@ def export_nexus(
     if path.exists():
         raise SettingsError(f"{path} exists; remove it, or write to another file.")
     node = denoised.stream.base  # one request for the table; the stream's own keys take one each
-    if "internal" not in node:
+    table = read_table(node)
+    if table is None:
         raise SettingsError(f"The stream {denoised.name!r} has no events; nothing to export.")
-    table = node["internal"].read()
     rows = len(table)
     stamps = {"time", "seq_num", *(f"ts_{key}" for key in node.metadata["data_keys"])}
     columns = {key: table[key].to_numpy() for key in table.columns if key not in stamps}

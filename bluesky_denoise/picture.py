@@ -11,6 +11,7 @@ from .errors import DenoiseError
 from .event_array import EventArray
 from .frame_keys import raw_key
 from .screen import block_px, panels, show_blocks
+from .stream_table import read_table
 from .tiled_streams import arrays_of
 
 __all__ = ["draw_event"]
@@ -51,7 +52,7 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     if not keys:
         what = "raw" if frames else "denoised"
         raise DenoiseError(f"There are no {what} frames of {denoised.name} in Tiled to draw.")
-    table = node["internal"].read(["raw_seq_num", *(f"{key}_exposure_s" for key in keys)])
+    table = read_table(node, ["raw_seq_num", *(f"{key}_exposure_s" for key in keys)])
     seq_nums = table["raw_seq_num"].to_numpy(int)
     columns = 4 if any(f"{key}_sigma" in frames for key in keys) else 3
     # As high as the frames are at this width, with room for a title.

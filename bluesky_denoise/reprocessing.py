@@ -23,8 +23,9 @@ from .errors import DenoiseError, SettingsError, TiledUnavailable
 from .event_array import EventArray, why_not_read
 from .router import DenoiserLike, DenoiseRouter
 from .settings import DenoiseSettings
+from .stream_table import parts_of, read_table
 from .tiled_sink import TiledSink
-from .tiled_streams import METADATA_KEY, denoised_in, read_a_pixel, tags_of
+from .tiled_streams import METADATA_KEY, arrays_of, denoised_in, read_a_pixel, tags_of
 
 __all__ = ["StoredResults", "has_result", "mark_interrupted", "reprocess"]
 
@@ -66,18 +67,20 @@ class StoredResults:
         raw = as_tiled_run(run)
         for found in denoised_streams(raw, container):
             same = _what_matters(found.provenance) == _what_matters(provenance)
-            if same and found.raw_stream in streams and "internal" in found.stream.base:
+            if same and found.raw_stream in streams:
                 self._add(raw, found)
 
     def _add(self, raw: Any, found: DenoisedStream) -> None:
         stream, node = found.raw_stream, found.stream.base
-        table = node["internal"].read()
+        table = read_table(node)
+        if table is None:
+            return
         try:
             table["raw_seq_num"] = _archived_seq_nums(raw, found, table["raw_seq_num"].to_numpy())
         except DenoiseError as error:
             logger.warning("%s is not taken over: %s", found.name, error)
             return
-        arrays = {key: node[key] for key in node if key != "internal"}
+        arrays = arrays_of(node)
         length = min([len(table), *(array.shape[0] for array in arrays.values())])
         good = has_frames(table)
         good &= ~table["raw_seq_num"].duplicated(keep=False)  # taken again: which is which?
@@ -144,7 +147,7 @@ def _archived_seq_nums(raw: Any, found: DenoisedStream, seq_nums: np.ndarray) ->
         If it cannot be told which they are.
     """
     node = raw[found.raw_stream].base
-    if "internal" in node:
+    if parts_of(node):
         return seq_nums
     number = min((len(EventArray(node, key)) for key in node), default=0)
     from_archive = bool(found.provenance.get(FROM_ARCHIVE))

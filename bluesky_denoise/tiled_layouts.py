@@ -12,6 +12,7 @@ from tiled.structures.core import Spec
 
 from .errors import TiledUnavailable
 from .settings import DenoiseSettings
+from .stream_table import parts_of
 from .tiled_streams import StreamWriter, read_a_pixel, streams_of
 
 __all__ = [
@@ -74,15 +75,23 @@ class DerivedRunWriter:
     def _check_rows(self, uid: str) -> None:
         """Raise where `TiledWriter` has sent a row again whose answer was lost."""
         for name, stream in self._container[uid].items():
-            if "internal" not in stream.base:
+            columns = [_a_column(part) for part in parts_of(stream.base)]
+            if not columns:
                 continue
-            numbers = stream.base["internal"].read(["seq_num"])["seq_num"]
-            if not numbers.is_unique:
+            (numbers,) = (column for column in columns if column.name == "seq_num")
+            rows = max(map(len, columns))
+            twice = rows - numbers.nunique()
+            if twice:
                 raise TiledUnavailable(
-                    f"{numbers.duplicated().sum()} of {len(numbers)} rows of {name!r} in derived "
-                    f"run {uid} are in Tiled twice, for an answer of it was lost; expected each "
-                    "once. Write the run anew"
+                    f"{twice} of {rows} rows of {name!r} in derived run {uid} are in Tiled twice, "
+                    "for an answer of it was lost; expected each once. Write the run anew"
                 )
+
+
+def _a_column(part: Any) -> Any:
+    """Read a column of a part of a table: that of the events' numbers, where it has them."""
+    key = "seq_num" if "seq_num" in part.columns else part.columns[0]
+    return part.read([key])[key]
 
 
 def connect(settings: DenoiseSettings) -> Any:

@@ -19,6 +19,7 @@ from tiled.utils import safe_json_dump
 
 from .derived import raw_stream_of
 from .errors import TiledUnavailable
+from .stream_table import is_part
 
 __all__ = [
     "METADATA_KEY",
@@ -74,7 +75,7 @@ def streams_of(run: Any, derived_uid: str) -> Iterator[tuple[str, Any]]:
 
 def arrays_of(node: Any) -> dict[str, Any]:
     """Return the arrays of a stream's node, ``stream.base``; columns would be a request each."""
-    return {key: child for key, child in node.items() if key != "internal"}
+    return {key: child for key, child in node.items() if not is_part(key, child)}
 
 
 def read_a_pixel(stream: Any) -> bool:

@@ -1,0 +1,72 @@
+"""The table of a stream in Tiled, which is several where it has more columns than one may have."""
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["is_part", "parts_of", "read_table"]
+
+logger = logging.getLogger(__name__)
+
+_KEY = re.compile(r"internal(?:_(\d+))?")
+"""`TiledWriter` begins `internal_0`, `internal_1`, ... from 1025 columns on."""
+
+
+def is_part(key: str, node: Any) -> bool:
+    """Tell whether a node of a stream is its table, or a part of it; a detector may be called so.
+
+    Parameters
+    ----------
+    key :
+        The key of the node in the stream.
+    node :
+        Tiled client of the node.
+    """
+    return _KEY.fullmatch(key) is not None and hasattr(node, "columns")
+
+
+def parts_of(node: Any) -> list[Any]:
+    """Return the parts of a stream's table, mostly one, in their order; without events none.
+
+    Parameters
+    ----------
+    node :
+        Tiled client of the stream's node, ``stream.base``.
+    """
+    parts = {key: child for key, child in node.items() if is_part(key, child)}  # one request
+    return [parts[key] for key in sorted(parts, key=lambda key: int(_KEY.fullmatch(key)[1] or 0))]
+
+
+def read_table(node: Any, columns: Sequence[str] | None = None) -> Any:
+    """Read the table of a stream, its parts side by side.
+
+    Parameters
+    ----------
+    node :
+        Tiled client of the stream's node, ``stream.base``.
+    columns :
+        Read only these, from the parts that have them; None: all.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each event that all parts have; None if the stream has no events.
+    """
+    parts = parts_of(node)
+    if not any("seq_num" in part.columns for part in parts):  # no part, or not all of them yet
+        return None
+    if len(parts) == 1:
+        return parts[0].read(columns)
+    wanted = [None if columns is None else [c for c in columns if c in p.columns] for p in parts]
+    read = [part.read(some) for part, some in zip(parts, wanted, strict=True) if some != []]
+    rows = sorted({len(table) for table in read})
+    if len(rows) > 1:  # an event is being written, or was in a part twice: an answer was lost
+        logger.warning(
+            "The parts of the table of %s have from %d to %d rows; the first %d are read",
+            *("/".join(node.path_parts), rows[0], rows[-1], rows[0]),
+        )
+    import pandas  # heavy, and mostly not needed
+
+    joined = pandas.concat([table[: rows[0]].reset_index(drop=True) for table in read], axis=1)
+    return joined if columns is None else joined[list(columns)]
