@@ -202,16 +202,14 @@ def _stream(run: Any, uid: str, name: str | None, container: str) -> Any:
 
 def _without_raw(run: Any, chosen: Any) -> list[str]:
     """Return the denoised frames of a stream whose raw ones are not in Tiled."""
-    from .frame_keys import is_frame_key, raw_key
+    from .frame_keys import is_frame_key, is_sigma, raw_key
 
     raw = run[chosen.raw_stream].base if chosen.raw_stream in run else {}
     specs = chosen.stream.base.metadata["data_keys"]
     return [
         key
         for key, spec in specs.items()
-        if is_frame_key(spec, 1)
-        and raw_key(key, spec) not in raw
-        and key.removesuffix("_sigma") not in specs.keys() - {key}
+        if is_frame_key(spec, 1) and raw_key(key, spec) not in raw and not is_sigma(key, specs)
     ]
 
 

@@ -14,7 +14,7 @@ import event_model
 import numpy as np
 from event_model.documents import EventDescriptor, RunStart
 
-from .frame_keys import RAW_KEY
+from .frame_keys import RAW_KEY, SIGMA
 from .frame_store import GROUP, FrameStore
 from .results import Regions, audit_keys, event_keys, hinted_keys, number_keys
 
@@ -91,7 +91,8 @@ class DerivedStream:
     ) -> None:
         self.name, self.emitted, self._directory = name, 0, directory
         self._emit, self._frame_keys = emit, list(regions)
-        self._sigma_keys = {f"{key}_sigma": key for key in regions} if save_sigma else {}
+        errors = {key + SIGMA: key for key in regions} if save_sigma else {}
+        self._sigma_keys = {name: key for name, key in errors.items() if name not in regions}
         seen = {key: _seen_shape(key, events) for key in regions}
         self._unseen = [key for key, shape in seen.items() if shape is None]
         self._row_shapes = {
@@ -99,6 +100,12 @@ class DerivedStream:
         }
         self._row_shapes |= {name: self._row_shapes[key] for name, key in self._sigma_keys.items()}
         start = bundle.start_doc
+        if no_errors := sorted(errors.keys() & regions.keys()):
+            logger.warning(
+                "Run %.8s: %s of %r are frames of a detector, so that standard errors of these "
+                "names are not saved; rename the detector to have them",
+                *(start["original_run_uid"], ", ".join(map(repr, no_errors)), name),
+            )
         source = f"denoise:{start['denoise'].get('model', '')}"
         self._numbers = number_keys(regions, source) | audit_keys(regions, source)
         ours = self._numbers | event_keys(source)

@@ -1,6 +1,6 @@
 """Which data keys of a descriptor hold frames, and under which names they are denoised."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from event_model.documents import EventDescriptor
@@ -9,11 +9,13 @@ from .errors import FrameShapeError
 
 __all__ = [
     "RAW_KEY",
+    "SIGMA",
     "TAKE_ONE",
     "also_called",
     "check_frame_shape",
     "frame_keys",
     "is_frame_key",
+    "is_sigma",
     "raw_key",
     "under_names",
 ]
@@ -21,6 +23,9 @@ __all__ = [
 RAW_KEY = "raw_data_key"
 """A data key of a derived stream says by this which raw one it was made from, if the names
 differ."""
+
+SIGMA = "_sigma"
+"""Ends the data keys of standard errors."""
 
 TAKE_ONE = (
     "A detector tells the size of its last frame: where region, binning or colours were changed "
@@ -119,3 +124,20 @@ def under_names(descriptor: EventDescriptor, keys: Mapping[str, str]) -> EventDe
 def raw_key(name: str, spec: Mapping[str, Any]) -> str:
     """Return the raw data key that a data key of a derived stream was made from."""
     return spec.get(RAW_KEY, name)
+
+
+def is_sigma(key: str, data_keys: Container[str]) -> bool:
+    """Tell whether a data key of a derived stream holds the standard errors of another one.
+
+    A detector may be called so, beside one that is called as the rest of its name is: its frames
+    have an exposure.
+
+    Parameters
+    ----------
+    key :
+        The data key.
+    data_keys :
+        Those of the stream.
+    """
+    rate = key.removesuffix(SIGMA)
+    return rate != key and rate in data_keys and f"{key}_exposure_s" not in data_keys

@@ -15,7 +15,7 @@ from .archive import raw_rows
 from .catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run
 from .errors import SettingsError
 from .event_array import EventArray
-from .frame_keys import raw_key
+from .frame_keys import SIGMA, is_sigma, raw_key
 from .stream_table import read_table
 from .tiled_streams import arrays_of
 
@@ -23,7 +23,6 @@ __all__ = ["export_nexus"]
 
 _ROWS_AT_ONCE = 16
 _PACKED = {"compression": "gzip", "compression_opts": 4, "shuffle": True}  # read everywhere
-_SIGMA = "_sigma"
 
 
 def export_nexus(
@@ -86,7 +85,7 @@ def export_nexus(
         with h5py.File(part, "w") as file:
             entry = _entry(file, run)
             axes = _axes(run.metadata["start"], columns, denoised)
-            keys = [key for key in frames if not _is_sigma(key, frames)]
+            keys = [key for key in frames if not is_sigma(key, node.metadata["data_keys"])]
             for i, key in enumerate(keys):
                 for written in _frames(entry, run, denoised, frames, key, axes, columns):
                     progress(i * rows + written, len(keys) * rows)
@@ -99,10 +98,6 @@ def export_nexus(
     finally:
         part.unlink(missing_ok=True)
     return path
-
-
-def _is_sigma(key: str, frames: Mapping[str, Any]) -> bool:
-    return key.endswith(_SIGMA) and key.removesuffix(_SIGMA) in frames
 
 
 def _name(key: str) -> str:
@@ -202,12 +197,13 @@ def _frames(
     if "default" not in entry.attrs:
         entry.attrs["default"] = _leaf(kind)
     arrays = [(rate, _dataset(kind, "rate", shape, np.float32, "counts / s"), None)]
-    if key + _SIGMA in frames:
+    specs = denoised.stream.base.metadata["data_keys"]
+    if key + SIGMA in frames and is_sigma(key + SIGMA, specs):
         errors = _dataset(kind, "rate_errors", shape, np.float32, "counts / s")
-        arrays.append((frames[key + _SIGMA], errors, None))
+        arrays.append((frames[key + SIGMA], errors, None))
     _describe(kind, axes, len(shape), f"{key}, denoised by {denoised.model}")
     raw = run[denoised.raw_stream].base if denoised.raw_stream in run else {}
-    of_raw = raw_key(key, denoised.stream.base.metadata["data_keys"].get(key, {}))
+    of_raw = raw_key(key, specs.get(key, {}))
     if of_raw in raw:
         counts = _group(entry, key, "NXdata", signal="counts")
         dtype = np.dtype(raw[of_raw].dtype)

@@ -9,7 +9,7 @@ from .archive import raw_rows
 from .catalog import FROM_ARCHIVE
 from .errors import DenoiseError
 from .event_array import EventArray
-from .frame_keys import raw_key
+from .frame_keys import SIGMA, is_sigma, raw_key
 from .screen import block_px, panels, show_blocks
 from .stream_table import read_table
 from .tiled_streams import arrays_of
@@ -46,7 +46,8 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
 
     raw = run[denoised.raw_stream].base if denoised.raw_stream in run else {}
     node = denoised.stream.base
-    raw_keys = {key: raw_key(key, spec) for key, spec in node.metadata["data_keys"].items()}
+    specs = node.metadata["data_keys"]
+    raw_keys = {key: raw_key(key, spec) for key, spec in specs.items()}
     frames = {key: array for key, array in arrays_of(node).items() if array.ndim >= 3}
     keys = [key for key in frames if raw_keys[key] in raw]
     if not keys:
@@ -54,7 +55,8 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         raise DenoiseError(f"There are no {what} frames of {denoised.name} in Tiled to draw.")
     table = read_table(node, ["raw_seq_num", *(f"{key}_exposure_s" for key in keys)])
     seq_nums = table["raw_seq_num"].to_numpy(int)
-    columns = 4 if any(f"{key}_sigma" in frames for key in keys) else 3
+    errors = {key.removesuffix(SIGMA): key for key in frames if is_sigma(key, specs)}
+    columns = 4 if errors.keys() & set(keys) else 3
     # As high as the frames are at this width, with room for a title.
     heights = [4.0 * np.divide(*frames[key].shape[-2:]) + 0.6 for key in keys]
     figure, axes = plt.subplots(
@@ -76,7 +78,7 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         at = order[event - 1]
         counts = np.asarray(events[at : at + 1])
         counts = counts.reshape(-1, *counts.shape[-2:])[0]
-        sigmas = [frames[name][event - 1] for name in [f"{key}_sigma"] if name in frames]
+        sigmas = [frames[errors[key]][event - 1]] if key in errors else []
         sigmas = [np.reshape(sigma, (-1, *sigma.shape[-2:]))[0] for sigma in sigmas]
         # Before the layout is made, the places are smaller than they will be.
         block = block_px(row[0], counts.shape)

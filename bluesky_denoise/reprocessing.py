@@ -21,6 +21,7 @@ from .catalog import (
 from .derived_stream import DerivedEvent
 from .errors import DenoiseError, SettingsError, TiledUnavailable
 from .event_array import EventArray, why_not_read
+from .frame_keys import SIGMA, is_sigma
 from .router import DenoiserLike, DenoiseRouter
 from .settings import DenoiseSettings
 from .stream_table import parts_of, read_table
@@ -112,7 +113,7 @@ class StoredResults:
                 f"{why_not_read(error, arrays.values())}. Denoise all frames again: "
                 "`bluesky-denoise reprocess --again`, or in Python `reprocess` without `known`."
             ) from error
-        sigmas = {key for key in frames if key.removesuffix("_sigma") in frames and "_sigma" in key}
+        sigmas = {key for key in frames if is_sigma(key, frames.keys() | row.keys())}
         rates = {key: frame for key, frame in frames.items() if key not in sigmas}
         verdict = row["denoise_audit"]
         return DerivedEvent(
@@ -121,7 +122,7 @@ class StoredResults:
             data={},
             timestamps={},
             rates=rates,
-            sigmas={key.removesuffix("_sigma"): frames[key] for key in sigmas},
+            sigmas={key.removesuffix(SIGMA): frames[key] for key in sigmas},
             numbers={key: value for key, value in row.items() if isinstance(value, float)},
             problems=[row["denoise_reason"]] if row["denoise_reason"] else [],
             audits={} if verdict == "none" else dict.fromkeys(rates, verdict == "passed"),

@@ -12,7 +12,7 @@ import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
 from .errors import DenoiseError, SettingsError
-from .frame_keys import also_called, frame_keys
+from .frame_keys import SIGMA, also_called, frame_keys, is_sigma
 from .recent_frames import RecentFrames
 from .resources import RESOURCE_PATCHES
 from .screen import block_px, panels, show_blocks
@@ -77,7 +77,7 @@ class FrameViewer:
         self._lock = threading.Lock()
         self._raw = RecentFrames(data_key, streams[0])
         self._denoised = RecentFrames(data_key, streams[1])
-        self._sigma = RecentFrames(f"{data_key}_sigma", streams[1])
+        self._sigma = RecentFrames(data_key + SIGMA, streams[1])
         self._normalizer = RunNormalizer(RESOURCE_PATCHES)
         self._raw_run = self._derived_from = ""  # uids of the raw run that each is of
         self._trace: dict[int, tuple[float, float, float]] = {}  # a point may be taken again
@@ -223,7 +223,9 @@ class FrameViewer:
                 "frames are no longer, or not yet, at hand."
             )
         readers = [self._raw.reader(event["data"]["raw_seq_num"])]
-        for frames in (self._denoised, *([self._sigma] if self._sigma.is_there else [])):
+        keys = {self.data_key, *event["data"]}
+        has_errors = self._sigma.is_there and is_sigma(self.data_key + SIGMA, keys)
+        for frames in (self._denoised, *([self._sigma] if has_errors else [])):
             try:
                 readers.append(frames.reader(event["seq_num"]))
             except DenoiseError:

@@ -1,6 +1,7 @@
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from bluesky_denoise.catalog import has_frames, is_complete
 from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
 from bluesky_denoise.frame_store import FrameStore
 from bluesky_denoise.nexus import export_nexus
+from bluesky_denoise.picture import draw_event
 from bluesky_denoise.reprocessing import StoredResults, has_result
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
@@ -342,6 +344,37 @@ class Counted:
         if np.shape(counts)[1:] == (16, 20) and np.all(np.asarray(exposure_s) == 0.5):
             self.seen.append(np.sum(counts))
         return self._denoise(counts, exposure_s, mask)
+
+
+@pytest.mark.parametrize("keys", [("cam_sigma_image",), ("cam", "cam_sigma")])
+@pytest.mark.parametrize("save_sigma", [False, True])
+def test_frames_of_a_detector_that_is_called_as_errors_are_taken_over_and_exported(
+    RE, tiled, settings, tmp_path, caplog, keys, save_sigma
+):
+    settings = settings.model_copy(update={"save_sigma": save_sigma})
+    cameras = [Camera(name=f"det{i}", func=poisson(i)) for i in range(len(keys))]
+    for camera, key in zip(cameras, keys, strict=True):
+        camera.image.name = key
+    token = RE.subscribe(TiledWriter(tiled.client))
+    (uid,) = RE(bp.count(cameras, 3))
+    RE.unsubscribe(token)
+    run = tiled.client[uid]
+    provenance = skipped(run, settings, UnitDenoiser(), {2})
+    reprocess(run, settings, known=StoredResults(run, provenance))
+    found = denoised_streams(run)[0]
+    assert is_complete(run)
+    path = export_nexus(run, found, tmp_path / "run.nxs")
+    draw_event(run, found, 3, tmp_path / "event.png")
+    with h5py.File(path) as file:
+        for key in keys:
+            raw = run["primary"][key].read()
+            np.testing.assert_allclose(found.stream[key].read(), raw / 0.5)
+            np.testing.assert_allclose(file[f"entry/{key}_denoised/rate"], raw / 0.5)
+            has_errors = save_sigma and f"{key}_sigma" not in keys
+            assert ("rate_errors" in file[f"entry/{key}_denoised"]) == has_errors
+    assert ("'cam_sigma' of 'denoised' are frames" in caplog.text) == (
+        save_sigma and "cam_sigma" in keys
+    )
 
 
 def test_results_of_other_weights_or_settings_are_not_taken_over(RE, tiled, camera, settings):

@@ -6,6 +6,7 @@ from bluesky_denoise.frame_keys import (
     check_frame_shape,
     frame_keys,
     is_frame_key,
+    is_sigma,
     raw_key,
     under_names,
 )
@@ -97,3 +98,9 @@ def test_under_the_name_of_its_device_a_data_key_tells_which_it_is():
     assert raw_key("det_stats1_total", named["data_keys"]["det_stats1_total"]) == "det_stats1_total"
     assert stream == descriptor(det=DET)
     assert under_names(stream, {"det_image": "det_image"}) is stream
+
+
+def test_standard_errors_are_told_from_frames_of_a_detector_that_is_called_so():
+    keys = {"a", "a_exposure_s", "a_sigma", "b", "b_exposure_s", "b_sigma", "b_sigma_exposure_s"}
+    keys |= {"c_sigma_image", "c_sigma_image_sigma", "d_sigma", "_sigma"}
+    assert {key for key in keys if is_sigma(key, keys)} == {"a_sigma", "c_sigma_image_sigma"}
