@@ -4,6 +4,7 @@ import re
 import signal
 import sys
 import threading
+from configparser import ConfigParser
 from pathlib import Path
 
 import bluesky.plans as bp
@@ -251,6 +252,26 @@ def test_the_area_detector_profile_says_what_is_wrong_with_each_device(tmp_path)
     assert re.search(r"third: TypeError: .*'write_path'\n  beamline.yaml lacks a line", printed)
     assert re.search(r"fourth: KeyError: .*kind is 'adeiger'; expected one of admerlin, ", printed)
     assert printed.splitlines()[-1] == "None"
+
+
+def test_a_package_that_a_detector_lacks_is_told_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ophyd_async.core", None)
+    monkeypatch.setattr("ophyd.signal.EpicsSignalBase.set_defaults", lambda **given: None)
+    profile = profile_copy(tmp_path, "profile_area_detector")
+    eiger = {"layer": "ophyd-async", "kind": "adpilatus", "prefix": "X", "write_path": "/data/"}
+    begun(profile, "10-devices.py", BEAMLINE={"detectors": {"eiger": eiger}})
+    assert "\n  Install it, `pip install ophyd-async`, or the extra" in capsys.readouterr().out
+
+
+def test_the_extra_of_the_area_detector_profile_has_what_it_imports():
+    config = ConfigParser()
+    config.read(PROFILES.parent / "setup.cfg")
+    extras = config["options.extras_require"]
+    lines = [*config["options"]["install_requires"].split(), *extras["beamline"].split()]
+    nested = re.search(r"\[(.*)\]", extras["beamline"])[1].split(",")
+    lines += [line for name in nested for line in extras[name].split()]
+    projects = {re.split(r"[\[><=,]", line)[0] for line in lines}
+    assert projects >= {"aioca", "ipython", "matplotlib", "ophyd-async", "pyepics", "tiled"}
 
 
 def test_a_tiled_that_does_not_answer_is_told_with_the_line_to_look_at(tmp_path, monkeypatch):

@@ -101,7 +101,6 @@ _OPHYD, _ASYNC = ("epics", "caproto"), ("aioca", "p4p")
 _CLIENTS = {motor_record: _OPHYD, area_detector: _OPHYD, async_detector: _ASYNC}
 _NO_EPICS = "Install what speaks EPICS: `pip install pyepics` for ophyd, `aioca` for ophyd-async."
 _WHY = {
-    ModuleNotFoundError: _NO_EPICS,
     ImportError: _NO_EPICS,
     KeyError: "beamline.yaml says something that is not known, or lacks a line.",
     TypeError: "beamline.yaml lacks a line, or has one too many.",
@@ -113,6 +112,14 @@ _OTHER = (
 )
 
 
+def to_install(package):
+    """Say how to install a package that is not there."""
+    if package in ("", *_OPHYD, *_ASYNC):
+        return _NO_EPICS
+    project = package.replace("_", "-")
+    return f"Install it, `pip install {project}`, or the extra `beamline`, which has all of these."
+
+
 def connected(kind, name, make, /, *args, **options):
     """Make a device that answers; say what to look at if it does not."""
     try:
@@ -122,6 +129,8 @@ def connected(kind, name, make, /, *args, **options):
         answers = ": TypeError: " in str(error)  # of a PV, as ophyd-async lists them
         lacking = _OTHER if answers else _MISSING
         why = _WHY.get(type(error), lacking if speaks_epics else _NO_EPICS)
+        if isinstance(error, ModuleNotFoundError):
+            why = to_install((error.name or "").partition(".")[0])
         first, *more = f"{kind} {name}: {type(error).__name__}: {error}".strip().split("\n")
         if len(more) > 9:  # ophyd-async names each PV
             more[9:] = [f"    ... and {len(more) - 9} lines more"]
