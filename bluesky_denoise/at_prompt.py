@@ -19,7 +19,9 @@ _PICTURE = "live.png"
 
 def has_screen() -> bool:
     """Tell whether plots can be shown: in Jupyter, or where there is a display."""
-    return "ipykernel" in sys.modules or bool(os.environ.get("DISPLAY"))
+    if "ipykernel" in sys.modules or sys.platform in ("darwin", "win32"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def tables_and_plots(RE: Any) -> DenoisedBestEffortCallback:

@@ -51,7 +51,10 @@ def demo(
             from . import demo as job
             from .server import embedded_tiled
 
-            uri = stack.enter_context(embedded_tiled(directory))
+            try:
+                uri = stack.enter_context(embedded_tiled(directory))
+            except DenoiseError as error:
+                fail(str(error))
         columns = TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn()
         with Progress(*columns, console=console) as bar:
             tasks = {what: bar.add_task(what, total=None) for what in ("scanned", "denoised")}
@@ -75,12 +78,15 @@ def demo(
 
 def _make_room(directory: Path) -> None:
     """Make an empty directory, removing what an earlier demo, and nothing else, has left."""
-    if directory.exists() and any(directory.iterdir()):
-        if not (directory / _MARK).exists():
-            fail(f"{directory} is not of an earlier demo. Remove it, or name another --directory.")
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / _MARK).touch()
+    try:
+        if directory.exists() and any(directory.iterdir()):
+            if not (directory / _MARK).exists():
+                fail(f"{directory} is not of an earlier demo. Remove it, or name another one.")
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / _MARK).touch()
+    except OSError as error:
+        fail(f"No data can go into {directory}: {error.strerror}. Name another --directory.")
 
 
 def _print_comparison(comparison: list, frames: int) -> None:

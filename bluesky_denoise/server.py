@@ -57,8 +57,9 @@ def embedded_tiled(
     Raises
     ------
     SettingsError
-        If the key has other characters than letters and digits, the port is none, the directory
-        cannot be made, or what is in it is no catalog of the Tiled that is installed.
+        If the key has other characters than letters and digits, the port is none, the path of a
+        directory has a ``#`` or a ``?``, the directory cannot be made, or what is in it is no
+        catalog of the Tiled that is installed.
     TiledUnavailable
         If the port is taken, or the server does not answer.
 
@@ -86,6 +87,12 @@ def embedded_tiled(
     logging.getLogger("tiled.server.app").setLevel(logging.WARNING)
     directory, *links = _paths(directory)
     more = [path for given in readable for path in _paths(given)]
+    for path in (directory, *links, *more):
+        if set("#?") & set(str(path)):
+            raise SettingsError(
+                f"{path} has a # or a ?, after which Tiled would read no path. Give a directory "
+                "without."
+            )
     try:
         (directory / "data").mkdir(parents=True, exist_ok=True)
     except OSError as error:

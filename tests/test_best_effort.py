@@ -1,6 +1,7 @@
 """What somebody at the prompt sees of a run, in a terminal of 80 columns."""
 
 import re
+import sys
 
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
@@ -11,6 +12,7 @@ from bluesky.callbacks import LiveTable
 from ophyd import Signal
 from ophyd.sim import det1
 
+from bluesky_denoise.at_prompt import has_screen
 from bluesky_denoise.best_effort import DenoisedBestEffortCallback, NarrowLines
 from bluesky_denoise.plans import (
     adaptive_exposure_scan,
@@ -43,6 +45,26 @@ def rows(shown):
     """Return the first column of the rows that have numbers, tables one after another."""
     cells = [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("|")]
     return [int(cell) for cell in cells if cell.isdigit()]
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "seen"),
+    [
+        ("linux", None, False),
+        ("linux", "DISPLAY", True),
+        ("linux", "WAYLAND_DISPLAY", True),
+        ("darwin", None, True),
+        ("win32", None, True),
+    ],
+)
+def test_a_desktop_has_a_screen(monkeypatch, platform, variable, seen):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, ":0")
+    monkeypatch.setattr(sys, "platform", platform)
+    assert has_screen() is seen
 
 
 def test_a_table_of_two_regions_fits_into_80_columns(RE, det, motor, denoised, capsys):

@@ -44,6 +44,13 @@ def test_the_folder_of_the_picture_is_looked_for_before_the_demo(command, tmp_pa
     assert not (tmp_path / "demo_data").exists()
 
 
+def test_a_demo_whose_data_can_go_nowhere_is_one_line_of_error(command, tmp_path):
+    (tmp_path / "file").touch()
+    said = command("demo", "--directory", "file", code=1)
+    assert "No data can go into file: Not a directory. Name another --directory." in said
+    assert "has a # or a ?" in command("demo", "--directory", "a#b", code=1)
+
+
 def test_backups_without_a_server_are_one_line_of_error(command, tmp_path):
     (tmp_path / "none.yaml").write_text("frames_directory: x\n")
     assert "name no Tiled server" in command("replay-backup", "none.yaml", code=1)

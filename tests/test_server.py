@@ -29,6 +29,15 @@ def test_a_server_that_cannot_be_is_refused_at_once(tmp_path, options, told):
         pass
 
 
+@pytest.mark.parametrize("name", ["a#1", "why?"])
+@pytest.mark.parametrize("of", ["directory", "readable"])
+def test_a_directory_that_tiled_could_not_find_is_refused_before_it_is_made(tmp_path, name, of):
+    paths = {"directory": tmp_path / "plain", "readable": tmp_path} | {of: tmp_path / name}
+    with pytest.raises(SettingsError, match=r"has a # or a \?, after"), embedded_tiled(**paths):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_is_no_directory_of_a_server(tmp_path):
     (tmp_path / "taken").write_text("")
     told = "keep its files in .*taken: Not a directory"
