@@ -84,7 +84,7 @@ def _each(what: str, items: list[tuple[str, Any]], work: Callable[[Any, Report],
 def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
     """Open the catalog of raw runs, and close it again."""
     from .settings import DenoiseSettings
-    from .tiled_layouts import connect
+    from .tiled_layouts import connect, why_not_opened
 
     try:
         settings = settings or DenoiseSettings(tiled_uri=uri)
@@ -95,7 +95,7 @@ def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
     try:
         client = connect(settings.model_copy(update={"tiled_layout": "stream"}))
     except Exception as error:
-        fail(f"Tiled at {settings.tiled_uri} cannot be opened: {_why(error)}")
+        fail(f"Tiled at {settings.tiled_uri} cannot be opened: {why_not_opened(error)}")
     try:
         with client.context:
             yield client
@@ -103,18 +103,6 @@ def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
         fail(f"Tiled at {settings.tiled_uri} cannot be reached any more: {error}.")
     except (DenoiseError, OSError, httpx.HTTPStatusError) as error:
         fail(_told(error))
-
-
-def _why(error: Exception) -> str:
-    """Say why a server cannot be opened, and what to do."""
-    from .tiled_layouts import wants_a_key
-
-    refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403)
-    if refused or wants_a_key(error):
-        return "it wants an API key that is right. Put it into TILED_API_KEY."
-    if isinstance(error, httpx.TransportError):
-        return f"{_short(error)}. Does it run there? Give its address as --uri or in TILED_URI."
-    return f"{_short(error)}. Is it the address of a Tiled server?"
 
 
 def _told(error: Exception) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "open_writer",
     "try_reading",
     "wants_a_key",
+    "why_not_opened",
 ]
 
 Document = tuple[str, Mapping[str, Any]]
@@ -133,6 +134,17 @@ def wants_a_key(error: Exception) -> bool:
     return isinstance(error, CannotPrompt) or (
         isinstance(error, RuntimeError) and "API key" in str(error)
     )
+
+
+def why_not_opened(error: Exception) -> str:
+    """Say to whoever has given its address why a server cannot be opened, and what to do."""
+    refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403)
+    if refused or wants_a_key(error):
+        return "it wants an API key that is right. Put it into TILED_API_KEY."
+    told = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, httpx.TransportError):
+        return f"{told}. Does it run there? Give its address as --uri or in TILED_URI."
+    return f"{told}. Is it the address of a Tiled server?"
 
 
 def open_writer(client: Any, settings: DenoiseSettings) -> Writer:

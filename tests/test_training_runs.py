@@ -1,3 +1,5 @@
+import gc
+
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
@@ -169,11 +171,25 @@ def test_a_run_without_frames_is_refused(archived):
         read_run(run, short="a", long="b", single="c")
 
 
+def test_the_address_of_a_web_page_stands_for_its_server(tiled):
+    page = tiled.uri.replace("/api/v1?", "/ui/browse/?")
+    with catalog(page) as client:
+        assert client.uri == tiled.client.uri
+
+
+# The client of tiled that is refused leaves its sockets to the garbage collector.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket")
+def test_a_key_that_is_wrong_is_told(tiled, monkeypatch):
+    monkeypatch.setenv("TILED_API_KEY", "wrong")
+    told = r"it wants an API key that is right\. Put it into TILED_API_KEY\."
+    with pytest.raises(TiledUnavailable, match=told), catalog(tiled.uri.partition("?")[0]):
+        pass
+    gc.collect()
+
+
 def test_a_server_that_is_not_there_is_named():
-    with (
-        pytest.raises(TiledUnavailable, match=r"http://127\.0\.0\.1:9 cannot be opened"),
-        catalog("http://127.0.0.1:9"),
-    ):
+    told = r"http://127\.0\.0\.1:9 cannot be opened: .*Give its address as --uri"
+    with pytest.raises(TiledUnavailable, match=told), catalog("http://127.0.0.1:9"):
         pass
 
 

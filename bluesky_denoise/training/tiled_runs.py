@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from tiled.client import from_uri
 
 from bluesky_denoise.archive import archived_events, descriptors_of
 from bluesky_denoise.errors import DenoiseError, FrameShapeError, TiledUnavailable
 from bluesky_denoise.exposure import Exposure, find_exposure
 from bluesky_denoise.frame_files import usable_mask
 from bluesky_denoise.frame_keys import is_frame_key
+from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.sources import as_stack
+from bluesky_denoise.tiled_layouts import connect, why_not_opened
 from bluesky_denoise.training.files import measured_pairs, single_frames
 from bluesky_denoise.training.pairs import MeasuredPairs, RecordedPairs
 
@@ -65,18 +66,23 @@ def without_api_key(text: str) -> str:
 def catalog(uri: str) -> Iterator[Any]:
     """Open a Tiled catalog of runs, with the key in TILED_API_KEY, and close it again.
 
+    Parameters
+    ----------
+    uri : of the server, or of any of its web pages
+
     Raises
     ------
+    SettingsError
+        If it is no address.
     TiledUnavailable
         If it cannot be opened.
     """
+    settings = DenoiseSettings(tiled_uri=uri)
     try:
-        client = from_uri(uri)
+        client = connect(settings)
     except Exception as error:  # whatever is wrong with an address, tiled's errors are many
-        raise TiledUnavailable(
-            f"Tiled at {without_api_key(uri)} cannot be opened: {without_api_key(str(error))}. "
-            "Is TILED_API_KEY set?"
-        ) from error
+        why = settings.redact(why_not_opened(error))
+        raise TiledUnavailable(f"Tiled at {settings.tiled_uri} cannot be opened: {why}") from error
     with client.context:
         yield client
 
