@@ -1,5 +1,6 @@
 """Masks of invalid pixels, read from arrays and files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def load_mask(source: str | Path | np.ndarray) -> np.ndarray:
 
 def _read(source: str) -> Any:
     name, _, dataset = source.partition("::")
+    name = os.path.expanduser(name)
     suffix = Path(name).suffix.lower()
     try:
         if suffix == ".npy":

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import numpy as np
 from pydantic import (
@@ -30,6 +29,7 @@ from .errors import SettingsError
 from .masks import load_mask
 from .roi import ROI
 from .settings_errors import EXPECTED, explain
+from .tiled_address import check_address, server_and_key
 from .yaml_files import read_yaml
 
 __all__ = ["DenoiseSettings", "is_hidden", "overridden"]
@@ -206,15 +206,9 @@ class DenoiseSettings(BaseModel):
         if not isinstance(values, dict) or not isinstance(values.get("tiled_uri"), str):
             return values
         try:
-            parts = urlsplit(values["tiled_uri"])
+            clean, own = server_and_key(values["tiled_uri"])
         except ValueError:  # `_is_http` says so
             return values
-        query = dict(parse_qsl(parts.query))
-        own = query.pop("api_key", None)
-        path = parts.path
-        if "/api/" not in path:  # of a page that a browser shows
-            path = re.sub(r"/ui(/.*)?$", "/api/v1", path)
-        clean = urlunsplit(parts._replace(path=path, query=urlencode(query)))
         values = {**values, "tiled_uri": clean}
         # The key in an address is that of its server, whatever key there was for another.
         key = own or values.get("tiled_api_key") or os.environ.get("TILED_API_KEY")
@@ -242,12 +236,9 @@ class DenoiseSettings(BaseModel):
     @classmethod
     def _is_http(cls, uri: str | None) -> str | None:
         try:
-            parts = urlsplit(uri or "http://none")
-            known = parts.scheme in ("http", "https") and bool(parts.hostname)
+            check_address(uri or "http://none")
         except ValueError as error:
             raise ValueError(f"{error}; expected {EXPECTED['tiled_uri']}") from None
-        if not known:
-            raise ValueError(f"got {uri!r}; expected {EXPECTED['tiled_uri']}")
         return uri
 
     @field_validator("data_keys", "streams", "exposure_keys", mode="before")
@@ -363,9 +354,10 @@ class DenoiseSettings(BaseModel):
         # decide where `..` leads.
         plain, resolved = os.path.normpath(given), os.path.realpath(given)
         directory = Path(plain if os.path.realpath(plain) == resolved else resolved)
+        # It is made when something is written: until then, what is there of its path counts.
+        there = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):
+            with tempfile.TemporaryFile(dir=there):
                 pass
         except OSError as error:
             raise ValueError(f"{directory} cannot be written to: {error.strerror}") from None
@@ -446,11 +438,16 @@ class DenoiseSettings(BaseModel):
         if not self.rois:
             shaping.remove("rois")
         described = self.model_dump(include=shaping, mode="json", exclude_none=True)
-        if isinstance(self.mask, dict):
-            described["mask"] = {key: _summary(mask) for key, mask in self.mask.items()}
-        elif self.mask is not None:
+        if self.mask is not None:
             described["mask"] = _summary(self.mask)
         return described
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether all is set alike; of arrays as masks, `==` is no one answer."""
+        if not isinstance(other, DenoiseSettings):
+            return NotImplemented
+        one, two = ({**vars(each), "mask": _summary(each.mask)} for each in (self, other))
+        return one == two
 
 
 def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -485,8 +482,10 @@ def _first(values: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((values[name] for name in names if name in values), None)
 
 
-def _summary(mask: np.ndarray) -> str:
-    """Name a mask so that another one has another name."""
+def _summary(mask: Any) -> Any:
+    """Name a mask, or those by data key, so that another one has another name."""
+    if not isinstance(mask, np.ndarray):
+        return mask and {key: _summary(of_key) for key, of_key in mask.items()}
     digest = hashlib.sha256(np.packbits(mask != 0).tobytes()).hexdigest()
     return f"array of shape {mask.shape}, sha256 {digest[:16]}"
 

@@ -42,6 +42,12 @@ def test_each_kind_of_file_gives_the_same_mask(tmp_path, mask, name):
     np.testing.assert_array_equal(load_mask(path), mask)
 
 
+def test_a_file_in_the_home_directory_is_found(tmp_path, monkeypatch, mask):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "mask.npy", mask)
+    np.testing.assert_array_equal(load_mask("~/mask.npy"), mask)
+
+
 def test_another_dataset_of_an_hdf5_file_is_named_after_two_colons(tmp_path, mask):
     with h5py.File(tmp_path / "bad.h5", "w") as file:
         file["entry/pixel_mask"] = mask

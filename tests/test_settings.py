@@ -63,6 +63,8 @@ def test_an_unknown_setting_is_refused_with_the_names_there_are():
             r"'rois\.a': The rows of a ROI are \(9, 1\); expected .* first < last \(got {'rows'",
         ),
         ({"tiled_uri": "localhost:8000"}, r"'tiled_uri'.*expected an address such as http://"),
+        ({"tiled_uri": "http://localhost:80OO"}, r"the port of 'localhost:80OO' is no number"),
+        ({"tiled_uri": "http://localhost:99999"}, r"the port of .* from 0 to 65535; expected an"),
         ({"rate_range": (5, 1)}, r"'rate_range'.*expected 0 <= least < most, not 5 and 1"),
         ({"rate_range": {"det": (-1, 1)}}, r"'rate_range'.*expected 0 <= least < most, not -1"),
         ({"rois": {"a" * 44: REGION}}, r"'rois'.*'a{44}' has 44 bytes; expected at most 43"),
@@ -349,6 +351,8 @@ def test_the_key_of_a_server_does_not_go_to_another(tmp_path, monkeypatch):
     [
         {"tiled_uri": "ftp://localhost?api_key=secret"},
         {"tiled_uri": "http://[broken?api_key=secret"},
+        {"tiled_uri": "http://user:secret@localhost:8000"},
+        {"tiled_uri": "user:secret@localhost:8000"},
         {"tiled_uri": "http://localhost", "tiled_api_key": ["secret"]},
         {"tiled_uri": "http://localhost?api_key=secret", "unknown": 1, "batch_size": 0},
     ],
@@ -375,9 +379,9 @@ def test_settings_travel_to_another_process_whole(tmp_path):
 # Directories
 
 
-def test_a_directory_is_made_where_it_is_missing(tmp_path):
+def test_a_directory_may_be_missing_and_is_not_made_by_what_is_only_set(tmp_path):
     settings = DenoiseSettings(frames_directory=tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
+    assert not list(tmp_path.iterdir())
     assert settings.backup_path == tmp_path / "a" / "b" / "backup"
 
 
@@ -395,7 +399,6 @@ def test_a_directory_is_named_without_dots_and_keeps_its_links(tmp_path, key):
     ):
         path.write_text(f"{key}: {given}\n")
         assert str(getattr(DenoiseSettings.from_yaml(path), key)) == str(tmp_path / meant)
-        assert (tmp_path / meant).is_dir()
 
 
 @pytest.mark.parametrize("key", ["frames_directory", "backup_directory"])
@@ -403,6 +406,9 @@ def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path, key):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=rf"'{key}': .*file/sub cannot be written to: Not a d"):
         DenoiseSettings(**{key: tmp_path / "file" / "sub"})
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(SettingsError, match=rf"'{key}': .*link/sub cannot be written to: No such"):
+        DenoiseSettings(**{key: tmp_path / "link" / "sub"})
 
 
 def test_backups_lie_in_the_data_directory_of_the_user_without_others(tmp_path, monkeypatch):
@@ -455,6 +461,18 @@ def test_another_mask_of_the_same_shape_is_another_setting():
     assert len(set(told)) == 3
     assert all(text.startswith("array of shape (16, 20), sha256 ") for text in told)
     assert DenoiseSettings(mask={"det": masks[1]}).describe()["mask"] == {"det": told[1]}
+
+
+def test_settings_are_compared_with_the_pixels_of_their_masks():
+    def masked(mask):
+        return DenoiseSettings(mask=mask)
+
+    assert masked(np.eye(16)) == masked(np.eye(16))
+    assert masked({"det": np.eye(16)}) == masked({"det": np.eye(16)})
+    assert masked(np.eye(16)) != masked(np.eye(16, k=1))
+    assert masked(np.eye(16)) != masked({"det": np.eye(16)}) != masked(None)
+    assert DenoiseSettings() == DenoiseSettings() != DenoiseSettings(threads=1)
+    assert DenoiseSettings() != "settings"
 
 
 def test_regions_of_no_data_key_may_be_left_empty():

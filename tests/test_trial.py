@@ -47,7 +47,7 @@ def test_what_settings_make_of_the_first_frames_is_told_and_nothing_is_written(R
     raw_sum = func.taken[0][8:16, 10:20].sum() / 0.5
     assert stream.events[0]["spot_raw_sum"] == pytest.approx(raw_sum)
     assert list(run) == ["primary"]
-    assert not list((tmp_path / "denoised").rglob("*"))
+    assert not (tmp_path / "denoised").exists()
 
 
 def test_frames_that_cannot_be_denoised_are_told_with_the_reason(RE, tiled):
@@ -88,7 +88,7 @@ def test_check_tries_settings_on_the_newest_run_with_frames(command, uid, RE, tm
     assert "spot, counts / s" in said
     assert "All frames are ok." in said
     assert "in this run there was one each" in said
-    assert not list((tmp_path / "denoised").rglob("*"))
+    assert not (tmp_path / "denoised").exists()
     assert "1 events" in command("check", "settings.yaml", uid[:8], "-n", "1")
 
 

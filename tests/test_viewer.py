@@ -312,7 +312,6 @@ def test_what_cannot_be_denoised_is_shown_raw_with_the_reason(RE, tmp_path, file
 
 def test_frames_that_could_not_be_saved_are_shown_raw_with_the_reason(RE, tmp_path):
     options = settings(data_keys=[KEY], frames_directory=tmp_path / "denoised")
-    (tmp_path / "denoised").rmdir()
     (tmp_path / "denoised").write_text("no directory any more")
     router = DenoiseRouter(options, UnitDenoiser())
     viewer = FrameViewer(KEY, interval_s=60.0)
