@@ -44,9 +44,8 @@ def check(
     Says where exposures are found, whether masks and regions fit, what the audit finds, and whether
     frames are denoised as fast as they came.
     """
-    from .router import DenoiseRouter
+    from .router import DenoiseRouter, with_threads
     from .trial import try_settings
-    from .worker import with_threads
 
     loaded = with_threads(_settings(settings))
     with open_catalog(loaded.tiled_uri, loaded) as catalog, console.status("Loading the network"):

@@ -1,6 +1,7 @@
 """Documents of raw runs in, documents of derived runs out."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from .run import DenoisedRun
 from .settings import DenoiseSettings
 from .subscribers import Subscribers
 
-__all__ = ["DenoiseRouter", "DenoiserLike"]
+__all__ = ["DenoiseRouter", "DenoiserLike", "with_threads"]
 
 logger = logging.getLogger(__name__)
 
@@ -203,11 +204,35 @@ class DenoiseRouter:
 def _load(settings: DenoiseSettings) -> DenoiserLike:
     """Load the model of the settings, or call the factory that they name."""
     module, _, factory = settings.model.partition(":")
-    if factory and module.replace(".", "").isidentifier():
-        try:
-            return getattr(import_module(module), factory)()
-        except (ImportError, AttributeError, TypeError) as error:
-            raise ModelNotFound(f"Setting `model`, {settings.model!r}: {error}") from None
+    # What follows the drive of a Windows path is no name.
+    if factory.isidentifier() and module.replace(".", "").isidentifier():
+        return _made(module, factory)
     from .denoiser import Denoiser  # imports torch
 
-    return Denoiser.load(settings.model, settings.device, threads=settings.threads)
+    return Denoiser.load(settings.model, settings.device, threads=with_threads(settings).threads)
+
+
+def _made(module: str, factory: str) -> DenoiserLike:
+    where = f"Setting `model`, '{module}:{factory}'"
+    try:
+        make = getattr(import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        raise ModelNotFound(f"{where}: {error}") from error
+    try:
+        return make()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ModelNotFound(
+            f"{where}: calling it raised {type(error).__name__}: {error}. It must return a "
+            "denoiser, and is called with no arguments."
+        ) from error
+
+
+def with_threads(settings: DenoiseSettings) -> DenoiseSettings:
+    """Settle how many threads denoise: where nothing is set, all cores but the RunEngine's."""
+    if settings.threads is not None:
+        return settings
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 2
+    return settings.model_copy(update={"threads": max(1, cores - 1)})

@@ -148,7 +148,7 @@ class DenoiseSettings(BaseModel):
         path = Path(path)
         try:
             values = read_yaml(path) or {}
-        except (OSError, UnicodeDecodeError, YAMLError) as error:
+        except (OSError, YAMLError) as error:
             raise SettingsError(f"Settings file {path} cannot be read: {error}") from None
         address, where = {}, str(path)
         if isinstance(values, dict) and "denoise" in values:

@@ -19,7 +19,6 @@ from .exposure import Exposure, find_exposure
 from .frame_keys import also_called, frame_keys, is_frame_key
 from .router import DenoiserLike, DenoiseRouter
 from .settings import DenoiseSettings
-from .worker import with_threads
 
 Document = tuple[str, Mapping[str, Any]]
 
@@ -105,7 +104,7 @@ def try_settings(
     DenoiseError
         If nothing of this run can be denoised with them, with the reason.
     """
-    dry = with_threads(settings).model_copy(update={"frames_directory": None, "save_sigma": False})
+    dry = settings.model_copy(update={"frames_directory": None, "save_sigma": False})
     router = DenoiseRouter(dry, denoiser)
     raw = as_tiled_run(run)
     documents = list(archived_documents(raw, settings.streams, most=events))

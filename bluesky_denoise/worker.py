@@ -33,7 +33,7 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["main", "with_threads"]
+__all__ = ["main"]
 
 Document = tuple[str, Mapping[str, Any]]
 
@@ -137,7 +137,6 @@ class _Worker:
         os.environ.setdefault("TILED_RETRY_TIMEOUT", "10")
         from .router import DenoiseRouter
 
-        settings = with_threads(settings)
         self._pipe = pipe
         self._router = DenoiseRouter(settings)
         self._router.subscribe(self._take)
@@ -216,17 +215,6 @@ class _Worker:
         finally:  # what Tiled has not taken is kept
             left = self._sink.close(tiled_s) if self._sink else []
         return [str(path) for path in left]
-
-
-def with_threads(settings: DenoiseSettings) -> DenoiseSettings:
-    """Settle how many threads denoise: where nothing is set, all cores but the RunEngine's."""
-    if settings.threads is not None:
-        return settings
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 2
-    return settings.model_copy(update={"threads": max(1, cores - 1)})
 
 
 def _open_sink(settings: DenoiseSettings, on_done: Callable[..., None]) -> Any:

@@ -43,8 +43,8 @@ def read_yaml(path: Path) -> Any:
 
     Raises
     ------
-    OSError, UnicodeDecodeError, yaml.YAMLError
-        If it cannot be read, or gives a key twice.
+    OSError, yaml.YAMLError
+        If it cannot be read, is no text, or gives a key twice.
     """
-    with path.open() as file:
+    with path.open("rb") as file:  # as text it would be in the encoding of the locale
         return yaml.load(file, _Loader)

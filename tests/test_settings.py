@@ -448,8 +448,12 @@ def test_a_mask_of_another_kind_is_refused_in_a_sentence():
 def test_a_file_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "denoise.yaml"
     path.write_bytes(b"model: gr\xfcn\n")
-    with pytest.raises(SettingsError, match=r"denoise\.yaml cannot be read: 'utf-8' codec"):
+    with pytest.raises(
+        SettingsError, match=r"denoise\.yaml cannot be read: unacceptable character"
+    ):
         DenoiseSettings.from_yaml(path)
+    path.write_bytes("tiled_container: gr\u00fcn\n".encode("utf-16"))  # not in that of the locale
+    assert DenoiseSettings.from_yaml(path).tiled_container == "gr\u00fcn"
     path.write_text("3: 4\n")
     with pytest.raises(SettingsError, match=r"denoise\.yaml: unknown setting '3'"):
         DenoiseSettings.from_yaml(path)
