@@ -348,6 +348,8 @@ def test_a_chance_above_a_tenth_lets_weaker_peaks_of_the_coarse_scan_pass(RE, ra
         ({"num": 4}, "expected at least 5 points"),
         ({"fine_num": 4}, "expected at least 5 points"),
         ({"fine_num": "7"}, "fine_num is '7'; expected a number above 0"),
+        ({"num": 7.5}, "num is 7.5; expected a whole number above 0"),
+        ({"fine_num": 7.5}, "fine_num is 7.5; expected a whole number above 0"),
         ({"exposure_s": 0.0}, "exposure_s is 0.0; expected a number above 0"),
         ({"exposure_s": "1"}, "exposure_s is '1'; expected a number above 0"),
         ({"fine_exposure_s": 0.0}, "fine_exposure_s is 0.0; expected a number above 0"),
@@ -374,6 +376,7 @@ def test_a_search_that_cannot_work_is_refused(RE, raw, det, motor, denoised, wro
         ({"max_frames": 2.5}, "max_frames is 2.5; expected a whole number"),
         ({"max_frames": 0}, "max_frames is 0; expected a number above 0"),
         ({"num": 0}, "num is 0; expected a number above 0"),
+        ({"num": 2.5}, "num is 2.5; expected a whole number above 0"),
     ],
 )
 def test_an_adaptive_scan_that_cannot_work_is_refused(

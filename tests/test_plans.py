@@ -417,7 +417,7 @@ def test_references_need_a_denoiser_that_denoises_them(RE, det, motor):
         RE(plan)
 
 
-@pytest.mark.parametrize("every", [0, 0.5, "2"])
+@pytest.mark.parametrize("every", [0, 0.5, 2.5, "2"])
 def test_references_are_taken_at_whole_points(RE, det, motor, denoised, every):
     asked = {"denoised": denoised, "reference_every": every, "reference_s": 1.0}
     with pytest.raises(SettingsError, match=f"reference_every is {every!r}; expected"):

@@ -19,6 +19,7 @@ from .checks import (
     check_detectors,
     check_number_of,
     check_roi,
+    check_whole,
     detector_of,
     number,
 )
@@ -131,17 +132,15 @@ def adaptive_exposure_scan(
     check_roi(denoised, roi)
     check_detectors(denoised, detectors)
     check_number_of(denoised, f"{roi}_intensity", detectors)
-    check_above_zero(
-        relative_error=relative_error, max_frames=max_frames, exposure_s=exposure_s, num=num
-    )
+    check_above_zero(relative_error=relative_error, exposure_s=exposure_s)
+    check_whole(num=num, max_frames=max_frames)
+    num = int(num)
     if absolute_error is not None:
         check_above_zero(absolute_error=absolute_error)
     if relative_error >= 1:
         raise SettingsError(
             f"relative_error is {relative_error!r}; expected a share below 1, such as 0.1 for 10 %."
         )
-    if max_frames % 1 != 0:
-        raise SettingsError(f"max_frames is {max_frames!r}; expected a whole number.")
     exposed = with_exposures(detectors)
     signals = [exposure_signal(detector) for detector in exposed]
     reference = reference_points(denoised, reference_every, reference_s)

@@ -20,6 +20,7 @@ __all__ = [
     "check_number_of",
     "check_roi",
     "check_stream",
+    "check_whole",
     "described",
     "detector_of",
     "number",
@@ -31,6 +32,14 @@ def check_above_zero(**values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, Real) or not value > 0:
             raise SettingsError(f"{name} is {value!r}; expected a number above 0.")
+
+
+def check_whole(**values: Any) -> None:
+    """Raise `SettingsError` if one of the values is no whole number above 0; 7.0 is one."""
+    check_above_zero(**values)
+    for name, value in values.items():
+        if value % 1 != 0:
+            raise SettingsError(f"{name} is {value!r}; expected a whole number above 0.")
 
 
 def check_roi(denoised: DenoisedSignals, roi: str) -> None:

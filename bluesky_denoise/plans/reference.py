@@ -12,7 +12,7 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .checks import check_above_zero
+from .checks import check_above_zero, check_whole
 from .exposure_values import read_values, set_values
 from .exposures import (
     exposure_readings,
@@ -50,7 +50,8 @@ class ReferencePoints:
     Raises
     ------
     SettingsError
-        If the stream ``reference`` is not denoised, or a number is not above 0.
+        If the stream ``reference`` is not denoised, `every` is no whole number above 0, or
+        `exposure_s` is not above 0.
     """
 
     def __init__(self, denoised: DenoisedSignals, every: int, exposure_s: float) -> None:
@@ -59,9 +60,8 @@ class ReferencePoints:
                 f"References need a denoiser of the stream {_STREAM!r} too; it is set to "
                 f"{', '.join(denoised.streams)}. Set `streams` to ['primary', {_STREAM!r}]."
             )
-        check_above_zero(reference_every=every, reference_s=exposure_s)
-        if every < 1:
-            raise SettingsError(f"reference_every is {every!r}; expected points, 1 or more.")
+        check_whole(reference_every=every)
+        check_above_zero(reference_s=exposure_s)
         self._denoised, self._every, self.exposure_s = denoised, every, float(exposure_s)
         self._points = 0
         names = [f"{roi}_{what}" for roi in denoised.rois for what in ("pull", "denoised_ratio")]

@@ -15,7 +15,14 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .checks import check_above_zero, check_detectors, check_number_of, check_roi, number
+from .checks import (
+    check_above_zero,
+    check_detectors,
+    check_number_of,
+    check_roi,
+    check_whole,
+    number,
+)
 from .exposure_values import tried_wrapper
 from .exposures import (
     exposure_readings,
@@ -115,8 +122,9 @@ def find_weak_peak(
     check_number_of(denoised, f"{roi}_intensity", detectors)
     least = _COARSE_CHANCE * LEAST_P_VALUE
     fine_s = exposure_s if fine_exposure_s is None else fine_exposure_s
-    check_above_zero(num=num, fine_num=fine_num, false_alarm=false_alarm)
-    check_above_zero(exposure_s=exposure_s, fine_exposure_s=fine_s)
+    check_whole(num=num, fine_num=fine_num)
+    num, fine_num = int(num), int(fine_num)
+    check_above_zero(false_alarm=false_alarm, exposure_s=exposure_s, fine_exposure_s=fine_s)
     if min(num, fine_num) < 5 or not least <= false_alarm < 1:
         raise SettingsError(
             f"num {num!r}, fine_num {fine_num!r}, false_alarm {false_alarm!r}; expected at least 5 "
