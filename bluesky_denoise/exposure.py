@@ -137,7 +137,9 @@ def find_exposure(
     if default_s is not None:
         return Exposure("settings", default_s)
     looked_at = [*extra_keys, *(f"{owner}*{suffix}" for suffix in _SUFFIXES)]
-    present = sorted({*event_keys, *(k for c in configurations.values() for k in c["data"])})
+    present = sorted(
+        {*event_keys, *(k for c in configurations.values() for k in c.get("data", ()))}
+    )
     raise ExposureNotFound(
         f"No exposure time for {data_key!r} in stream {descriptor.get('name')!r}: looked for "
         f"{', '.join(looked_at)} among the event and configuration keys "

@@ -19,10 +19,11 @@ def tail_z(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Say how surprising counts are, in standard deviations of a normal deviate.
 
     The tail that is turned into a deviate includes the observed count, so that discrete
-    counts are never called more surprising than they are. Wilson and Hilferty's cube root
-    is used: within 0.1 of the exact tail up to 6 standard deviations where 10 counts or more
-    are expected; below that it errs towards no surprise, by 0.4 at 0.5 counts expected and
-    by 1 or more below 0.05.
+    counts are not called more surprising than they are. Wilson and Hilferty's cube root is
+    used. Up to 6 standard deviations it exceeds the exact tail by 0.02 at most, and errs towards
+    no surprise: for more counts than expected by up to 0.1 where 10 or more are expected, 0.3
+    from 1 on, 0.7 from 0.1 on and 1.1 from 0.01 on; for fewer by up to 0.1 where 50 or more are
+    expected, and below that by up to 0.4, which is for none of 20.
 
     Parameters
     ----------

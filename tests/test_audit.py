@@ -16,6 +16,7 @@ from bluesky_denoise.poisson import (
     expected_deviance,
     tail_z,
 )
+from bluesky_denoise.residuals import lone_pixels
 from bluesky_denoise.results import audit
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
@@ -63,6 +64,14 @@ def test_the_noise_of_an_estimate_adds_the_deviance_that_is_said(rng, rate, shar
     assert told < 2
 
 
+def test_a_pixel_stands_alone_where_its_eight_neighbours_fit(rng):
+    model = np.full((64, 64), 5.0)
+    counts = rng.poisson(model).astype(float)
+    counts[20, 20] = 60  # alone
+    counts[40:43, 40:43] = 60  # a spot that the model lacks
+    assert np.argwhere(lone_pixels(counts, model)).tolist() == [[20, 20]]
+
+
 def test_tails_of_poisson_counts_are_normal_deviates(rng):
     # Exact: P(n >= 60 | 30) = 9.3e-7, P(n <= 10 | 30) = 2.2e-5.
     assert tail_z(np.array([60]), np.array([30.0]))[0] == pytest.approx(4.77, abs=0.03)
@@ -70,6 +79,9 @@ def test_tails_of_poisson_counts_are_normal_deviates(rng):
     z = tail_z(rng.poisson(0.5, 1_000_000), np.full(1_000_000, 0.5))
     # One tail beyond 4 is 3e-5 of a normal deviate; discrete counts give less, never more.
     assert (z > 4).mean() < 4.5e-5
+    # Exact: 5.79 for 9 of 0.5, 5.87 for 34 of 10, -5.88 for none of 20.
+    found = tail_z(np.array([9, 34, 0]), np.array([0.5, 10, 20]))
+    assert found == pytest.approx([5.46, 5.80, -5.48], abs=0.01)
     assert tail_z(np.array([0]), np.array([0.0]))[0] == 0
 
 

@@ -159,6 +159,12 @@ def test_where_there_is_none_the_keys_looked_at_and_those_present_are_named():
     assert isinstance(caught.value, LookupError)
 
 
+def test_a_configuration_may_be_empty():
+    doc = {**descriptor({"det_total": number()}), "configuration": {"det": {}}}
+    with pytest.raises(ExposureNotFound, match=r"configuration keys \(det_total\)\."):
+        find_exposure(doc, "det_image")
+
+
 def test_an_exposure_of_a_detector_whose_name_begins_the_same_is_left_alone():
     two = descriptor({"det_2_image": image(), "det_2_exposure_time": number()})
     two["object_keys"] = {"det": ["det_image"], "det_2": ["det_2_image", "det_2_exposure_time"]}

@@ -244,6 +244,19 @@ def test_a_flag_in_a_region_is_no_intensity_whatever_its_type(dtype):
     )
 
 
+def test_a_negative_flag_in_or_around_a_region_is_refused_unless_it_is_masked():
+    counts = np.random.default_rng(9).poisson(2.0, SHAPE)
+    box = ROI((8, 20), (8, 20), background_px=4)
+    counts[4, 8] = -1
+    told = r"1 pixels in or around the region are negative \(least -1\); .* into the mask"
+    with pytest.raises(FrameValueError, match=told):
+        cut(counts, 1.0, box, None, 4)
+    assert not cut(counts, 1.0, box, counts < 0, 4).valid.all()
+    away = np.where(counts < 0, 0, counts)
+    away[-1, -1] = -1
+    assert (cut(away, 1.0, box, None, 4).counts >= 0).all()
+
+
 def test_all_pixels_masked_gives_nan_everywhere_but_no_error():
     found = measure_roi(np.ones(SHAPE, int), 1.0, BOX, Smoother(), mask=np.ones(SHAPE, bool))
     for name in ("intensity", "intensity_error", "raw_sum", "raw_sum_error", "denoised_sum"):

@@ -167,6 +167,16 @@ def test_a_file_may_have_frames_of_several_streams(tmp_path, told, streams):
         assert counts.tolist() == expected
 
 
+def test_an_event_may_be_of_a_frame_that_another_was_of(tmp_path):
+    run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
+    datum = run.old_file(run.file("again.h5", RISING[:3]))
+    for frame in (0, 1, 2, 1):
+        run.event(det=datum(frame=frame))
+    derived = routed(run.ended(), exposure_s=EXPOSURE_S)
+    assert values(derived, "denoise_reason") == [""] * 4
+    assert (np.array(values(derived, "det_raw_total")) / np.prod(SHAPE)).tolist() == [1, 2, 3, 2]
+
+
 def test_datums_that_come_late_leave_out_none_but_what_lacks(tmp_path):
     run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
     datum = run.old_file(run.file("late.h5", RISING[:5]))

@@ -1,6 +1,7 @@
 import json
 import resource
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -302,6 +303,18 @@ def test_two_trainings_do_not_write_one_place(tmp_path):
         fit(output, settings=QUICK)
     fit(output, settings=QUICK)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
+
+
+def test_a_lock_whose_file_has_just_been_removed_is_none(tmp_path, monkeypatch):
+    def flock(file, how):  # the one that held it has ended since it was opened
+        Path(file.name).unlink()
+
+    monkeypatch.setattr("bluesky_denoise.training.alone.fcntl.flock", flock)
+    with (
+        pytest.raises(CheckpointError, match="Another training is writing"),
+        alone_at(tmp_path / "a.safetensors"),
+    ):
+        pass
 
 
 def test_weights_are_not_replaced_before_their_card_is_written(tmp_path):

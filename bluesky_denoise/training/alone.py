@@ -1,6 +1,7 @@
 """One training at a time writes to one place."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def alone_at(output: Path) -> Iterator[None]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One that has just ended may have removed the file meanwhile: others lock another.
+            taken = not os.fstat(file.fileno()).st_nlink
         except OSError:
+            taken = True
+        if taken:
             raise CheckpointError(
                 f"Another training is writing {output}. Wait for it, or give another name."
             ) from None
