@@ -120,7 +120,7 @@ class DenoiseSettings(BaseModel):
     read_timeout_s: PositiveFloat = 10.0
     """How long a frame may take to become readable in its file, seconds."""
     node_timeout_s: PositiveFloat = 60.0
-    """How long the raw run may take to appear in Tiled, and Tiled may take nothing, seconds."""
+    """Longest time until Tiled has the raw run, or takes what waits of a denoised one, seconds."""
 
     def __init__(self, /, **values: Any) -> None:
         try:

@@ -5,7 +5,8 @@
 
 The RunEngine publishes with ``RE.subscribe(Publisher("localhost:5577"))``. Results are
 published under the prefix ``denoised``: ``RemoteDispatcher(address, prefix=b"denoised")``
-receives them and nothing else. What the bus loses is read from Tiled.
+receives them and nothing else. What the bus loses is read from Tiled. Bluesky unpickles what it
+receives from the bus: use it on trusted networks only.
 """
 
 import sys
