@@ -309,7 +309,8 @@ def test_frames_that_tiled_has_filled_up_with_zeros_are_told_of(RE, tiled, logge
     (uid,) = RE(bp.count([det], 2))
     events = [doc for name, doc in archived_documents(in_tiled(tiled, uid)) if name == "event"]
     assert [event["data"]["det"].shape for event in events] == [(17, 22)] * 2
-    assert re.search(r"det are \(17, 22\) in Tiled, and the descriptor has \(16, 20\).*zeros", logged())
+    told = r"det are \(17, 22\) in Tiled, and the descriptor has \(16, 20\).*zeros"
+    assert re.search(told, logged())
 
 
 def test_a_router_takes_the_documents_that_tiled_gives(RE, tiled):
