@@ -237,6 +237,19 @@ def test_standard_errors_are_shown_where_there_are_some(RE):
     assert list(trace.lines[0].get_xdata()) == [1, 2]
 
 
+def test_frames_of_a_detector_that_is_called_as_errors_are_not_shown_as_errors(RE):
+    other = ReplayDetector(name="other", frames=ReplayFrames(np.ones((2, 48, 48), int), 1.0))
+    other.image.name = f"{KEY}_sigma"
+    router = DenoiseRouter(settings(), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([detector(), other], 2))
+    viewer.close()
+    titles = [axes.get_title() for axes in viewer.figure.axes if axes.images]
+    assert titles[1:] == ["denoised", "raw - denoised"]
+
+
 def test_a_frame_that_cannot_be_drawn_is_logged_and_the_scan_goes_on(RE, logged, monkeypatch):
     def broken(*args):
         raise RuntimeError("no ink")
