@@ -184,8 +184,8 @@ def test_what_was_written_in_part_or_doubled_is_completed_by_a_replay(
 def test_an_empty_backup_does_not_keep_the_others_from_being_replayed(
     RE, raw, tiled, written, det, tmp_path
 ):
-
     options = settings(tiled_uri=tiled.uri, backup_directory=tmp_path / "backup")
+    (tmp_path / "backup").mkdir()
     (tmp_path / "backup" / "cut.jsonl").write_text('{"name": "sta')
     router, derived = DenoiseRouter(options, UnitDenoiser()), DocumentCollector()
     router.subscribe(derived)
