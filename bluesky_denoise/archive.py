@@ -90,9 +90,11 @@ def _warn_of_filled_up(descriptor: Mapping[str, Any], node: Any, stream: str) ->
     """Tell of frames that are larger in Tiled than they were said to be: zeros may be no counts."""
     for key, child in arrays_of(node).items():
         spec = descriptor["data_keys"].get(key, {})
-        said, found = tuple(spec.get("shape", ())[-2:]), tuple(child.shape[-2:])
         external = "external" in node.metadata.get("data_keys", {}).get(key, {})
-        if is_frame_key(spec) and not external and None not in said and said != found:
+        if not is_frame_key(spec) or external:
+            continue
+        said, found = tuple(spec["shape"][-2:]), tuple(child.shape[-2:])
+        if None not in said and said != found:
             logger.warning(
                 "Run %.8s, stream %s: frames of %s are %s in Tiled, and the descriptor has %s. If "
                 "their size changed during the run, zeros were put around the smaller ones, and "
