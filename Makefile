@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/bluesky-denoise demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

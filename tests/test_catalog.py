@@ -346,8 +346,9 @@ class Counted:
         return self._denoise(counts, exposure_s, mask)
 
 
-@pytest.mark.parametrize("keys", [("cam_sigma_image",), ("cam", "cam_sigma")])
-@pytest.mark.parametrize("save_sigma", [False, True])
+@pytest.mark.parametrize(
+    ("keys", "save_sigma"), [(("cam_sigma_image",), False), (("cam", "cam_sigma"), True)]
+)
 def test_frames_of_a_detector_that_is_called_as_errors_are_taken_over_and_exported(
     RE, tiled, settings, tmp_path, caplog, keys, save_sigma
 ):

@@ -133,7 +133,10 @@ def test_a_killed_child_with_frames_inside_the_events_is_counted_right(
 
 
 @pytest.mark.parametrize("with_an_event", [True, False])
-def test_a_run_whose_child_died_ends_once_however_many_die_after(RE, tmp_path, gate, with_an_event):
+def test_a_run_whose_child_died_ends_once_however_many_die_after(
+    RE, tmp_path, gate, with_an_event, monkeypatch
+):
+    monkeypatch.setenv("TILED_RETRY_ATTEMPTS", "1")
     derived, det = DocumentCollector(), replay()
     options = settings(
         model="child_denoisers:Gated", tiled_uri=NOWHERE, backup_directory=tmp_path / "backup"
