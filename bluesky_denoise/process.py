@@ -176,8 +176,8 @@ class DenoiseProcess:
                 lost, self._lost = self._lost, {}
                 runs, reason = ", ".join(uid[:8] for uid in lost), next(iter(lost.values()))
                 raise DenoiseFailed(
-                    f"Not denoised, or not to the end, as {reason}: {runs}. Their raw runs are "
-                    "whole; `bluesky-denoise catch-up` denoises them."
+                    f"Not denoised, or not to the end, as {reason}: {runs}. Raw data is not "
+                    "concerned; `bluesky-denoise catch-up` denoises these runs."
                 )
             refused, self._refused = self._refused, {}
         if refused:

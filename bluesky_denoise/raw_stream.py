@@ -195,8 +195,8 @@ def _check_column(name: str) -> None:
         check_columns([name], LONGEST_OF_KEY)
     except ValueError as error:
         raise SettingsError(
-            f"Frames {error}. Give the detector a shorter or plainer name, or set `data_keys` to "
-            "its own name, by which its frames go then."
+            f"Its frames cannot have a column in Tiled: {error}. Give the detector a shorter or "
+            "plainer name, or set `data_keys` to its own name, by which its frames go then."
         ) from None
 
 
