@@ -18,6 +18,7 @@ from live_path import (
 )
 from ophyd.sim import SynAxis, SynSignal
 
+from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
@@ -410,3 +411,51 @@ def test_each_detector_may_have_its_own_mask(RE, raw, build):
     RE(bp.count(cameras))
     assert not np.isnan(rates(derived, "a_image")).any()
     np.testing.assert_array_equal(np.isnan(rates(derived, "b_image")[0]), mask)
+
+
+@pytest.mark.parametrize("name", ["det_image", "det"])
+@pytest.mark.parametrize("data_keys", [None, ["det"]], ids=str)
+def test_settings_may_call_frames_by_data_key_or_by_detector(
+    RE, raw, build, logged, name, data_keys
+):
+    mask = np.zeros(SHAPE, bool)
+    mask[:8] = True
+    spot = ROI(rows=(9, 13), cols=(4, 12), background_px=0)
+    _, derived = build(
+        data_keys=data_keys,
+        mask={name: mask},
+        rois={name: {"spot": spot}},
+        exposure_s={name: 2.0},
+        frames_directory=None,
+    )
+    RE(bp.count([Camera(name="det", func=poisson(), exposure_s=np.nan)], 1))
+    key = "det" if data_keys else "det_image"
+    (rate,) = rates(derived, key)
+    assert np.isnan(rate).sum() == mask.sum()
+    assert values(derived, f"{key}_exposure_s") == [2.0]
+    assert values(derived, "spot_intensity") == [pytest.approx(np.nansum(rate[9:13, 4:12]))]
+    assert "has nothing for" not in logged()
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("det_cam_acquire_tim", ", perhaps det_cam_acquire_time is meant"), ("shutter", "")],
+)
+def test_an_exposure_key_that_no_stream_has_is_told(RE, raw, build, logged, key, told):
+    build(exposure_keys=[key], frames_directory=None)
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    assert f"have {key} of `exposure_keys`{told}; exposures are looked for without" in logged()
+    assert logged().count("of `exposure_keys`") == 1
+
+
+def test_an_exposure_key_that_is_there_is_not_told(RE, raw, build, logged):
+    build(exposure_keys=["det_cam_acquire_time", "other"], frames_directory=None)
+    RE(bp.count([Camera(name="det", func=poisson())], 1))
+    assert "exposure_keys" not in logged()
+
+
+def test_frames_that_the_settings_have_no_mask_for_are_told(RE, raw, build, logged):
+    build(mask={"det_imag": np.zeros(SHAPE)}, frames_directory=None)
+    RE(bp.count([Camera(name="det", func=poisson())], 1))
+    assert "setting `mask` has nothing for det_image or det; it has det_imag" in logged()
+    assert logged().count("has nothing for") == 1

@@ -26,7 +26,7 @@ from live_path import (
 from ophyd.sim import SynSignalWithRegistry
 
 from bluesky_denoise.catalog import _MAY_PASS
-from bluesky_denoise.errors import FrameValueError, ModelNotFound
+from bluesky_denoise.errors import FrameValueError
 from bluesky_denoise.frame_store import FrameStore
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
@@ -373,36 +373,6 @@ def test_events_of_a_configuration_that_cannot_be_denoised_are_there_with_the_re
     assert stop["reason"].startswith("No exposure time for 'det_image'")
 
 
-@pytest.mark.parametrize(
-    "model", ["nowhere.module:Denoiser", "bluesky_denoise.testing:Nobody", "numpy:zeros"]
-)
-def test_a_factory_that_is_not_there_is_named(model):
-    with pytest.raises(ModelNotFound, match=rf"Setting `model`, '{model}'"):
-        DenoiseRouter(settings(model=model))
-
-
-def test_an_error_within_a_factory_keeps_its_traceback():
-    told = r"calling it raised TypeError: .* is called with no arguments\."
-    with pytest.raises(ModelNotFound, match=told) as caught:
-        DenoiseRouter(settings(model="numpy:zeros"))
-    assert isinstance(caught.value.__cause__, TypeError)
-
-
-@pytest.mark.parametrize("model", [r"C:\w\my.safetensors", "C:/w/my.safetensors"])
-def test_a_path_with_a_drive_is_no_factory(model):
-    with pytest.raises(ModelNotFound, match="no weights"):
-        DenoiseRouter(settings(model=model))
-
-
-def test_threads_that_are_not_set_are_all_cores_but_one(monkeypatch):
-    seen = []
-    monkeypatch.setattr("torch.set_num_threads", seen.append)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(6), raising=False)
-    DenoiseRouter(settings(model="default", device="cpu"))
-    DenoiseRouter(settings(model="default", device="cpu", threads=2))
-    assert seen == [5, 2]
-
-
 def test_validating_helpers_would_see_a_lost_event(RE, raw, build):
     _, derived = build(frames_directory=None)
     RE(bp.count([Camera(name="det", func=poisson())], 3))
@@ -433,54 +403,6 @@ def test_a_file_that_cannot_be_begun_leaves_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
     FrameStore(tmp_path / "a.h5", {"det": (16, 20)}, {}).close()
-
-
-@pytest.mark.parametrize("name", ["det_image", "det"])
-@pytest.mark.parametrize("data_keys", [None, ["det"]], ids=str)
-def test_settings_may_call_frames_by_data_key_or_by_detector(
-    RE, raw, build, logged, name, data_keys
-):
-    mask = np.zeros(SHAPE, bool)
-    mask[:8] = True
-    spot = ROI(rows=(9, 13), cols=(4, 12), background_px=0)
-    _, derived = build(
-        data_keys=data_keys,
-        mask={name: mask},
-        rois={name: {"spot": spot}},
-        exposure_s={name: 2.0},
-        frames_directory=None,
-    )
-    RE(bp.count([Camera(name="det", func=poisson(), exposure_s=np.nan)], 1))
-    key = "det" if data_keys else "det_image"
-    (rate,) = rates(derived, key)
-    assert np.isnan(rate).sum() == mask.sum()
-    assert values(derived, f"{key}_exposure_s") == [2.0]
-    assert values(derived, "spot_intensity") == [pytest.approx(np.nansum(rate[9:13, 4:12]))]
-    assert "has nothing for" not in logged()
-
-
-@pytest.mark.parametrize(
-    ("key", "told"),
-    [("det_cam_acquire_tim", ", perhaps det_cam_acquire_time is meant"), ("shutter", "")],
-)
-def test_an_exposure_key_that_no_stream_has_is_told(RE, raw, build, logged, key, told):
-    build(exposure_keys=[key], frames_directory=None)
-    RE(bp.count([Camera(name="det", func=poisson())], 2))
-    assert f"have {key} of `exposure_keys`{told}; exposures are looked for without" in logged()
-    assert logged().count("of `exposure_keys`") == 1
-
-
-def test_an_exposure_key_that_is_there_is_not_told(RE, raw, build, logged):
-    build(exposure_keys=["det_cam_acquire_time", "other"], frames_directory=None)
-    RE(bp.count([Camera(name="det", func=poisson())], 1))
-    assert "exposure_keys" not in logged()
-
-
-def test_frames_that_the_settings_have_no_mask_for_are_told(RE, raw, build, logged):
-    build(mask={"det_imag": np.zeros(SHAPE)}, frames_directory=None)
-    RE(bp.count([Camera(name="det", func=poisson())], 1))
-    assert "setting `mask` has nothing for det_image or det; it has det_imag" in logged()
-    assert logged().count("has nothing for") == 1
 
 
 def test_a_disk_that_is_full_for_a_moment_costs_one_frame_and_shifts_none(RE, raw, build, tmp_path):
