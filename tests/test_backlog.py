@@ -113,6 +113,30 @@ def test_frames_may_fill_only_so_much_memory(changed, monkeypatch):
     assert [skip for _, _, skip in backlog.take(9)] == ["closed", "", "", ""]
 
 
+def test_frames_are_taken_again_when_half_of_the_memory_is_free(changed, monkeypatch):
+    image = event(0)["data"]["det"].nbytes
+    room = 4 * image + image // 2  # for the traces, which stay, too
+    monkeypatch.setattr("bluesky_denoise.backlog._MOST_WAITING_BYTES", room)
+    backlog = Backlog(changed, most=99, wait_s=0)
+    for number in range(5):
+        backlog.put("event", event(number), frames=True)
+    backlog.take(1)
+    backlog.put("event", event(5), frames=True)  # three wait: there is room, but half is taken
+    assert skipped(backlog.take(9)) == [False, False, False, True, True]
+
+
+def test_frames_that_are_given_up_take_no_memory(changed, monkeypatch):
+    image = event(0)["data"]["det"].nbytes
+    room = 4 * image + image // 2
+    monkeypatch.setattr("bluesky_denoise.backlog._MOST_WAITING_BYTES", room)
+    backlog = Backlog(changed, most=99, wait_s=0)
+    backlog.put("event", event(0), frames=True)
+    backlog.skip("closed")
+    for number in range(1, 5):
+        backlog.put("event", event(number), frames=True)
+    assert [skip for _, _, skip in backlog.take(9)] == ["closed", "", "", "", ""]
+
+
 def test_frames_that_are_larger_than_all_that_may_wait_go_one_by_one(changed, monkeypatch):
     monkeypatch.setattr("bluesky_denoise.backlog._MOST_WAITING_BYTES", 1)
     backlog = Backlog(changed, most=99, wait_s=0)

@@ -167,6 +167,17 @@ def test_an_aborted_scan_is_denoised_as_far_as_it_went(RE, raw, build, motor):
     assert values(derived, "denoise_ok") == [True] * 3
 
 
+def test_a_run_whose_end_cannot_be_handled_is_ended_all_the_same(RE, raw, build, monkeypatch):
+    def broken(run):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("bluesky_denoise.run.DenoisedRun._tell_of_other_streams", broken)
+    _, derived = build()
+    RE(bp.count([Camera(name="det", func=poisson())], 2))
+    (stop,) = derived.by_name["stop"]
+    assert (stop["exit_status"], stop["reason"]) == ("fail", "RuntimeError: out of order")
+
+
 def test_a_failed_plan_gives_a_failed_derived_run_with_its_reason(RE, raw, build):
     _, derived = build()
 
