@@ -9,7 +9,7 @@ __all__ = ["is_part", "parts_of", "read_table"]
 
 logger = logging.getLogger(__name__)
 
-_KEY = re.compile(r"internal(?:_(\d+))?")
+_KEY = re.compile(r"internal(_\d+)?")
 """`TiledWriter` begins `internal_0`, `internal_1`, ... from 1025 columns on."""
 
 
@@ -27,15 +27,14 @@ def is_part(key: str, node: Any) -> bool:
 
 
 def parts_of(node: Any) -> list[Any]:
-    """Return the parts of a stream's table, mostly one, in their order; without events none.
+    """Return the parts of a stream's table, mostly one; without events none.
 
     Parameters
     ----------
     node :
         Tiled client of the stream's node, ``stream.base``.
     """
-    parts = {key: child for key, child in node.items() if is_part(key, child)}  # one request
-    return [parts[key] for key in sorted(parts, key=lambda key: int(_KEY.fullmatch(key)[1] or 0))]
+    return [child for key, child in node.items() if is_part(key, child)]  # one request
 
 
 def read_table(node: Any, columns: Sequence[str] | None = None) -> Any:

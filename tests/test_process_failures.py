@@ -132,6 +132,19 @@ def test_a_killed_child_with_frames_inside_the_events_is_counted_right(
     assert_emitted(raw.by_name, start=2, descriptor=2, event=4, stop=2)
 
 
+def test_runs_that_wait_as_the_last_child_dies_are_named(RE, monkeypatch):
+    monkeypatch.setattr(process_module, "_MOST_RESTARTS", 1)
+    with DenoiseProcess(settings()) as denoise:
+        denoise._restarts.append(time.monotonic())
+        RE.subscribe(denoise)
+        os.kill(denoise.pid, signal.SIGSTOP)
+        uids = [RE(bp.count([replay()], 1))[0] for _ in range(3)]
+        os.kill(denoise.pid, signal.SIGKILL)
+        with pytest.raises(DenoiseFailed) as caught:
+            denoise.wait(60)
+        assert all(uid[:8] in str(caught.value) for uid in uids)
+
+
 @pytest.mark.parametrize("with_an_event", [True, False])
 def test_a_run_whose_child_died_ends_once_however_many_die_after(
     RE, tmp_path, gate, with_an_event, monkeypatch
