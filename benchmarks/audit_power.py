@@ -12,8 +12,8 @@ import numpy as np
 
 from bluesky_denoise.audit import audit_frame, audit_rate
 from bluesky_denoise.denoiser import Denoiser
-from bluesky_denoise.photon_checks import looks_poisson
-from bluesky_denoise.pixel_checks import dead_areas
+from bluesky_denoise.photons.photon_checks import looks_poisson
+from bluesky_denoise.photons.pixel_checks import dead_areas
 from bluesky_denoise.simulation.random_masks import random_mask
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak

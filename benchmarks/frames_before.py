@@ -18,9 +18,9 @@ from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.evaluation.frame_sets import read_frame_set
 from bluesky_denoise.evaluation.metrics import noise_corrected_error
 from bluesky_denoise.models.checkpoint import load_checkpoint
+from bluesky_denoise.photons.thinning import thin
 from bluesky_denoise.roi import ROI, measure_roi
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
-from bluesky_denoise.thinning import thin
 
 LINE = Path(__file__).parents[1] / "bluesky_denoise" / "simulation" / "frames" / "i07_line.h5"
 SIDES_PX = (3, 7, 15)

@@ -114,7 +114,7 @@ def run_engine_speed(events: int = 20, repeats: int = 60) -> RunEngineSpeed:
 _COMPUTE = """
 import os
 from bluesky_denoise import Denoiser
-from bluesky_denoise.memory import keep_freed_memory
+from bluesky_denoise.support.memory import keep_freed_memory
 from bluesky_denoise.simulation import recorded_frames
 os.nice(5)
 keep_freed_memory()

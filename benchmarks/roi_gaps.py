@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bluesky_denoise.denoiser import Denoiser
-from bluesky_denoise.region import cut
+from bluesky_denoise.regions.region import cut
 from bluesky_denoise.roi import ROI, values, weigh
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 

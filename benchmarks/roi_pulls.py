@@ -17,7 +17,7 @@ from rich.progress import track
 
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.frames import Denoised
-from bluesky_denoise.region import cut
+from bluesky_denoise.regions.region import cut
 from bluesky_denoise.roi import ROI, ROIValues, values, weigh
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.frame_files import read_frame_file
-from bluesky_denoise.region import cut
+from bluesky_denoise.regions.region import cut
 from bluesky_denoise.roi import ROI, values, weigh
 
 SHAPE = (110, 110)

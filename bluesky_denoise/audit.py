@@ -13,9 +13,9 @@ from bluesky_denoise.frame_checks import (
     valid_pixels,
 )
 from bluesky_denoise.frames import SupportsDenoise
-from bluesky_denoise.photon_checks import no_counts, scatters_otherwise
-from bluesky_denoise.pixel_checks import dead_areas, hot_pixels
-from bluesky_denoise.residuals import (
+from bluesky_denoise.photons.photon_checks import no_counts, scatters_otherwise
+from bluesky_denoise.photons.pixel_checks import dead_areas, hot_pixels
+from bluesky_denoise.photons.residuals import (
     deviance_ratio,
     lone_pixels,
     lost_wave,
@@ -26,7 +26,7 @@ from bluesky_denoise.residuals import (
     tile_map,
     untold_error,
 )
-from bluesky_denoise.thinning import thin
+from bluesky_denoise.photons.thinning import thin
 
 __all__ = ["Audit", "audit_frame", "audit_rate"]
 

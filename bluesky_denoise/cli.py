@@ -14,12 +14,12 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from .cli_catalog import app as catalog_app
-from .cli_denoise import app as denoise_app
-from .cli_terminal import console, fail
+from .commands.catalog import app as catalog_app
+from .commands.denoise import app as denoise_app
+from .commands.terminal import console, fail
 from .errors import DenoiseError
-from .frame_keys import is_frame_key, raw_key
-from .garbage import keep_garbage_at_exit
+from .sources.frame_keys import is_frame_key, raw_key
+from .support.garbage import keep_garbage_at_exit
 
 __all__ = ["app"]
 
@@ -48,7 +48,7 @@ def demo(
     _make_room(directory)
     with contextlib.ExitStack() as stack:
         with console.status("Starting a Tiled server and the denoiser"):
-            from . import demo as job
+            from .commands import demo as job
             from .server import embedded_tiled
 
             try:
@@ -197,7 +197,7 @@ def finetune(context: typer.Context) -> None:
 @app.command(context_settings=_FORWARDED, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
     """Score a denoiser on measured and simulated frames, against all that it must beat."""
-    from .evaluate import evaluate as command  # imports torch
+    from .commands.evaluate import evaluate as command  # imports torch
 
     _forward(command, context)
 

@@ -12,9 +12,9 @@ from ophyd.status import DeviceStatus
 from .errors import FrameShapeError, SettingsError
 from .frames import Frame
 from .plans.exposures import exposure_signal, summed_exposures_signal
-from .results import hinted_keys, measure, number_keys
 from .roi import ROI
 from .router import DenoiserLike
+from .runs.results import hinted_keys, measure, number_keys
 
 __all__ = ["DenoisedDetector"]
 

@@ -10,10 +10,10 @@ from ophyd import Device
 from ophyd.status import DeviceStatus
 
 from .errors import DenoiseError, DenoiseTimeout, SettingsError
-from .last_event import LastEvent, RawEvent
 from .newest_results import NewestResults, Result
 from .raw_sums import RawSums
-from .result_signals import attribute_of, default_of, frames_of, result_components
+from .runs.last_event import LastEvent, RawEvent
+from .runs.result_signals import attribute_of, default_of, frames_of, result_components
 from .settings import DenoiseSettings
 
 __all__ = ["DenoisedSignals", "DerivedDocuments"]

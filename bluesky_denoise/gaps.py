@@ -9,13 +9,13 @@ from typing import Any
 
 import event_model
 
-from .archive import archived_documents
-from .derived import is_derived
-from .frame_keys import frame_keys
-from .lost_events import Descriptors, LostEvents
-from .lost_stops import LostStops
-from .received import ReceivedStream
+from .bus.lost_events import Descriptors, LostEvents
+from .bus.lost_stops import LostStops
+from .bus.received import ReceivedStream
+from .in_tiled.archive import archived_documents
 from .router import DenoiseRouter
+from .runs.derived_run import is_derived
+from .sources.frame_keys import frame_keys
 
 __all__ = ["GapFiller"]
 

@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .derived import raw_stream_of
-from .last_event import RawEvent
-from .result_signals import is_part
+from .runs.derived_run import raw_stream_of
+from .runs.last_event import RawEvent
+from .runs.result_signals import is_part
 
 __all__ = ["NewestResults", "Result"]
 

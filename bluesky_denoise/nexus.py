@@ -11,13 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .archive import raw_rows
 from .catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run
 from .errors import SettingsError
-from .event_array import EventArray
-from .frame_keys import SIGMA, is_sigma, raw_key
-from .stream_table import read_table
-from .tiled_streams import arrays_of
+from .in_tiled.archive import raw_rows
+from .in_tiled.event_array import EventArray
+from .in_tiled.stream_table import read_table
+from .in_tiled.streams import arrays_of
+from .sources.frame_keys import SIGMA, is_sigma, raw_key
 
 __all__ = ["export_nexus"]
 

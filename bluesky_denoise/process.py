@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from .backlog import Backlog
-from .child import Child
-from .derived import is_derived
+from .child.backlog import Backlog
+from .child.child import Child
+from .child.open_runs import Document, OpenRun, OpenRuns
 from .errors import DenoiseFailed, DenoiseTimeout, SettingsError, TiledUnavailable
-from .last_event import LastEvent, RawEvent
-from .open_runs import Document, OpenRun, OpenRuns
+from .runs.derived_run import is_derived
+from .runs.last_event import LastEvent, RawEvent
 from .settings import DenoiseSettings, overridden
-from .subscribers import Subscribers
+from .support.subscribers import Subscribers
 
 __all__ = ["DenoiseProcess"]
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from event_model import unpack_event_page
 
-from .derived_stream import DerivedEvent
 from .frames import Denoised
-from .last_event import LastEvent
 from .router import DenoiseRouter
+from .runs.derived_stream import DerivedEvent
+from .runs.last_event import LastEvent
 from .settings import DenoiseSettings
 
 __all__ = ["RawSums"]

@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import numpy as np
 
-from .archive import archived_documents, raw_rows
 from .catalog import (
     FROM_ARCHIVE,
     DenoisedStream,
@@ -18,15 +17,16 @@ from .catalog import (
     has_frames,
     none_is_missing,
 )
-from .derived_stream import DerivedEvent
 from .errors import DenoiseError, SettingsError, TiledUnavailable
-from .event_array import EventArray, why_not_read
-from .frame_keys import SIGMA, is_sigma
+from .in_tiled.archive import archived_documents, raw_rows
+from .in_tiled.event_array import EventArray, why_not_read
+from .in_tiled.stream_table import parts_of, read_table
+from .in_tiled.streams import METADATA_KEY, arrays_of, denoised_in, read_a_pixel, tags_of
 from .router import DenoiserLike, DenoiseRouter
+from .runs.derived_stream import DerivedEvent
 from .settings import DenoiseSettings
-from .stream_table import parts_of, read_table
+from .sources.frame_keys import SIGMA, is_sigma
 from .tiled_sink import TiledSink
-from .tiled_streams import METADATA_KEY, arrays_of, denoised_in, read_a_pixel, tags_of
 
 __all__ = ["StoredResults", "has_result", "mark_interrupted", "reprocess"]
 

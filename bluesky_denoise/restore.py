@@ -11,10 +11,10 @@ from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 from event_model import DocumentRouter
 
 from .backup import read_backup, take_backup
-from .derived import is_derived
 from .errors import BackupError
-from .resources import RESOURCE_PATCHES
-from .tiled_streams import denoised_in
+from .in_tiled.streams import denoised_in
+from .runs.derived_run import is_derived
+from .sources.resources import RESOURCE_PATCHES
 
 __all__ = ["restore_run"]
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from bluesky_denoise.errors import FrameShapeError, SettingsError
-from bluesky_denoise.extraction import Ellipse, find_ellipse
 from bluesky_denoise.frame_checks import as_counts
 from bluesky_denoise.frames import SupportsDenoise
-from bluesky_denoise.peak_shape import PeakShape, fit_shape
-from bluesky_denoise.region import ROI, Crop, cut, deal, photons
-from bluesky_denoise.summation import (
+from bluesky_denoise.regions.extraction import Ellipse, find_ellipse
+from bluesky_denoise.regions.peak_shape import PeakShape, fit_shape
+from bluesky_denoise.regions.region import ROI, Crop, cut, deal, photons
+from bluesky_denoise.regions.summation import (
     FOLDS,
     LEAST_Z,
     Summation,

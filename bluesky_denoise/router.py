@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import event_model
 import numpy as np
 
-from .derived import is_derived
-from .derived_stream import DerivedEvent
 from .errors import ModelNotFound, SettingsError
 from .frames import SupportsDenoise
-from .run import DenoisedRun
+from .runs.derived_run import is_derived
+from .runs.derived_stream import DerivedEvent
+from .runs.raw_run import DenoisedRun
 from .settings import DenoiseSettings
-from .subscribers import Subscribers
+from .support.subscribers import Subscribers
 
 __all__ = ["DenoiseRouter", "DenoiserLike", "with_threads"]
 

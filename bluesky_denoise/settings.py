@@ -29,8 +29,8 @@ from .errors import SettingsError
 from .masks import load_mask
 from .roi import ROI
 from .settings_errors import EXPECTED, explain
+from .support.yaml_files import read_yaml
 from .tiled_address import check_address, server_and_key
-from .yaml_files import read_yaml
 
 __all__ = ["DenoiseSettings", "is_hidden", "overridden"]
 

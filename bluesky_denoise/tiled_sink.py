@@ -13,9 +13,7 @@ import httpx
 
 from .backup import backup_files, read_backup, take_backup
 from .errors import TiledUnavailable
-from .pending_run import PendingRun
-from .settings import DenoiseSettings
-from .tiled_layouts import (
+from .in_tiled.layouts import (
     Document,
     connect,
     explain,
@@ -24,7 +22,9 @@ from .tiled_layouts import (
     open_writer,
     try_reading,
 )
-from .tiled_streams import NodeMissing
+from .in_tiled.pending_run import PendingRun
+from .in_tiled.streams import NodeMissing
+from .settings import DenoiseSettings
 
 __all__ = ["TiledSink", "replay_backup"]
 

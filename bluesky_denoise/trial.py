@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from .archive import archived_documents
 from .catalog import as_tiled_run
-from .derived import raw_stream_of
 from .errors import DenoiseError
-from .exposure import Exposure, find_exposure
-from .frame_keys import also_called, frame_keys, is_frame_key
+from .in_tiled.archive import archived_documents
 from .router import DenoiserLike, DenoiseRouter
+from .runs.derived_run import raw_stream_of
 from .settings import DenoiseSettings
+from .sources.exposure import Exposure, find_exposure
+from .sources.frame_keys import also_called, frame_keys, is_frame_key
 
 Document = tuple[str, Mapping[str, Any]]
 

@@ -12,10 +12,10 @@ import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
 from .errors import DenoiseError, SettingsError
-from .frame_keys import SIGMA, also_called, frame_keys, is_sigma
-from .recent_frames import RecentFrames
-from .resources import RESOURCE_PATCHES
-from .screen import block_px, panels, show_blocks
+from .sources.frame_keys import SIGMA, also_called, frame_keys, is_sigma
+from .sources.resources import RESOURCE_PATCHES
+from .views.recent_frames import RecentFrames
+from .views.screen import block_px, panels, show_blocks
 
 __all__ = ["FrameViewer"]
 

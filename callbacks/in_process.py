@@ -15,7 +15,7 @@ from tiled.client import from_uri
 
 from bluesky_denoise import DenoiseProcess, DenoiseSettings
 from bluesky_denoise.backup import RawBackup
-from bluesky_denoise.resources import RESOURCE_PATCHES
+from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
 if len(sys.argv) != 2:
     sys.exit("Give the file of settings: ipython -i callbacks/in_process.py settings.yaml")

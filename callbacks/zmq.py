@@ -24,7 +24,7 @@ from functools import partial  # noqa: E402
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher  # noqa: E402
 
 from bluesky_denoise import DenoiseRouter, DenoiseSettings, GapFiller, TiledSink  # noqa: E402
-from bluesky_denoise.tiled_layouts import connect  # noqa: E402
+from bluesky_denoise.in_tiled.layouts import connect  # noqa: E402
 
 
 class Dispatcher(RemoteDispatcher):

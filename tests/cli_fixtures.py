@@ -8,7 +8,7 @@ from ophyd.sim import motor
 from typer.testing import CliRunner
 
 from bluesky_denoise.cli import app
-from bluesky_denoise.cli_terminal import console
+from bluesky_denoise.commands.terminal import console
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import event_model
 
 from bluesky_denoise.devices import DenoisedSignals
-from bluesky_denoise.results import audit_keys, event_keys, number_keys
+from bluesky_denoise.runs.results import audit_keys, event_keys, number_keys
 
 KEY = "det_image"
 

@@ -17,16 +17,16 @@ from router_fixtures import EXPOSURE_S, path_provider
 from tiled_fixtures import Live, in_tiled
 
 from bluesky_denoise import denoised_streams, reprocess
-from bluesky_denoise.archive import archived_documents
 from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.in_tiled.archive import archived_documents
 from bluesky_denoise.nexus import export_nexus
-from bluesky_denoise.picture import draw_event
 from bluesky_denoise.reprocessing import StoredResults
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
 from bluesky_denoise.training.tiled_runs import read_run
+from bluesky_denoise.views.picture import draw_event
 
 FRAMES = np.random.default_rng(3).poisson(5, (12, *SHAPE)).astype(np.uint16)
 

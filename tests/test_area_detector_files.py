@@ -24,7 +24,7 @@ from ophyd.areadetector.plugins import HDF5Plugin_V34, TIFFPlugin_V34
 from tiled.client import from_uri
 
 from bluesky_denoise import DenoiseProcess, DenoiseSettings, denoised_streams, reprocess
-from bluesky_denoise.resources import RESOURCE_PATCHES
+from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
 WHERE, URI = {where!r}, {uri!r}
 

@@ -7,10 +7,10 @@ from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError, SettingsError
 from bluesky_denoise.evaluation.baselines import gaussian
 from bluesky_denoise.frames import Denoised, Frame
-from bluesky_denoise.photon_checks import fano_factor, looks_poisson
-from bluesky_denoise.pixel_checks import dead_areas, hot_pixels
-from bluesky_denoise.residuals import lone_pixels
-from bluesky_denoise.results import audit
+from bluesky_denoise.photons.photon_checks import fano_factor, looks_poisson
+from bluesky_denoise.photons.pixel_checks import dead_areas, hot_pixels
+from bluesky_denoise.photons.residuals import lone_pixels
+from bluesky_denoise.runs.results import audit
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import Peak, diffraction_scene, gaussian_peak
 from bluesky_denoise.testing import UnitDenoiser

@@ -8,7 +8,7 @@ import pytest
 from event_model import pack_event_page, unpack_event_page
 from live_path import SHAPE
 
-from bluesky_denoise.backlog import Backlog
+from bluesky_denoise.child.backlog import Backlog
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(ch
 
 def test_frames_may_fill_only_so_much_memory(changed, monkeypatch):
     size = sum(v.nbytes for v in event(0)["data"].values() if isinstance(v, np.ndarray))
-    monkeypatch.setattr("bluesky_denoise.backlog._MOST_WAITING_BYTES", 4 * size)
+    monkeypatch.setattr("bluesky_denoise.child.backlog._MOST_WAITING_BYTES", 4 * size)
     backlog = Backlog(changed, most=99, wait_s=0)
     for number in range(6):
         backlog.put("event", event(number), frames=True)
@@ -116,7 +116,7 @@ def test_frames_may_fill_only_so_much_memory(changed, monkeypatch):
 def test_frames_are_taken_again_when_half_of_the_memory_is_free(changed, monkeypatch):
     image = event(0)["data"]["det"].nbytes
     room = 4 * image + image // 2  # for the traces, which stay, too
-    monkeypatch.setattr("bluesky_denoise.backlog._MOST_WAITING_BYTES", room)
+    monkeypatch.setattr("bluesky_denoise.child.backlog._MOST_WAITING_BYTES", room)
     backlog = Backlog(changed, most=99, wait_s=0)
     for number in range(5):
         backlog.put("event", event(number), frames=True)
@@ -128,7 +128,7 @@ def test_frames_are_taken_again_when_half_of_the_memory_is_free(changed, monkeyp
 def test_frames_that_are_given_up_take_no_memory(changed, monkeypatch):
     image = event(0)["data"]["det"].nbytes
     room = 4 * image + image // 2
-    monkeypatch.setattr("bluesky_denoise.backlog._MOST_WAITING_BYTES", room)
+    monkeypatch.setattr("bluesky_denoise.child.backlog._MOST_WAITING_BYTES", room)
     backlog = Backlog(changed, most=99, wait_s=0)
     backlog.put("event", event(0), frames=True)
     backlog.skip("closed")
@@ -138,7 +138,7 @@ def test_frames_that_are_given_up_take_no_memory(changed, monkeypatch):
 
 
 def test_frames_that_are_larger_than_all_that_may_wait_go_one_by_one(changed, monkeypatch):
-    monkeypatch.setattr("bluesky_denoise.backlog._MOST_WAITING_BYTES", 1)
+    monkeypatch.setattr("bluesky_denoise.child.backlog._MOST_WAITING_BYTES", 1)
     backlog = Backlog(changed, most=99, wait_s=0)
     for number in (1, 2):
         backlog.put("event", event(number), frames=True)

@@ -11,19 +11,19 @@ from ophyd.sim import det as point_detector
 from ophyd.sim import motor
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
-from bluesky_denoise.archive import archived_documents
 from bluesky_denoise.catalog import has_frames, is_complete
 from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
-from bluesky_denoise.frame_store import FrameStore
+from bluesky_denoise.in_tiled.archive import archived_documents
 from bluesky_denoise.nexus import export_nexus
-from bluesky_denoise.picture import draw_event
 from bluesky_denoise.reprocessing import StoredResults, has_result
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.runs.frame_store import FrameStore
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import UnitDenoiser
 from bluesky_denoise.tiled_sink import TiledSink
+from bluesky_denoise.views.picture import draw_event
 
 
 @pytest.fixture

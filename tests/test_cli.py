@@ -18,10 +18,10 @@ from live_path import UNIT, Camera, poisson, wait_for
 from ophyd.sim import SynAxis
 from tiled.client import from_uri
 
-from bluesky_denoise.archive import archived_documents
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.cli import _denoised_keys, _moved_from
-from bluesky_denoise.cli_terminal import console
+from bluesky_denoise.commands.terminal import console
+from bluesky_denoise.in_tiled.archive import archived_documents
 from bluesky_denoise.reprocessing import reprocess
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.server import embedded_tiled
@@ -351,7 +351,7 @@ def test_frames_under_the_name_of_their_detector_are_told_where_they_are_served(
 
 
 def test_lines_are_not_folded_where_there_is_no_terminal():
-    code = "from bluesky_denoise.cli_terminal import console; console.print('x' * 200)"
+    code = "from bluesky_denoise.commands.terminal import console; console.print('x' * 200)"
     surroundings = {**os.environ, "COLUMNS": "80"}
     run = [sys.executable, "-c", code]
     assert subprocess.check_output(run, env=surroundings).split() == [b"x" * 200]

@@ -12,7 +12,7 @@ import typer
 from live_path import UNIT
 
 from bluesky_denoise.catalog import denoised_streams
-from bluesky_denoise.cli_terminal import open_catalog
+from bluesky_denoise.commands.terminal import open_catalog
 from bluesky_denoise.settings import DenoiseSettings
 
 

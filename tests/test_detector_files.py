@@ -15,10 +15,10 @@ from tiled_fixtures import Live, in_tiled
 
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError
-from bluesky_denoise.event_array import EventArray
-from bluesky_denoise.resources import RESOURCE_PATCHES, end_folder
+from bluesky_denoise.in_tiled.event_array import EventArray
 from bluesky_denoise.restore import restore_run
 from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.sources.resources import RESOURCE_PATCHES, end_folder
 from bluesky_denoise.testing import UnitDenoiser
 from bluesky_denoise.viewer import FrameViewer
 

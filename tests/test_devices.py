@@ -16,8 +16,8 @@ from ophyd.utils.errors import ReadOnlyError
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import DenoiseError, DenoiseTimeout, SettingsError
 from bluesky_denoise.process import DenoiseProcess
-from bluesky_denoise.result_signals import frames_of
 from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.runs.result_signals import frames_of
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
 

@@ -15,7 +15,7 @@ from tiled.structures.core import Spec
 from typer.testing import CliRunner
 
 from bluesky_denoise.cli import app
-from bluesky_denoise.evaluate import _rich, _told
+from bluesky_denoise.commands.evaluate import _rich, _told
 from bluesky_denoise.evaluation.awkward import CASES, awkward_scores
 from bluesky_denoise.evaluation.coverage import (
     HALF_WIDTHS,

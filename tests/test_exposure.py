@@ -3,7 +3,7 @@ import math
 import pytest
 
 from bluesky_denoise.errors import ExposureNotFound
-from bluesky_denoise.exposure import Exposure, find_exposure
+from bluesky_denoise.sources.exposure import Exposure, find_exposure
 
 
 def number(units=None):

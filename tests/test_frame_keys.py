@@ -1,7 +1,7 @@
 import pytest
 
 from bluesky_denoise.errors import FrameShapeError
-from bluesky_denoise.frame_keys import (
+from bluesky_denoise.sources.frame_keys import (
     also_called,
     check_frame_shape,
     frame_keys,

@@ -14,10 +14,10 @@ from lossy_bus import filled
 from ophyd.sim import motor
 
 from bluesky_denoise import DenoiseRouter, GapFiller
+from bluesky_denoise.in_tiled.layouts import connect
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import DocumentCollector, validate_documents
-from bluesky_denoise.tiled_layouts import connect
 
 
 @pytest.fixture

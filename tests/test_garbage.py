@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from bluesky_denoise.garbage import no_garbage
+from bluesky_denoise.support.garbage import no_garbage
 
 CYCLE = """
 class Noisy:
@@ -35,7 +35,7 @@ def test_garbage_is_looked_for_again_whatever_happens_meanwhile():
     ("first", "told"),
     [
         ("", "finalized\n"),
-        ("from bluesky_denoise.garbage import keep_garbage_at_exit; keep_garbage_at_exit()", ""),
+        ("from bluesky_denoise.support import garbage; garbage.keep_garbage_at_exit()", ""),
     ],
 )
 def test_what_is_in_cycles_at_the_end_is_left_to_the_system(first, told):

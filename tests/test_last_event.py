@@ -8,8 +8,8 @@ from composed_runs import ComposedRun
 from derived_by_hand import Derived, at, signals_of
 from ophyd.sim import SynAxis
 
-from bluesky_denoise.last_event import LastEvent, RawEvent
 from bluesky_denoise.newest_results import Result
+from bluesky_denoise.runs.last_event import LastEvent, RawEvent
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
 

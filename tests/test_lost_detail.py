@@ -9,7 +9,7 @@ from skimage.filters import gaussian as blur
 
 from bluesky_denoise.audit import audit_frame, audit_rate
 from bluesky_denoise.denoiser import Denoiser
-from bluesky_denoise.residuals import lost_wave, untold_error
+from bluesky_denoise.photons.residuals import lost_wave, untold_error
 
 
 @pytest.fixture

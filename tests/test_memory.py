@@ -5,7 +5,7 @@ import pytest
 
 CODE = """
 import resource, numpy as np
-from bluesky_denoise.memory import keep_freed_memory
+from bluesky_denoise.support.memory import keep_freed_memory
 {call}
 def work():
     return [np.ones(3_000_000) for _ in range(3)]

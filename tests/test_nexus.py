@@ -17,9 +17,9 @@ from ophyd.sim import SynAxis
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.nexus import export_nexus
-from bluesky_denoise.picture import draw_event
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+from bluesky_denoise.views.picture import draw_event
 
 COUNTS = np.random.default_rng(0).poisson(3.0, (20, 48, 48)).astype(np.uint16)
 MASK = np.zeros((48, 48), bool)

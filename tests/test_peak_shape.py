@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from bluesky_denoise.extraction import Ellipse
-from bluesky_denoise.peak_shape import FWHM, fit_shape
+from bluesky_denoise.regions.extraction import Ellipse
+from bluesky_denoise.regions.peak_shape import FWHM, fit_shape
 
 SHAPE = (40, 44)
 EVERYWHERE = np.ones(SHAPE, bool)

@@ -6,16 +6,16 @@ import pytest
 from skimage.filters import gaussian
 
 from bluesky_denoise.errors import FrameValueError
-from bluesky_denoise.photon_checks import (
+from bluesky_denoise.photons.photon_checks import (
     chessboard_noise,
     fano_factor,
     favoured_count,
     looks_poisson,
     neighbour_correlation,
 )
+from bluesky_denoise.photons.thinning import check_photon_counts
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
-from bluesky_denoise.thinning import check_photon_counts
 
 TRAINING = sorted((Path(__file__).parents[1] / "training_data").glob("*.h5"))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bluesky_denoise.poisson import (
+from bluesky_denoise.photons.poisson import (
     added_deviance,
     box_sum,
     deviance,

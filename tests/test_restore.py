@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.backup import BackupFile, RawBackup, read_backup, take_backup
 from bluesky_denoise.cli import app
-from bluesky_denoise.cli_terminal import console
+from bluesky_denoise.commands.terminal import console
 from bluesky_denoise.errors import BackupError
 from bluesky_denoise.restore import restore_run
 from bluesky_denoise.simulation import ReplayFrames

@@ -8,7 +8,7 @@ from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError, SettingsError
 from bluesky_denoise.frame_files import read_frame_file
 from bluesky_denoise.frames import Denoised
-from bluesky_denoise.region import cut
+from bluesky_denoise.regions.region import cut
 from bluesky_denoise.roi import ROI, measure_roi, weigh
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 from bluesky_denoise.testing import UnitDenoiser

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from roi_fixtures import BOX, SHAPE, STEEP, Blind, Smoother, measured
 
-from bluesky_denoise.extraction import outside_is_quiet
-from bluesky_denoise.region import cut
+from bluesky_denoise.regions.extraction import outside_is_quiet
+from bluesky_denoise.regions.region import cut
+from bluesky_denoise.regions.summation import bend, choose_summation, ground
 from bluesky_denoise.roi import ROI, measure_roi
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
-from bluesky_denoise.summation import bend, choose_summation, ground
 
 
 def test_a_sloping_background_does_not_bias_a_peak_off_the_middle():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.roi_gaps import BOX, SHAPE, Gap
-from bluesky_denoise.extraction import Ellipse, linear_coefficients, weights
-from bluesky_denoise.region import cut
+from bluesky_denoise.regions.extraction import Ellipse, linear_coefficients, weights
+from bluesky_denoise.regions.region import cut
 
 
 @pytest.mark.parametrize("gap", [Gap(150, 1.0, 3), Gap(150, 1.0, 4), Gap(150, 1.0, 0, 2)], ids=str)

@@ -9,7 +9,7 @@ from roi_fixtures import Smoother
 from bluesky_denoise import ROI, DenoiseRouter, DenoiseSettings
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.frames import Frame
-from bluesky_denoise.results import measure
+from bluesky_denoise.runs.results import measure
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak

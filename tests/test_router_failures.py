@@ -27,9 +27,9 @@ from ophyd.sim import SynSignalWithRegistry
 
 from bluesky_denoise.catalog import _MAY_PASS
 from bluesky_denoise.errors import FrameValueError
-from bluesky_denoise.frame_store import FrameStore
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.runs.frame_store import FrameStore
 from bluesky_denoise.testing import (
     DocumentCollector,
     UnitDenoiser,
@@ -171,7 +171,7 @@ def test_a_run_whose_end_cannot_be_handled_is_ended_all_the_same(RE, raw, build,
     def broken(run):
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr("bluesky_denoise.run.DenoisedRun._tell_of_other_streams", broken)
+    monkeypatch.setattr("bluesky_denoise.runs.raw_run.DenoisedRun._tell_of_other_streams", broken)
     _, derived = build()
     RE(bp.count([Camera(name="det", func=poisson())], 2))
     (stop,) = derived.by_name["stop"]

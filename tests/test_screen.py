@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from bluesky_denoise.screen import block_maxima, block_px, block_residuals, show_blocks
+from bluesky_denoise.views.screen import block_maxima, block_px, block_residuals, show_blocks
 
 SHAPE = (619, 487)
 

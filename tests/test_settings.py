@@ -8,7 +8,7 @@ import pytest
 from tiled.client.utils import ClientError
 
 from bluesky_denoise.errors import DenoiseError, SettingsError
-from bluesky_denoise.results import audit_keys, number_keys
+from bluesky_denoise.runs.results import audit_keys, number_keys
 from bluesky_denoise.settings import DenoiseSettings, overridden
 
 SERVER = "http://localhost:8000"

@@ -11,7 +11,7 @@ import tifffile
 from live_path import wait_for
 
 from bluesky_denoise.errors import DenoiseError, FrameNotReady, FrameShapeError
-from bluesky_denoise.sources import (
+from bluesky_denoise.sources.readers import (
     AdapterSource,
     HDF5Source,
     as_stack,

@@ -13,14 +13,14 @@ from ophyd.sim import SynAxis
 from tiled_fixtures import FRAMES
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
-from bluesky_denoise.archive import archived_documents, archived_events
 from bluesky_denoise.catalog import events_of, frames_not_ok, is_complete
 from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.in_tiled.archive import archived_documents, archived_events
+from bluesky_denoise.in_tiled.layouts import connect, open_writer
+from bluesky_denoise.in_tiled.stream_table import parts_of, read_table
 from bluesky_denoise.reprocessing import StoredResults, has_result
 from bluesky_denoise.router import DenoiseRouter
-from bluesky_denoise.stream_table import parts_of, read_table
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
-from bluesky_denoise.tiled_layouts import connect, open_writer
 from bluesky_denoise.tiled_sink import TiledSink
 
 SPOT = {"rows": (4, 12), "cols": (4, 14), "background_px": 2}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from h5py.h5s import UNLIMITED
 
-from bluesky_denoise.stored_rows import are_stored
+from bluesky_denoise.sources.stored_rows import are_stored
 
 SHAPE = (8, 10)
 

@@ -17,13 +17,13 @@ from tiled_fixtures import FRAMES, IN_FILES, INLINE, check_documents, in_tiled
 
 from bluesky_denoise import __version__
 from bluesky_denoise.catalog import denoised_streams
+from bluesky_denoise.in_tiled.layouts import explain
+from bluesky_denoise.in_tiled.streams import StreamWriter
 from bluesky_denoise.reprocessing import mark_interrupted
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
-from bluesky_denoise.tiled_layouts import explain
-from bluesky_denoise.tiled_streams import StreamWriter
 
 # Into the raw run
 
@@ -86,7 +86,7 @@ def test_inline_frames_whose_pixels_never_arrived_are_sent_again_in_pieces_that_
     run["denoised"].base.write_array(np.zeros((2, *SHAPE), np.float32), key="det_image")
 
     frame_bytes = 4 * FRAMES[0].size
-    monkeypatch.setattr("bluesky_denoise.tiled_streams._PIECE_BYTES", 5 * frame_bytes)
+    monkeypatch.setattr("bluesky_denoise.in_tiled.streams._PIECE_BYTES", 5 * frame_bytes)
     client, sent, most = from_uri(tiled.uri), [], 0
     send = client.context.http_client.send
 

@@ -15,9 +15,9 @@ from tiled.client import from_uri
 from bluesky_denoise import DenoiseProcess
 from bluesky_denoise.backup import BackupFile, backup_files, read_backup
 from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.in_tiled.layouts import connect, is_away
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
-from bluesky_denoise.tiled_layouts import connect, is_away
 from bluesky_denoise.tiled_sink import TiledSink, replay_backup
 
 

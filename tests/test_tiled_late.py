@@ -15,9 +15,9 @@ from tiled_fixtures import FRAMES, INLINE, Live, check_documents, in_tiled
 from bluesky_denoise import DenoiseProcess
 from bluesky_denoise.backup import BackupFile, backup_files
 from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.in_tiled.layouts import connect
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
-from bluesky_denoise.tiled_layouts import connect
 from bluesky_denoise.tiled_sink import TiledSink, replay_backup
 
 
@@ -145,7 +145,7 @@ def test_a_signal_that_said_it_was_an_integer_keeps_its_fractions(RE, tiled, int
 def test_what_was_written_in_part_or_doubled_is_completed_by_a_replay(
     RE, raw, tiled, written, det, tmp_path, layout
 ):
-    from bluesky_denoise.tiled_layouts import open_writer
+    from bluesky_denoise.in_tiled.layouts import open_writer
 
     options = settings(
         tiled_uri=tiled.uri, tiled_layout=layout, backup_directory=tmp_path / "backup"

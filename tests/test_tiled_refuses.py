@@ -20,8 +20,8 @@ from tiled.client.utils import handle_error
 from bluesky_denoise import DenoiseProcess, denoised_streams, embedded_tiled, replay_backup
 from bluesky_denoise.backup import backup_files, read_backup
 from bluesky_denoise.errors import SettingsError, TiledUnavailable
+from bluesky_denoise.in_tiled.layouts import explain, is_refusal
 from bluesky_denoise.testing import validate_documents
-from bluesky_denoise.tiled_layouts import explain, is_refusal
 
 
 class OnlyDerivedIsWritable(DummyAccessPolicy):

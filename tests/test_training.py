@@ -16,7 +16,7 @@ from bluesky_denoise.errors import (
     SettingsError,
 )
 from bluesky_denoise.models.checkpoint import load_checkpoint, save_checkpoint
-from bluesky_denoise.thinning import check_photon_counts, thin
+from bluesky_denoise.photons.thinning import check_photon_counts, thin
 from bluesky_denoise.training.alone import alone_at
 from bluesky_denoise.training.commands import train
 from bluesky_denoise.training.data import sample_batch

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from training_sources import repeats, thinned, write
 
-from bluesky_denoise.digests import frame_digests
 from bluesky_denoise.errors import (
     SettingsError,
 )
+from bluesky_denoise.support.digests import frame_digests
 from bluesky_denoise.training.data import SimulatedScenes
 from bluesky_denoise.training.files import measured_pairs, read_file
 from bluesky_denoise.training.pairs import (

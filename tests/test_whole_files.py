@@ -1,6 +1,6 @@
 import pytest
 
-from bluesky_denoise.whole_files import check_place, write_whole
+from bluesky_denoise.support.whole_files import check_place, write_whole
 
 
 def test_files_that_belong_together_are_replaced_together(tmp_path):

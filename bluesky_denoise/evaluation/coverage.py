@@ -10,9 +10,9 @@ from bluesky_denoise.evaluation.baselines import gaussian
 from bluesky_denoise.evaluation.frame_sets import FrameSet, Track, middle, rng_of, spread
 from bluesky_denoise.evaluation.neighbours import pairs
 from bluesky_denoise.frames import SupportsDenoise
+from bluesky_denoise.photons.thinning import thin
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.simulation.scenes import diffraction_scene
-from bluesky_denoise.thinning import thin
 
 __all__ = [
     "CONFIDENCES",

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bluesky_denoise.digests import frame_digests, series_digest
 from bluesky_denoise.errors import FrameValueError
 from bluesky_denoise.evaluation.known_sets import KnownSet, known_set
 from bluesky_denoise.frame_files import check_stack, read_frame_file, usable_mask, without_fraction
-from bluesky_denoise.thinning import check_photon_counts
+from bluesky_denoise.photons.thinning import check_photon_counts
+from bluesky_denoise.support.digests import frame_digests, series_digest
 
 __all__ = [
     "FrameSet",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bluesky_denoise.poisson import added_deviance, deviance, expected_deviance
+from bluesky_denoise.photons.poisson import added_deviance, deviance, expected_deviance
 
 __all__ = [
     "deviance_ratio",

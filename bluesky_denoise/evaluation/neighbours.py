@@ -11,7 +11,7 @@ import numpy as np
 from bluesky_denoise.evaluation.frame_sets import FrameSet, Show, Track, middle, rng_of, spread
 from bluesky_denoise.evaluation.methods import Method
 from bluesky_denoise.evaluation.metrics import flux_ratio, line_contrast, noise_corrected_error
-from bluesky_denoise.thinning import thin
+from bluesky_denoise.photons.thinning import thin
 
 __all__ = ["NeighbourScore", "neighbour_scores", "pairs"]
 

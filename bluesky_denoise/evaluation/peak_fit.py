@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bluesky_denoise.poisson_fit import fit_poisson
+from bluesky_denoise.photons.poisson_fit import fit_poisson
 
 __all__ = ["PeakShapes", "fit_intensity", "fit_peaks"]
 

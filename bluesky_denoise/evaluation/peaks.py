@@ -12,7 +12,7 @@ from bluesky_denoise.evaluation.metrics import poisson_deviance
 from bluesky_denoise.evaluation.peak_fit import PeakShapes, fit_intensity, fit_peaks
 from bluesky_denoise.evaluation.regions import measure_expected
 from bluesky_denoise.frames import SupportsDenoise
-from bluesky_denoise.peak_shape import FWHM
+from bluesky_denoise.regions.peak_shape import FWHM
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 

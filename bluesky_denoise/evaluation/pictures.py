@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bluesky_denoise.evaluation.plot_style import COLOURS, OTHERS, OURS, STYLE
-from bluesky_denoise.screen import block_maxima, block_px, show_blocks
+from bluesky_denoise.views.screen import block_maxima, block_px, show_blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

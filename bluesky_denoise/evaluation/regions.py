@@ -7,7 +7,7 @@ import numpy as np
 
 from bluesky_denoise.evaluation.frame_sets import Track
 from bluesky_denoise.frames import SupportsDenoise
-from bluesky_denoise.region import cut
+from bluesky_denoise.regions.region import cut
 from bluesky_denoise.roi import ROI, ROIValues, values, weigh
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 

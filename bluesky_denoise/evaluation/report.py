@@ -16,7 +16,7 @@ from bluesky_denoise.evaluation.results import Evaluation
 from bluesky_denoise.evaluation.run import Gallery
 from bluesky_denoise.evaluation.table import Table, without_repeats
 from bluesky_denoise.evaluation.tables import all_tables, gate_table
-from bluesky_denoise.whole_files import write_whole
+from bluesky_denoise.support.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

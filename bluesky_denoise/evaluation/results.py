@@ -18,7 +18,7 @@ from bluesky_denoise.evaluation.shift import ShiftScore
 from bluesky_denoise.evaluation.speed import SpeedScore
 from bluesky_denoise.evaluation.spots import SpotScore
 from bluesky_denoise.evaluation.thinned import ThinnedScore
-from bluesky_denoise.whole_files import write_whole
+from bluesky_denoise.support.whole_files import write_whole
 
 __all__ = ["Evaluation", "read_evaluations", "write_json"]
 

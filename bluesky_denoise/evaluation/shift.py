@@ -16,7 +16,7 @@ from bluesky_denoise.evaluation.frame_sets import (
 )
 from bluesky_denoise.evaluation.methods import NamedDenoiser
 from bluesky_denoise.evaluation.metrics import unexplained_deviance
-from bluesky_denoise.thinning import thin
+from bluesky_denoise.photons.thinning import thin
 
 __all__ = ["ShiftScore", "gaussian_variance", "shift_scores"]
 

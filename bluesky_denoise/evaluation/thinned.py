@@ -25,7 +25,7 @@ from bluesky_denoise.evaluation.metrics import (
     noise_corrected_error,
     poisson_deviance,
 )
-from bluesky_denoise.thinning import thin
+from bluesky_denoise.photons.thinning import thin
 
 __all__ = ["ThinnedScore", "thinned_scores"]
 

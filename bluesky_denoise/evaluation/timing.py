@@ -15,8 +15,8 @@ import torch
 
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d, anscombe_nlm
-from bluesky_denoise.memory import keep_freed_memory
 from bluesky_denoise.models import MODELS
+from bluesky_denoise.support.memory import keep_freed_memory
 
 __all__ = ["OURS", "TURN_S", "eager", "main"]
 

@@ -20,7 +20,7 @@ from bluesky_denoise.evaluation.gates import judge
 from bluesky_denoise.evaluation.results import Evaluation, read_evaluations
 from bluesky_denoise.evaluation.table import markdown
 from bluesky_denoise.evaluation.tables import KEYS, all_tables, gate_table
-from bluesky_denoise.whole_files import write_whole
+from bluesky_denoise.support.whole_files import write_whole
 
 __all__ = ["fill", "metrics", "write_figures"]
 

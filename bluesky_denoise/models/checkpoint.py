@@ -12,7 +12,7 @@ from torch import nn
 
 from bluesky_denoise.errors import CheckpointError, ModelNotFound
 from bluesky_denoise.models import build_model
-from bluesky_denoise.whole_files import check_place, write_whole
+from bluesky_denoise.support.whole_files import check_place, write_whole
 
 __all__ = [
     "WEIGHTS",

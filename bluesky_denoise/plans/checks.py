@@ -7,11 +7,11 @@ from typing import Any
 
 from bluesky.protocols import Readable, Reading
 
-from ..derived import is_stream_name
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from ..frame_keys import is_frame_key
-from ..result_signals import is_part
+from ..runs.derived_run import is_stream_name
+from ..runs.result_signals import is_part
+from ..sources.frame_keys import is_frame_key
 
 __all__ = [
     "check_above_zero",

@@ -8,8 +8,8 @@ from typing import Any
 import bluesky.plan_stubs as bps
 from bluesky.utils import MsgGenerator
 
-from ..frame_keys import is_frame_key
-from ..result_signals import is_part
+from ..runs.result_signals import is_part
+from ..sources.frame_keys import is_frame_key
 from .checks import described
 
 __all__ = ["described_there", "images_per_event"]

@@ -10,8 +10,8 @@ from bluesky.protocols import Readable
 from bluesky.utils import Msg, MsgGenerator, make_decorator
 
 from ..errors import SettingsError
-from ..exposure import seconds_per_unit
-from ..frame_keys import is_frame_key
+from ..sources.exposure import seconds_per_unit
+from ..sources.frame_keys import is_frame_key
 from .checks import check_above_zero, check_list, described
 from .descriptions import described_there
 from .exposure_values import put_exposure_back, read_values, set_exposures, set_values

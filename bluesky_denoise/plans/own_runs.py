@@ -7,7 +7,7 @@ import bluesky.preprocessors as bpp
 from bluesky.utils import Msg, MsgGenerator
 
 from ..errors import SettingsError
-from ..exposure import exposure_keys
+from ..sources.exposure import exposure_keys
 from .checks import described
 
 __all__ = ["own_runs_wrapper"]

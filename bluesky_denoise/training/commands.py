@@ -18,7 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeRemainingColu
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.frame_files import find_files
 from bluesky_denoise.masks import load_mask
-from bluesky_denoise.memory import keep_freed_memory
+from bluesky_denoise.support.memory import keep_freed_memory
 from bluesky_denoise.training import fit as fitting
 from bluesky_denoise.training.files import read_file
 from bluesky_denoise.training.finetune import ADAPTING, with_held_out

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_denoise.digests import frame_digests
 from bluesky_denoise.errors import FrameShapeError, FrameValueError
 from bluesky_denoise.frame_files import (
     HIGH,
@@ -17,7 +16,8 @@ from bluesky_denoise.frame_files import (
     usable_mask,
     without_fraction,
 )
-from bluesky_denoise.thinning import check_photon_counts
+from bluesky_denoise.photons.thinning import check_photon_counts
+from bluesky_denoise.support.digests import frame_digests
 from bluesky_denoise.training.pair_checks import check_independent, check_lit
 from bluesky_denoise.training.pairs import MeasuredPairs, RecordedPairs, Repeats, ThinnedFrames
 

@@ -5,7 +5,7 @@ from math import comb
 import numpy as np
 
 from bluesky_denoise.errors import FrameValueError
-from bluesky_denoise.photon_checks import looks_poisson
+from bluesky_denoise.photons.photon_checks import looks_poisson
 
 __all__ = ["check_independent", "check_lit"]
 

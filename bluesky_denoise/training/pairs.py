@@ -8,9 +8,9 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from bluesky_denoise.digests import frame_digests
 from bluesky_denoise.errors import FrameShapeError, FrameValueError
-from bluesky_denoise.thinning import thin
+from bluesky_denoise.photons.thinning import thin
+from bluesky_denoise.support.digests import frame_digests
 
 __all__ = [
     "MeasuredPairs",
@@ -218,7 +218,7 @@ class _Recorded(ABC):
 class ThinnedFrames(_Recorded):
     """Single frames of raw photon counts: a random part is denoised, the remainder is the target.
 
-    The counts must be Poisson: see :func:`~bluesky_denoise.thinning.check_photon_counts`.
+    The counts must be Poisson: see :func:`~bluesky_denoise.photons.thinning.check_photon_counts`.
     """
 
     kind = "thinned"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bluesky_denoise.digests import series_digest
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.support.digests import series_digest
 from bluesky_denoise.training.pairs import PairSource, RecordedPairs
 
 __all__ = ["Split", "split"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bluesky_denoise.errors import CheckpointError
-from bluesky_denoise.whole_files import write_whole
+from bluesky_denoise.support.whole_files import write_whole
 
 __all__ = ["load_state", "save_state"]
 

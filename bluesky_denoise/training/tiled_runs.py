@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_denoise.archive import archived_events, descriptors_of
 from bluesky_denoise.errors import DenoiseError, FrameShapeError, TiledUnavailable
-from bluesky_denoise.exposure import Exposure, find_exposure
 from bluesky_denoise.frame_files import usable_mask
-from bluesky_denoise.frame_keys import is_frame_key
+from bluesky_denoise.in_tiled.archive import archived_events, descriptors_of
+from bluesky_denoise.in_tiled.layouts import connect, why_not_opened
 from bluesky_denoise.settings import DenoiseSettings
-from bluesky_denoise.sources import as_stack
-from bluesky_denoise.tiled_layouts import connect, why_not_opened
+from bluesky_denoise.sources.exposure import Exposure, find_exposure
+from bluesky_denoise.sources.frame_keys import is_frame_key
+from bluesky_denoise.sources.readers import as_stack
 from bluesky_denoise.training.files import measured_pairs, single_frames
 from bluesky_denoise.training.pairs import MeasuredPairs, RecordedPairs
 

@@ -8,9 +8,9 @@ from tiled.client import from_uri
 
 from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.errors import SettingsError
-from bluesky_denoise.resources import RESOURCE_PATCHES
+from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 from bluesky_denoise.startup import closed_at_exit, newest_scan_id, profile_directory
-from bluesky_denoise.yaml_files import read_yaml
+from bluesky_denoise.support.yaml_files import read_yaml
 
 PROFILE = profile_directory("beamline.yaml", globals().get("__file__"))
 BEAMLINE_FILE = PROFILE / "beamline.yaml"

@@ -13,7 +13,7 @@ from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.server import embedded_tiled
 from bluesky_denoise.startup import closed_at_exit, newest_scan_id, profile_directory
-from bluesky_denoise.yaml_files import read_yaml
+from bluesky_denoise.support.yaml_files import read_yaml
 
 logging.getLogger("bluesky_denoise").setLevel(logging.WARNING)
 

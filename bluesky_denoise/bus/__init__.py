@@ -1,0 +1,1 @@
+"""What a message bus may lose, and where it is found."""

@@ -1,0 +1,239 @@
+"""The commands of ``bluesky-denoise`` that find, show and export runs."""
+
+import heapq
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..errors import DenoiseError
+from .terminal import (
+    LOCAL,
+    Address,
+    Report,
+    console,
+    each_run,
+    fail,
+    find_run,
+    open_catalog,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+Uids = Annotated[list[str], typer.Argument(help="uids of runs, or their first letters.")]
+Stream = Annotated[
+    str | None,
+    typer.Option(help="Such as denoised_2, or the uid of its derived run; else the newest."),
+]
+Container = Annotated[
+    str, typer.Option(help="Of derived runs, where `tiled_container` of the settings is another.")
+]
+_SHOWN = (
+    *("name", "run_uid", "model", "weights_sha256", "version", "exit_status", "reason"),
+    "num_events",
+)
+_PAGE = 50
+
+
+@app.command()
+def runs(
+    uri: Address = LOCAL,
+    number: Annotated[
+        int, typer.Option("--number", "-n", min=1, help="How many, newest first.")
+    ] = 10,
+    sample: Annotated[str | None, typer.Option(help="Only of this sample.")] = None,
+    scan_id: Annotated[int | None, typer.Option(help="Only with this scan_id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Only denoised with this model, or weights of this sha256.")
+    ] = None,
+    flagged: Annotated[
+        bool, typer.Option("--flagged", help="Only with frames that are not ok, or lack.")
+    ] = False,
+    container: Container = "denoised",
+) -> None:
+    """List runs, and what of them is denoised."""
+    rest = ("scan_id", "plan", "sample", "denoised", "model", "events", "not ok", "ended")
+    # In a narrow terminal all is broken but what is typed again.
+    columns = [Column("uid", no_wrap=True), *(Column(name, overflow="fold") for name in rest)]
+    table = Table(*columns)
+    with open_catalog(uri) as found, console.status("Searching"):
+        listed = _listed(_search(found, sample, scan_id), model, flagged, container)
+        for start, streams in islice(listed, number):
+            about = [start["uid"][:8], str(start.get("scan_id", "")), start.get("plan_name", "")]
+            about.append(_sample(start))
+            for told in streams:
+                table.add_row(*(escape(cell) for cell in (*about, *told)))
+                about = [""] * len(about)
+    console.print(table if table.row_count else "There are no such runs.")
+
+
+def _search(catalog: Any, sample: str | None, scan_id: int | None) -> Iterator[Any]:
+    """Yield the runs that are asked for, newest first."""
+    from tiled.queries import Eq
+
+    if scan_id is not None:
+        catalog = catalog.search(Eq("start.scan_id", scan_id))
+    if sample is None:
+        return _newest_first(catalog)
+    # Some write a sample as its name, others as a dictionary with its name.
+    keys = ("start.sample", "start.sample.name")
+    found = [_newest_first(catalog.search(Eq(key, sample))) for key in keys]
+    return heapq.merge(*found, key=lambda run: run.metadata["start"]["time"], reverse=True)
+
+
+def _newest_first(catalog: Any) -> Iterator[Any]:
+    values = catalog.values()
+    for stop in range(len(catalog), 0, -_PAGE):
+        yield from reversed(list(values[max(0, stop - _PAGE) : stop]))
+
+
+def _listed(
+    found: Iterator[Any], model: str | None, flagged: bool, container: str
+) -> Iterator[tuple]:
+    """Yield the start document of each run that is asked for, and a row for each stream."""
+    from ..catalog import denoised_streams, events_of, frames_not_ok
+
+    for run in found:
+        if "start" not in run.metadata:  # a container of derived runs
+            continue
+        raw_end = "" if run.metadata.get("stop") else "the raw run has no end"
+        rows = []
+        for stream in denoised_streams(run, container):
+            if model and not (stream.model == model or stream.weights_sha256.startswith(model)):
+                continue
+            bad, (done, taken) = frames_not_ok(stream), events_of(run, stream)
+            if flagged and not bad and done >= taken:
+                continue
+            events = str(done) if done >= taken else f"{done} of {taken}"
+            # Nobody tells that a process was killed.
+            ended = ", ".join(filter(None, [stream.exit_status or "running or cut short", raw_end]))
+            rows.append((stream.name, stream.model, events, str(bad or ""), ended))
+        if rows or not (model or flagged):
+            yield run.metadata["start"], rows or [("", "", "", "", raw_end)]
+
+
+def _sample(start: dict[str, Any]) -> str:
+    sample = start.get("sample", "")
+    return str(sample.get("name", "") if isinstance(sample, dict) else sample)
+
+
+@app.command()
+def show(
+    uid: Annotated[str, typer.Argument(help="uid of a run, or its first letters.")],
+    uri: Address = LOCAL,
+    event: Annotated[int, typer.Option(help="Number of the event to draw, from 1.")] = 1,
+    stream: Stream = None,
+    container: Container = "denoised",
+    picture: Annotated[Path, typer.Option(help="Picture to write.")] = Path("denoised.png"),
+) -> None:
+    """Show raw against denoised as a picture, the numbers, the audit, and what made them."""
+    from ..catalog import frames_not_ok
+    from ..in_tiled.stream_table import read_table
+    from ..views.picture import draw_event
+
+    if not picture.suffix:
+        picture = picture.with_name(f"{picture.name}.png")
+    with open_catalog(uri) as catalog:
+        run = find_run(catalog, uid)
+        chosen = _stream(run, uid, stream, container)
+        told = {key: getattr(chosen, key) for key in _SHOWN}
+        table = read_table(chosen.stream.base)
+        if table is None:
+            fail(f"The stream {chosen.name} has no events. {chosen.reason}".strip())
+        if not 1 <= event <= len(table):
+            fail(f"There is no event {event}; the stream {chosen.name} has 1 to {len(table)}.")
+        row = table.iloc[event - 1]
+        told |= {"frames not ok": frames_not_ok(chosen), "picture": picture}
+        if run.metadata.get("stop") is None:
+            told["raw run"] = "has no end in Tiled"
+        try:
+            draw_event(run, chosen, event, picture)
+        except DenoiseError as error:
+            told["picture"] = f"none. {error}"
+        except (OSError, ValueError) as error:  # matplotlib's, of an ending that it cannot write
+            fail(f"{picture} cannot be written: {error}")
+    for key, value in told.items():
+        if value == "":
+            continue
+        console.print(f"{key:>15}: {value}", highlight=False, soft_wrap=True, markup=False)
+    console.print(_numbers(row, event))
+
+
+def _numbers(row: Any, event: int) -> Table:
+    """Return the numbers of one event, errors beside what they belong to."""
+    table = Table("event", str(event), "±")
+    for key in row.index:
+        skipped = key in ("seq_num", "time") or key.startswith("ts_")
+        # A motor may be called so too.
+        beside = key.endswith("_error") and key.removesuffix("_error") in row.index
+        if skipped or beside or row[key] is None or row[key] != row[key]:
+            continue
+        value = f"{row[key]:.5g}" if isinstance(row[key], float) else str(row[key])
+        error = row.get(f"{key}_error")
+        table.add_row(key, escape(value), "" if error is None else f"{error:.3g}")
+    return table
+
+
+def _stream(run: Any, uid: str, name: str | None, container: str) -> Any:
+    from ..catalog import denoised_streams
+
+    streams = denoised_streams(run, container)
+    if not streams:
+        raise DenoiseError(
+            f"Run {uid} has no denoised stream; make one with `bluesky-denoise reprocess`."
+        )
+    if name is None:
+        return streams[0]
+    # Derived runs of their own all call it `denoised`: their uids tell them apart.
+    found = [s for s in streams if s.name == name or (name and s.run_uid.startswith(name))]
+    if not found:
+        raise DenoiseError(
+            f"Run {uid} has no {name!r}; it has "
+            f"{', '.join(f'{s.name} ({s.run_uid[:8]})' for s in streams)}."
+        )
+    return found[0]
+
+
+def _without_raw(run: Any, chosen: Any) -> list[str]:
+    """Return the denoised frames of a stream whose raw ones are not in Tiled."""
+    from ..sources.frame_keys import is_frame_key, is_sigma, raw_key
+
+    raw = run[chosen.raw_stream].base if chosen.raw_stream in run else {}
+    specs = chosen.stream.base.metadata["data_keys"]
+    return [
+        key
+        for key, spec in specs.items()
+        if is_frame_key(spec, 1) and raw_key(key, spec) not in raw and not is_sigma(key, specs)
+    ]
+
+
+@app.command()
+def export(
+    uids: Uids,
+    uri: Address = LOCAL,
+    directory: Annotated[Path, typer.Option(help="Where the files go.")] = Path("."),
+    stream: Stream = None,
+    container: Container = "denoised",
+) -> None:
+    """Write runs to NeXus files, raw and denoised, for silx, NeXpy, or any HDF5 reader."""
+    from ..nexus import export_nexus
+
+    def write(run: Any, report: Report) -> str:
+        chosen = _stream(run, run.metadata["start"]["uid"], stream, container)
+        path = directory / f"{run.metadata['start']['uid'][:8]}_{chosen.name}.nxs"
+        told = f"in {export_nexus(run, chosen, path, progress=report)}"
+        without = _without_raw(run, chosen)
+        if not without:
+            return told
+        yet = "yet; the run goes on" if run.metadata.get("stop") is None else "in Tiled"
+        return f"{told}, without raw frames of {', '.join(without)}, which are not there {yet}"
+
+    with open_catalog(uri) as catalog:
+        directory.mkdir(parents=True, exist_ok=True)
+        each_run([find_run(catalog, uid) for uid in uids], write)

@@ -1,0 +1,293 @@
+"""An archived run as documents again, with its frames read from Tiled."""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from bluesky_tiled_plugins.exporters import build_descriptor_docs
+
+from ..errors import DenoiseError
+from ..sources.exposure import find_exposure
+from ..sources.frame_keys import is_frame_key
+from .event_array import EventArray, is_array, why_no_array
+from .stream_table import read_table
+from .streams import METADATA_KEY, arrays_of
+
+__all__ = ["archived_documents", "archived_events", "descriptors_of", "raw_rows"]
+
+logger = logging.getLogger(__name__)
+
+_ROWS_AT_ONCE = 16
+
+
+def archived_documents(
+    run: Any,
+    streams: tuple[str, ...] = ("primary",),
+    *,
+    without_frames: Mapping[str, Container[int]] | None = None,
+    most: int | None = None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the documents of a run in Tiled, with the frames inside the events.
+
+    Whatever way the frames came in, they are read through Tiled: the files need not be
+    reachable from here.
+
+    Parameters
+    ----------
+    run :
+        A run of a Tiled catalog.
+    streams :
+        The streams to yield; denoised streams are left out.
+    without_frames :
+        By stream, the numbers of events whose frames are not read, and left out.
+    most :
+        Events of each stream, from its start; None: all.
+
+    Yields
+    ------
+    tuple
+        Name and document; events are in the order of their stream.
+    """
+    run = getattr(run, "v3", run)  # databroker makes clients of version 2
+    start = dict(run.metadata["start"])
+    yield "start", start
+    for name in streams:
+        try:
+            node = run[name].base
+        except KeyError:
+            continue
+        if METADATA_KEY in node.metadata:
+            continue
+        descriptors = _readable(descriptors_of(run, name), node, name)
+        yield "descriptor", descriptors.pop(0)
+        bare = (without_frames or {}).get(name, ())
+        for event in archived_events(run, name, last=most, without_frames=bare):
+            while descriptors and event["time"] >= descriptors[0]["time"]:
+                yield "descriptor", descriptors.pop(0)  # a device was configured meanwhile
+            yield "event", event
+    if stop := run.metadata.get("stop"):
+        yield "stop", dict(stop)
+
+
+def _readable(descriptors: list[dict[str, Any]], node: Any, stream: str) -> list[dict[str, Any]]:
+    """Leave out the data keys of files that Tiled cannot look into."""
+    for key in [key for key, child in arrays_of(node).items() if not is_array(child)]:
+        logger.warning(
+            "Run %.8s, stream %s: %s is left out. %s",
+            *(descriptors[0]["run_start"], stream, key, why_no_array(key, node[key])),
+        )
+        for descriptor in descriptors:
+            descriptor["data_keys"].pop(key, None)
+            for owned in descriptor.get("object_keys", {}).values():
+                owned[:] = [other for other in owned if other != key]
+    _warn_of_filled_up(descriptors[0], node, stream)
+    return descriptors
+
+
+def _warn_of_filled_up(descriptor: Mapping[str, Any], node: Any, stream: str) -> None:
+    """Tell of frames that are larger in Tiled than they were said to be: zeros may be no counts."""
+    for key, child in arrays_of(node).items():
+        spec = descriptor["data_keys"].get(key, {})
+        external = "external" in node.metadata.get("data_keys", {}).get(key, {})
+        if not is_frame_key(spec) or external:
+            continue
+        said, found = tuple(spec["shape"][-2:]), tuple(child.shape[-2:])
+        if None not in said and said != found:
+            logger.warning(
+                "Run %.8s, stream %s: frames of %s are %s in Tiled, and the descriptor has %s. If "
+                "their size changed during the run, zeros were put around the smaller ones, and "
+                "are denoised as if they were counts.",
+                *(descriptor["run_start"], stream, key, found, said),
+            )
+
+
+def descriptors_of(run: Any, stream: str) -> list[dict[str, Any]]:
+    """Return the descriptors of an archived stream, all its data keys inside the events.
+
+    There is one more for each time that a device was configured during the run.
+    """
+    metadata = dict(run[stream].base.metadata)
+    metadata.pop(METADATA_KEY, None)
+    descriptors = build_descriptor_docs(metadata, stream, run.metadata["start"]["uid"])
+    for descriptor in descriptors:
+        descriptor["data_keys"] = {
+            key: {k: v for k, v in spec.items() if k != "external"}
+            for key, spec in descriptor["data_keys"].items()
+        }
+    return descriptors
+
+
+def archived_events(
+    run: Any,
+    stream: str,
+    first: int = 1,
+    last: int | None = None,
+    *,
+    without_frames: Container[int] = (),
+) -> Iterator[dict[str, Any]]:
+    """Yield events of an archived stream.
+
+    Parameters
+    ----------
+    run :
+        A run of a Tiled catalog.
+    stream :
+        The stream.
+    first, last :
+        From and up to these ``seq_num``; None: to the end.
+    without_frames :
+        The numbers of events whose frames are not read, and left out.
+
+    Raises
+    ------
+    DenoiseError
+        If the exposure was changed during a scan without events: which frames are of which?
+    """
+    node = run[stream].base
+    descriptors = descriptors_of(run, stream)
+    table = read_table(node)
+    found = arrays_of(node)
+    arrays = {key: EventArray(node, key) for key in found if is_array(found[key])}
+    lengths = [len(array) for array in arrays.values()]
+    if table is not None:
+        lengths.append(len(table))
+    else:
+        _check_exposures(run, stream, descriptors)
+    length = min(lengths, default=0)
+    # A point that was taken again after a pause has its number again: rows are not numbers.
+    seq_nums = range(1, length + 1) if table is None else table["seq_num"].tolist()[:length]
+    rows = [
+        index
+        for index, seq_num in enumerate(seq_nums)
+        if first <= seq_num and (last is None or seq_num <= last)
+    ]
+    for begin in range(0, len(rows), _ROWS_AT_ONCE):
+        some = rows[begin : begin + _ROWS_AT_ONCE]
+        wanted = any(seq_nums[index] not in without_frames for index in some)
+        span = slice(some[0], some[-1] + 1)
+        frames = {key: array[span] for key, array in arrays.items() if wanted}
+        for index in some:
+            row = table.iloc[index] if table is not None else {}
+            own = {} if seq_nums[index] in without_frames else frames
+            yield _event(descriptors, seq_nums[index], row, own, index - some[0])
+
+
+def _event(
+    descriptors: Sequence[Mapping[str, Any]],
+    seq_num: int,
+    row: Any,
+    frames: Mapping[str, Any],
+    offset: int,
+) -> dict[str, Any]:
+    time = float(row.get("time", descriptors[0]["time"]))
+    began = [one for one in descriptors[1:] if one["time"] <= time]
+    descriptor = began[-1] if began else descriptors[0]
+    data: dict[str, Any] = {key: array[offset] for key, array in frames.items()}
+    for key in descriptor["data_keys"]:
+        if key in row:
+            value = row[key]
+            data[key] = value.item() if hasattr(value, "item") else value
+    return {
+        "uid": f"{descriptor['uid']}/{seq_num}",
+        "descriptor": descriptor["uid"],
+        "seq_num": seq_num,
+        "time": time,
+        "data": data,
+        "timestamps": {key: float(row.get(f"ts_{key}", time)) for key in data},
+        "filled": {},
+    }
+
+
+def _check_exposures(run: Any, stream: str, descriptors: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a stream without times whose frames have several exposures."""
+    for key, spec in descriptors[0]["data_keys"].items():
+        if not is_frame_key(spec):
+            continue
+        found = list(dict.fromkeys(_exposure_s(descriptor, key) for descriptor in descriptors))
+        if len(found) > 1:
+            told = ", ".join("unknown" if value is None else f"{value:g} s" for value in found)
+            raise DenoiseError(
+                f"Run {run.metadata['start']['uid']}, stream {stream}: the exposure of {key} was "
+                f"changed during the scan ({told}), and Tiled does not tell which frames had "
+                "which, as the stream has no events. Denoise such a scan live, or from its "
+                "documents; or take a run or a stream for each exposure."
+            )
+
+
+def _exposure_s(descriptor: Mapping[str, Any], key: str) -> float | None:
+    try:
+        return find_exposure(descriptor, key).value_s
+    except DenoiseError:
+        return None
+
+
+def raw_rows(
+    run: Any, stream: str, seq_nums: np.ndarray, number: int, *, from_archive: bool = False
+) -> np.ndarray:
+    """Return the rows of the raw frames that denoised ones are of.
+
+    A point that is taken again after a pause has its number again, in both streams: the second
+    row of a number is of the second.
+
+    Parameters
+    ----------
+    run :
+        The raw run.
+    stream :
+        Its raw stream.
+    seq_nums :
+        (N,) int, ``raw_seq_num`` of the denoised stream.
+    number :
+        How many rows of raw frames there are.
+    from_archive :
+        The numbers are those of `archived_events`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N,) int, from 0.
+
+    Raises
+    ------
+    DenoiseError
+        If that cannot be told, or there are not so many rows.
+    """
+    uid, node = run.metadata["start"]["uid"], run[stream].base
+    points = ((run.metadata.get("stop") or {}).get("num_events") or {}).get(stream)
+    table = read_table(node, ["seq_num"])
+    if table is not None:
+        found = _rows_by_number(table["seq_num"], seq_nums)
+    elif from_archive or points == number:  # rows were numbered; or no point was taken again
+        found = seq_nums - 1
+    elif len(seq_nums) == number:
+        found = np.arange(number)
+    else:
+        raise DenoiseError(
+            f"Run {uid}, stream {stream}, has {number} raw frames of "
+            f"{'an unknown number of' if points is None else points} points, and "
+            f"{len(seq_nums)} denoised ones; Tiled does not tell which belong together, as the "
+            "raw stream has no events. Denoise all of the run again, from Tiled: `bluesky-denoise "
+            "reprocess --again`."
+        )
+    if len(found) and found.max() >= number:
+        raise DenoiseError(
+            f"Run {uid}, stream {stream}, has {number} raw frames, and frame {found.max() + 1} is "
+            "denoised. If the run is still being written, wait for its end."
+        )
+    return found
+
+
+def _rows_by_number(raw: Iterable[int], seq_nums: np.ndarray) -> np.ndarray:
+    """Return the rows of raw numbers; each time that a number comes, the next row of it."""
+    rows = defaultdict(list)
+    for row, seq_num in enumerate(raw):
+        rows[int(seq_num)].append(row)
+    times: Counter[int] = Counter()
+    found = []
+    for seq_num in seq_nums:
+        of_it = rows.get(int(seq_num), [int(seq_num) - 1])
+        found.append(of_it[min(times[seq_num], len(of_it) - 1)])
+        times[seq_num] += 1
+    return np.array(found)
