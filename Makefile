@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all that a fresh machine needs; both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where it is set, as in many containers, each of the many processes would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test bench evaluate trust docs lint clean
 

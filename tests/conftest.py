@@ -1,3 +1,4 @@
+import gc
 import logging
 import os
 from contextlib import contextmanager
@@ -8,6 +9,11 @@ from typing import NamedTuple
 os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
 # Workers and what they start share few cores, which threads that wait for each other keep busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test speaks TLS: nothing has to read what all authorities have signed for each client.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.path.dirname(__file__)
+# Modules are most of what there is, and looking through them is a tenth of the time of many tests.
+gc.set_threshold(50_000, 20, 50)
 
 import pytest
 from bluesky import RunEngine
