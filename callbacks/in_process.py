@@ -15,6 +15,7 @@ from tiled.client import from_uri
 
 from bluesky_denoise import DenoiseProcess, DenoiseSettings
 from bluesky_denoise.backup import RawBackup
+from bluesky_denoise.in_turn import InTurn
 from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
 if len(sys.argv) != 2:
@@ -28,6 +29,7 @@ cat = from_uri(settings.tiled_uri, api_key=key.get_secret_value() if key else No
 RE = RunEngine()
 # Raw data first, and on its own; what Tiled does not take is kept, and the scan goes on.
 raw_backup = RawBackup(settings.backup_path / "raw")
-RE.subscribe(TiledWriter(cat, batch_size=1, patches=RESOURCE_PATCHES, backup_dictionary=raw_backup))
+raw_writer = TiledWriter(cat, batch_size=1, patches=RESOURCE_PATCHES, backup_dictionary=raw_backup)
+RE.subscribe(InTurn(raw_writer))  # signals that are monitored have threads of their own
 denoise = DenoiseProcess(settings)
 RE.subscribe(denoise)

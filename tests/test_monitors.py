@@ -1,0 +1,85 @@
+"""Signals that are monitored: their events come on threads of their own."""
+
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import bluesky.plans as bp
+import bluesky.preprocessors as bpp
+import numpy as np
+from bluesky_tiled_plugins import TiledWriter
+from ophyd import Signal
+from process_fixtures import replay
+from tiled.client import from_uri
+
+from bluesky_denoise.backup import RawBackup
+from bluesky_denoise.in_turn import InTurn
+
+
+@contextmanager
+def changing(signal, every_s=0.002):
+    """Let a signal change on a thread."""
+    stop = threading.Event()
+
+    def change():
+        while not stop.wait(every_s):
+            signal.put(signal.get() + 1.0)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_monitor_does_not_break_the_raw_writer(RE, tiled, raw, tmp_path):
+    client, current = from_uri(tiled.uri), Signal(name="current", value=0.0)
+    writer = TiledWriter(client, batch_size=1, backup_dictionary=RawBackup(tmp_path / "raw"))
+    RE.subscribe(InTurn(writer))
+    with changing(current):
+        (uid,) = RE(bpp.monitor_during_wrapper(bp.count([replay()], 3), [current]))
+    assert not (tmp_path / "raw").exists()
+
+    run, streams = client[uid], {d["uid"]: d["name"] for d in raw.by_name["descriptor"]}
+    events = {name: [] for name in streams.values()}
+    for event in raw.by_name["event"]:
+        events[streams[event["descriptor"]]].append(event["data"])
+    assert run.stop["exit_status"] == "success"
+    seen = [data["current"] for data in events["current_monitor"]]
+    assert len(seen) > 3
+    np.testing.assert_array_equal(np.sort(run["current_monitor"]["current"].read()), np.sort(seen))
+    frames = [data["det_image"] for data in events["primary"]]
+    np.testing.assert_array_equal(run["primary"]["det_image"].read(), frames)
+    client.context.close()
+
+
+def test_documents_of_several_threads_are_handed_on_one_at_a_time():
+    inside, most, taken = 0, 0, []
+
+    def slow(name, doc):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.05)
+        inside -= 1
+        taken.append(doc["seq_num"])
+        if doc["seq_num"] == 3:
+            in_turn(name, {"seq_num": 3.5})  # what is called may cause another document
+        if doc["seq_num"] == 5:
+            raise ValueError("this one is not taken")
+
+    def hand_over(number):
+        with suppress(ValueError):
+            in_turn("event", {"seq_num": number})
+
+    in_turn = InTurn(slow)
+    threads = [threading.Thread(target=hand_over, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join(10)
+    assert most == 1
+    assert taken == [0, 1, 2, 3, 3.5, 4, 5, 6, 7]
