@@ -16,6 +16,7 @@ from live_path import (
     settings,
     values,
 )
+from ophyd import Signal
 from ophyd.sim import SynAxis, SynSignal
 
 from bluesky_denoise.roi import ROI
@@ -100,6 +101,15 @@ def test_a_key_that_is_not_in_the_run_is_warned_of_with_those_there_are(RE, raw,
         logged(),
         re.MULTILINE,
     )
+
+
+def test_a_run_without_the_detector_is_not_warned_of(RE, raw, build, caplog):
+    build(data_keys=["det_image"])
+    RE(bp.scan([Signal(name="diode", value=1.0)], SynAxis(name="motor"), 0, 1, 2))
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == []
+    RE(bp.count([Signal(name="det", value=1.0)], 1))  # it has lost its frames
+    (warned,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert "none of the data keys or detectors det_image" in warned
 
 
 def test_a_run_with_frames_in_none_of_the_streams_is_told(RE, raw, build, logged):

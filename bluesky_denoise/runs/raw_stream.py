@@ -290,7 +290,12 @@ def _warn_of_no_background(
 
 
 def _warn_of_nothing(descriptor: Mapping[str, Any], wanted: Sequence[str]) -> None:
-    logger.warning(
+    specs, devices = descriptor["data_keys"].values(), descriptor.get("object_keys", {})
+    has_arrays = any("external" in spec or spec["dtype"] == "array" for spec in specs)
+    has_detector = any(key.startswith(device) for key in wanted for device in devices)
+    # A scan of a diode, or what an agent writes down, was never to be denoised.
+    logger.log(
+        logging.WARNING if has_arrays or has_detector else logging.INFO,
         "Run %.8s, stream %s goes on undenoised: it has none of the data keys or detectors %s "
         "that `data_keys` names; it has %s.%s",
         *(descriptor["run_start"], descriptor["name"], ", ".join(wanted)),
