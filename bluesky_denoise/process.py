@@ -130,7 +130,7 @@ class DenoiseProcess:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more runs: it was closed, or its child died too often."""
+        """Whether it takes no more runs: it was closed, or its child died for good."""
         return self._closing
 
     @property
@@ -159,7 +159,7 @@ class DenoiseProcess:
         DenoiseTimeout
             If it takes longer; the runs go on being denoised.
         DenoiseFailed
-            If the denoiser's process has died of some, or too often. It is told once.
+            If the denoiser's process has died of some, or for good. It is told once.
         TiledUnavailable
             If Tiled refuses some of them, or has not taken them, or their raw runs, for longer
             than `node_timeout_s`; their documents are kept. It is told once.
@@ -391,15 +391,18 @@ class DenoiseProcess:
                 self._subscribers(name, doc)
             with self._changed:
                 self._abandoned.append(documents)
+        why = "did so too often"
         if not give_up:
             try:
                 self._start_child()
                 return
-            except Exception:
+            except Exception as error:
                 logger.exception("The denoiser could not be started again")
+                what = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
+                why = self.settings.redact(f"could not be started again ({what})")
         with self._changed:
             if not self._closing:
-                self._gave_up = f"{reason}, and did so too often (build a new one)"
+                self._gave_up = f"{reason}, and {why} (build a new one)"
                 self._lost |= dict.fromkeys(self._open, self._gave_up)
                 logger.error(
                     "Runs go on undenoised; build a new DenoiseProcess to go on. Not denoised: %s; "

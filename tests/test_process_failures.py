@@ -145,6 +145,22 @@ def test_runs_that_wait_as_the_last_child_dies_are_named(RE, monkeypatch):
         assert all(uid[:8] in str(caught.value) for uid in uids)
 
 
+def test_a_child_that_cannot_be_started_again_is_not_said_to_die_often(RE, monkeypatch, logged):
+    def no_memory(*args):
+        raise OSError("Cannot allocate memory")
+
+    with DenoiseProcess(settings()) as denoise:
+        RE.subscribe(denoise)
+        monkeypatch.setattr(process_module, "Child", no_memory)
+        os.kill(denoise.pid, signal.SIGKILL)
+        wait_for(lambda: "Runs go on undenoised" in logged(), what="the end")
+        wait_for(lambda: denoise.closed, what="the end")
+        (uid,) = RE(bp.count([replay()], 1))
+        reason = r"could not be started again \(OSError: Cannot allocate memory\)"
+        with pytest.raises(DenoiseFailed, match=rf"died .*, and {reason} .*: {uid[:8]}\."):
+            denoise.wait(1)
+
+
 @pytest.mark.parametrize("with_an_event", [True, False])
 def test_a_run_whose_child_died_ends_once_however_many_die_after(
     RE, tmp_path, gate, with_an_event, monkeypatch
