@@ -3,7 +3,7 @@
 import re
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-__all__ = ["check_address", "server_and_key"]
+__all__ = ["check_address", "server_and_key", "without_api_key"]
 
 
 def server_and_key(address: str) -> tuple[str, str | None]:
@@ -44,3 +44,8 @@ def check_address(address: str) -> None:
         _ = parts.port
     except ValueError:
         raise ValueError(f"the port of {parts.netloc!r} is no number from 0 to 65535") from None
+
+
+def without_api_key(text: str) -> str:
+    """Return a text in which no address of Tiled has its key."""
+    return re.sub(r"[?&]api_key=[^&#\s'\"]*", "", text)

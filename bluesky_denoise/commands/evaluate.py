@@ -35,7 +35,8 @@ from ..masks import load_mask
 from ..models.checkpoint import is_card
 from ..simulation import recorded_frames
 from ..support.whole_files import check_place
-from ..training.tiled_runs import RUN, catalog, open_run, run_frames, without_api_key
+from ..tiled_address import without_api_key
+from ..training.tiled_runs import RUN, catalog, open_run, run_frames
 
 __all__ = ["evaluate"]
 

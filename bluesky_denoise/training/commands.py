@@ -19,6 +19,7 @@ from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.frame_files import find_files
 from bluesky_denoise.masks import load_mask
 from bluesky_denoise.support.memory import keep_freed_memory
+from bluesky_denoise.tiled_address import without_api_key
 from bluesky_denoise.training import fit as fitting
 from bluesky_denoise.training.files import read_file
 from bluesky_denoise.training.finetune import ADAPTING, with_held_out
@@ -27,14 +28,7 @@ from bluesky_denoise.training.fit import FitSettings, fit
 from bluesky_denoise.training.pairs import PairSource
 from bluesky_denoise.training.paper import EPOCHS, paper_settings
 from bluesky_denoise.training.split import Split, split
-from bluesky_denoise.training.tiled_runs import (
-    RUN,
-    catalog,
-    open_run,
-    read_run,
-    read_two_runs,
-    without_api_key,
-)
+from bluesky_denoise.training.tiled_runs import RUN, catalog, open_run, read_run, read_two_runs
 
 __all__ = ["finetune", "open_data", "train"]
 

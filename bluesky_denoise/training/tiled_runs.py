@@ -1,6 +1,5 @@
 """Pairs from runs in Tiled: short and long exposures, or frames alone."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.sources.exposure import Exposure, find_exposure
 from bluesky_denoise.sources.frame_keys import is_frame_key
 from bluesky_denoise.sources.readers import as_stack
+from bluesky_denoise.tiled_address import without_api_key
 from bluesky_denoise.training.files import measured_pairs, single_frames
 from bluesky_denoise.training.pairs import MeasuredPairs, RecordedPairs
 
@@ -26,7 +26,6 @@ __all__ = [
     "read_run",
     "read_two_runs",
     "run_frames",
-    "without_api_key",
 ]
 
 RUN = "tiled:"
@@ -55,11 +54,6 @@ class _Taken:
             return self.frames[:, 0]
         kind = np.int64 if self.frames.dtype.kind in "biu" else np.float64
         return self.frames.sum(axis=1, dtype=kind)
-
-
-def without_api_key(text: str) -> str:
-    """Return a text in which no address of Tiled has its key."""
-    return re.sub(r"[?&]api_key=[^&#\s'\"]*", "", text)
 
 
 @contextmanager
