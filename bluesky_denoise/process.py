@@ -12,7 +12,7 @@ from typing import Any, Self
 from .child.backlog import Backlog
 from .child.child import Child
 from .child.open_runs import Document, OpenRun, OpenRuns
-from .errors import DenoiseFailed, DenoiseTimeout, SettingsError, TiledUnavailable
+from .errors import DenoiseError, DenoiseFailed, DenoiseTimeout, SettingsError, TiledUnavailable
 from .runs.derived_run import is_derived
 from .runs.last_event import LastEvent, RawEvent
 from .settings import DenoiseSettings, overridden
@@ -163,7 +163,10 @@ class DenoiseProcess:
         TiledUnavailable
             If Tiled refuses some of them, or has not taken them, or their raw runs, for longer
             than `node_timeout_s`; their documents are kept. It is told once.
+        DenoiseError
+            If it is called by a function that was given to `subscribe`.
         """
+        self._refuse_in_a_callback("wait")
         with self._changed:
             if not self._changed.wait_for(lambda: not self._open.unfinished(), timeout):
                 runs = ", ".join(uid[:8] for uid in self._open.unfinished())
@@ -195,7 +198,13 @@ class DenoiseProcess:
         timeout :
             Seconds to wait for the child, before it is killed. After half of them, frames that
             still wait for their turn are skipped.
+
+        Raises
+        ------
+        DenoiseError
+            If it is called by a function that was given to `subscribe`.
         """
+        self._refuse_in_a_callback("close")
         with self._changed:
             if self._closing:
                 return
@@ -227,6 +236,14 @@ class DenoiseProcess:
                 *(len(self._backups), self.settings.backup_path),
             )
         atexit.unregister(self.close)
+
+    def _refuse_in_a_callback(self, method: str) -> None:
+        """Refuse to wait on the thread by which results come."""
+        if threading.current_thread() is self._receiver:
+            raise DenoiseError(
+                f"`{method}` waits for results, and was called by a function that was given to "
+                "`subscribe`: while that runs, none come. Call it in the plan or at the prompt."
+            )
 
     def __repr__(self) -> str:
         where = self.settings.tiled_uri or self.settings.frames_directory or "callbacks"
@@ -328,6 +345,10 @@ class DenoiseProcess:
             try:
                 kind, content = child.receive()
             except (EOFError, OSError):
+                break
+            except Exception:  # some message can be read by nobody: its run has lost a part
+                logger.exception("What the denoiser sent cannot be read; it is started anew")
+                child.end(0)
                 break
             try:
                 self._handle(kind, content)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import pickle
 import re
 import signal
 import time
@@ -159,6 +160,30 @@ def test_a_child_that_cannot_be_started_again_is_not_said_to_die_often(RE, monke
         reason = r"could not be started again \(OSError: Cannot allocate memory\)"
         with pytest.raises(DenoiseFailed, match=rf"died .*, and {reason} .*: {uid[:8]}\."):
             denoise.wait(1)
+
+
+def test_results_that_cannot_be_read_cost_their_run_alone(RE, monkeypatch, logged):
+    derived, receive, broken = DocumentCollector(), process_module.Child.receive, []
+
+    def receive_all_but_the_first(child):
+        kind, content = receive(child)
+        if kind == "ready" and content and not broken:
+            broken.append(content)
+            raise pickle.UnpicklingError("no such class")
+        return kind, content
+
+    monkeypatch.setattr(process_module.Child, "receive", receive_all_but_the_first)
+    with DenoiseProcess(settings()) as denoise:
+        denoise.subscribe(derived)
+        RE.subscribe(denoise)
+        (lost,) = RE(bp.count([replay()], 1))
+        with pytest.raises(DenoiseFailed, match=f"died .*: {lost[:8]}"):
+            denoise.wait(60)
+        RE(bp.count([replay()], 2))
+        denoise.wait(60)
+    assert "What the denoiser sent cannot be read" in logged()
+    assert [doc["exit_status"] for doc in derived.by_name["stop"]][-1] == "success"
+    assert derived.by_name["stop"][-1]["num_events"] == {"denoised": 2}
 
 
 @pytest.mark.parametrize("with_an_event", [True, False])

@@ -17,7 +17,7 @@ from live_path import NO_PROXY, is_whole, python_path, settings, wait_for
 from process_fixtures import FRAMES, NOWHERE, open_node, replay
 
 from bluesky_denoise.backup import backup_files, read_backup
-from bluesky_denoise.errors import ModelNotFound, SettingsError
+from bluesky_denoise.errors import DenoiseError, ModelNotFound, SettingsError
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
@@ -328,3 +328,20 @@ def test_the_key_of_the_settings_does_not_go_to_another_server(monkeypatch):
     with DenoiseProcess(given, tiled_uri=None) as denoise:
         assert denoise.settings.tiled_api_key is None
     assert given.tiled_api_key.get_secret_value() == "secret"
+
+
+def test_a_callback_of_the_results_cannot_wait_for_them(RE):
+    refused = []
+
+    def at_the_end(name, doc):
+        for method in (denoise.wait, denoise.close):
+            with pytest.raises(DenoiseError, match="a function that was given to `subscribe`"):
+                method()
+            refused.append(method)
+
+    with DenoiseProcess(settings()) as denoise:
+        denoise.subscribe(at_the_end, "stop")
+        RE.subscribe(denoise)
+        RE(bp.count([replay()], 1))
+        denoise.wait(60)
+    assert len(refused) == 2
