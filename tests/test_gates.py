@@ -32,7 +32,7 @@ def neighbour(method="ours", error=0.1, contrast=1.0, fraction=1.0, flux=1.0):
     return NeighbourScore("scan", "yes", fraction, 20.0, 8, method, error, 0.01, contrast, flux)
 
 
-def spots(kept=1.0, lost=0, held_out="yes", significance="3 to 10"):
+def spots(kept=1.0, lost=(), held_out="yes", significance="3 to 10"):
     return SpotScore("scan", held_out, "ours", significance, 50, kept, kept, lost)
 
 
@@ -211,7 +211,7 @@ CASES = {
     "counts kept, in each class": [
         ("spots", [spots(kept=1.019)], [spots(kept=1.021)]),
         ("spots", [spots(kept=0.981)], [spots(kept=0.979)]),
-        ("spots", [spots()], [spots(lost=1)]),
+        ("spots", [spots()], [spots(lost=[(8, 5, 7)])]),
         ("spots", [spots(), spots()], [spots(kept=0.8), spots()]),
         ("spots", [spots(), spots()], [spots(), spots(kept=0.8)]),
         # The mean of two classes does not excuse one of them.
@@ -220,7 +220,11 @@ CASES = {
             [spots(), spots(significance="above 20")],
             [spots(kept=0.97), spots(kept=1.03, significance="above 20")],
         ),
-        ("spots", [spots(), spots(held_out="trained on", lost=3)], [spots(held_out="yes", lost=3)]),
+        (
+            "spots",
+            [spots(), spots(held_out="trained on", lost=[(8, 5, 7)] * 3)],
+            [spots(held_out="yes", lost=[(8, 5, 7)] * 3)],
+        ),
     ],
     "right, or refused by a clear error": [
         ("awkward", [AwkwardScore("a", True, "")], [AwkwardScore("a", False, "")]),
@@ -279,8 +283,10 @@ def test_what_was_trained_on_is_told_and_not_judged():
     found = gate("counts kept, in each class", "spots", [spots(held_out="trained on")])
     assert found.met is None
     assert found.figure.startswith("trained on, not judged: 1.000 by spot, 0 of 50 lost")
+    figure = gate("counts kept, in each class", "spots", [spots(lost=[(8, 5, 7)])]).figure
+    assert "1 of 50 lost: scan frame 8 at 5, 7 (" in figure
     # Lost spots of frames in between count as those of other samples do.
-    rows = [spots(), spots(held_out="sample seen", lost=1)]
+    rows = [spots(), spots(held_out="sample seen", lost=[(8, 5, 7)])]
     assert gate("counts kept, in each class", "spots", rows).met is False
 
 

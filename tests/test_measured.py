@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import h5py
@@ -312,6 +313,10 @@ def test_what_spots_keep_is_measured_and_lost_ones_are_counted():
     assert found["whole", "above 20"].kept == 1
     assert found["half", "above 20"].kept == pytest.approx(0.45)
     assert found["half", "above 20"].lost == found["half", "above 20"].spots == 1
+    assert found["half", "above 20"].lost_at == ((0, 40, 50),)
+    seen = spot_scores(frames, [replace(half, slow=True)], quiet, most_shape=(50, 70))
+    lost = {s.significance: s.lost_at for s in seen if s.method == "half, middle of the frame"}
+    assert lost["above 20"] == ((0, 40, 50),)  # of the whole frame
     # A Gaussian of one pixel spreads a spot of one pixel over more than 5 x 5 pixels.
     assert 0.7 < found["Gaussian 1 px", "above 20"].kept < 0.99
 

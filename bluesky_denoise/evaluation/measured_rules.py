@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 BM3D, GAUSSIAN = "Anscombe + BM3D", "best Gaussian"
+MOST_TOLD = 4
+"""Lost spots whose places are told; JSON has them all."""
 
 
 def _held_out(rows: Sequence) -> list:
@@ -146,7 +148,9 @@ def spots_kept(r: Evaluation) -> Answer | None:
     # Of several series, the one that is farthest off.
     worst = {c: max(values, key=lambda value: abs(value - 1)) for c, values in kept.items()}
     text = ", ".join(f"{name} sd: {value:.3f}" for name, value in worst.items())
-    text = f"{total:.3f} by spot, {lost} of {sum(s.spots for s in rows)} lost ({text})"
+    places = [f"{s.set} frame {i} at {row}, {col}" for s in rows for i, row, col in s.lost_at]
+    where = f": {'; '.join(places)}" if 0 < len(places) <= MOST_TOLD else ""
+    text = f"{total:.3f} by spot, {lost} of {sum(s.spots for s in rows)} lost{where} ({text})"
     if not judged:
         return f"trained on, not judged: {text}", None
     return text, lost == 0 and all(abs(value - 1) <= 0.02 for value in worst.values())

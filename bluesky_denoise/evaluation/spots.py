@@ -36,8 +36,13 @@ class SpotScore:
     """Counts of all spots in boxes of 5 x 5 pixels, background subtracted, over the raw ones."""
     median: float
     """Of the same ratio, spot by spot."""
-    lost: int
-    """Spots that keep less than half."""
+    lost_at: tuple[tuple[int, int, int], ...]
+    """Number of the frame, row and column of each spot that keeps less than half."""
+
+    @property
+    def lost(self) -> int:
+        """How many keep less than half."""
+        return len(self.lost_at)
 
 
 def find_spots(counts: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -89,7 +94,7 @@ def spot_scores(
     """
     stills = [i for i in frames.known.stills or () if i < len(frames.counts)]
     compared = [GAUSSIAN, *(m for m in methods if m.name not in ("raw", "best Gaussian"))]
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[str, list[np.ndarray]] = {}  # (5, n): frame, row, column, raw counts, kept ones
     for i in track(stills, f"{frames.name}, spots") if stills else ():
         counts = np.where(frames.mask, 0, frames.counts[i]).astype(np.int64)
         for slow in (False, True):
@@ -98,6 +103,8 @@ def spot_scores(
             some = [m for m in compared if m.slow == slow]
             spots = find_spots(cut, mask) if some else np.empty((0, 2), int)
             before = spot_intensities(cut, spots)
+            corner = np.array([part.start or 0 for part in window])
+            places = np.column_stack([np.full(len(spots), i), spots + corner]).T
 
             def judge(
                 estimate: np.ndarray, cut: np.ndarray = cut, mask: np.ndarray = mask
@@ -107,17 +114,16 @@ def spot_scores(
             for method in some:
                 after = spot_intensities(method.estimate(cut, mask, judge), spots)
                 name = f"{method.name}, middle of the frame" if slow else method.name
-                found.setdefault(name, []).append(np.stack([before, after]))
+                found.setdefault(name, []).append(np.vstack([places, before, after]))
     return [
         score
         for name, parts in found.items()
-        for score in _by_class(frames, name, *np.concatenate(parts, 1))
+        for score in _by_class(frames, name, np.concatenate(parts, 1))
     ]
 
 
-def _by_class(
-    frames: FrameSet, name: str, before: np.ndarray, after: np.ndarray
-) -> list[SpotScore]:
+def _by_class(frames: FrameSet, name: str, found: np.ndarray) -> list[SpotScore]:
+    places, (before, after) = found[:3].astype(int), found[3:]
     # Of 25 pixels with some background each.
     sigmas = before / np.sqrt(np.maximum(before, 1) + 25 * 4)
     scores = []
@@ -134,7 +140,7 @@ def _by_class(
                     int(of.sum()),
                     float(after[of].sum() / before[of].sum()),
                     float(np.median(ratio)),
-                    int((ratio < LOST).sum()),
+                    tuple(map(tuple, places[:, of][:, ratio < LOST].T.tolist())),
                 )
             )
     return scores
