@@ -84,6 +84,7 @@ class DenoiseProcess:
         self._settings = settings
         self._subscribers = Subscribers()
         self._changed = threading.Condition()
+        self._one_closes = threading.RLock()
         self._backlog = Backlog(self._changed, settings.queue_size, settings.queue_wait_s)
         self._open = OpenRuns(settings.frames_directory is not None)
         self._abandoned: deque[list[Document]] = deque()
@@ -121,7 +122,7 @@ class DenoiseProcess:
     @property
     def provenance(self) -> Mapping[str, Any]:
         """What makes the results, as of `DenoiseRouter`."""
-        return self._child.provenance
+        return self._provenance
 
     @property
     def pid(self) -> int:
@@ -205,21 +206,26 @@ class DenoiseProcess:
             If it is called by a function that was given to `subscribe`.
         """
         self._refuse_in_a_callback("close")
+        with self._one_closes:  # another thread that calls it returns when all is done, too
+            self._close(timeout)
+
+    def _close(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         with self._changed:
-            if self._closing:
-                return
-            self._closing = True
-            self._close_by = deadline = time.monotonic() + timeout
-            self._skip_from = deadline - (1 - _SHARE_FOR_FRAMES) * timeout
-            self._changed.notify_all()
-            if waiting := self._backlog.with_frames:
-                logger.warning(
-                    "Closing the denoiser: %d events wait for it. In %.0f s at most, those that "
-                    "are left are skipped; `bluesky-denoise catch-up` denoises them later",
-                    *(waiting, _SHARE_FOR_FRAMES * timeout),
-                )
+            if not self._closing:
+                self._closing = True
+                self._close_by = deadline
+                self._skip_from = deadline - (1 - _SHARE_FOR_FRAMES) * timeout
+                self._changed.notify_all()
+                if waiting := self._backlog.with_frames:
+                    logger.warning(
+                        "Closing the denoiser: %d events wait for it. In %.0f s at most, those "
+                        "that are left are skipped; `bluesky-denoise catch-up` denoises them later",
+                        *(waiting, _SHARE_FOR_FRAMES * timeout),
+                    )
         self._feeder.join(timeout)
         with self._changed:
+            self._closed = True  # a child that has died meanwhile is not started again
             runs = ", ".join(uid[:8] for uid in self._open) or "none"
         if not self._child.end(deadline - time.monotonic()):
             logger.error(
@@ -229,11 +235,12 @@ class DenoiseProcess:
             )
         self._receiver.join(1.0)
         self._child.close()
-        if self._backups:
+        backups, self._backups = self._backups, []
+        if backups:
             logger.warning(
                 "%d denoised runs are not in Tiled but in %s; bring them in with "
                 "`bluesky-denoise replay-backup`",
-                *(len(self._backups), self.settings.backup_path),
+                *(len(backups), self.settings.backup_path),
             )
         atexit.unregister(self.close)
 
@@ -333,7 +340,11 @@ class DenoiseProcess:
     # From the child ------------------------------------------------------------------
 
     def _start_child(self) -> None:
-        self._child = Child(self.settings, self._handle)
+        with self._changed:
+            if self._closed:
+                raise DenoiseError("The denoiser was closed before it was started again.")
+            self._child = Child(self.settings)
+        self._provenance = self._child.start(self._handle)
         self._receiver = threading.Thread(
             target=self._receive, args=(self._child,), name="denoise-receive", daemon=True
         )
@@ -418,7 +429,8 @@ class DenoiseProcess:
                 self._start_child()
                 return
             except Exception as error:
-                logger.exception("The denoiser could not be started again")
+                if not self._closed:  # else it was `close` that ended it
+                    logger.exception("The denoiser could not be started again")
                 what = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
                 why = self.settings.redact(f"could not be started again ({what})")
         with self._changed:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -225,6 +226,27 @@ def test_a_closed_process_takes_no_more_documents(RE, raw, tmp_path):
     denoise.wait(1)
     assert len(derived.by_name["stop"]) == 1
     assert len(raw.by_name["stop"]) == 2
+
+
+def children():
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_a_child_that_is_being_started_again_has_ended_for_all_who_close_the_denoiser(gate, logged):
+    others = children()
+    gate.touch()
+    denoise = DenoiseProcess(settings(model="child_denoisers:loaded_late"))
+    gate.unlink()
+    first = denoise.pid
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: children() - others - {first}, what="the next child")
+    closing = threading.Thread(target=denoise.close, args=(0.5,))
+    closing.start()
+    wait_for(lambda: denoise.closed)
+    denoise.close()
+    assert children() == others
+    assert "could not be started again" not in logged()
+    closing.join()
 
 
 SCRIPT = """

@@ -37,42 +37,51 @@ _KNOWN = sys.stdlib_module_names | {"bluesky_denoise", "numpy", "pydantic", "pyd
 class Child:
     """Start `bluesky_denoise.child.worker` in a process of its own, and talk to it.
 
+    It begins at once, and takes messages once `start` has returned; `end` may be called meanwhile.
+
     Parameters
     ----------
     settings :
         For the child.
-    handle :
-        Called with the messages that come before the child has started.
-
-    Raises
-    ------
-    DenoiseError
-        If it does not start, or whatever its model or Tiled make of the settings.
     """
 
-    def __init__(
-        self, settings: DenoiseSettings, handle: Callable[[str, Any], None] = lambda *message: None
-    ) -> None:
-        authkey = secrets.token_bytes(32)
-        with _listener(authkey) as listener:
-            address = json.dumps(listener.address)
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, address, *_import_path()],
-                stdin=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for the RunEngine
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-            try:
-                self._process.stdin.write(authkey.hex().encode() + b"\n")
+    def __init__(self, settings: DenoiseSettings) -> None:
+        self._settings, self._authkey = settings, secrets.token_bytes(32)
+        self._connection: Connection | None = None
+        self._listener = _listener(self._authkey)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(self._listener.address), *_import_path()],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the RunEngine
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+    def start(self, handle: Callable[[str, Any], None]) -> Mapping[str, Any]:
+        """Wait until it has started; return what makes its results.
+
+        Parameters
+        ----------
+        handle :
+            Called with the messages that come before.
+
+        Raises
+        ------
+        DenoiseError
+            If it does not start, or whatever its model or Tiled make of the settings.
+        """
+        try:
+            with self._listener:
+                self._process.stdin.write(self._authkey.hex().encode() + b"\n")
                 self._process.stdin.close()
-                self._connection = _accept(listener, self._process)
-                level = logging.getLogger("bluesky_denoise").getEffectiveLevel()
-                self.send(("settings", (settings, level)))
-                self.provenance = self._await_start(handle)
-            except BaseException:
-                self._process.kill()
-                self._process.wait()
-                raise
+                self._connection = _accept(self._listener, self._process)
+            level = logging.getLogger("bluesky_denoise").getEffectiveLevel()
+            self.send(("settings", (self._settings, level)))
+            return self._await_start(handle)
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -115,7 +124,8 @@ class Child:
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def _await_start(self, handle: Callable[[str, Any], None]) -> Mapping[str, Any]:
         """Wait for the child to have loaded its model; raise what it failed with."""
