@@ -4,6 +4,7 @@ import re
 import sys
 import threading
 import time
+from collections import defaultdict
 from enum import StrEnum
 from pathlib import Path
 
@@ -301,11 +302,13 @@ def test_a_class_that_only_the_session_knows_reaches_the_denoiser_as_its_value(
     monkeypatch.setattr(Mode, "__module__", "__main__")
     before = live.denoise.pid
     mode = Signal(name="mode", value=Mode.FAST)
-    (uid,) = RE(bp.count([replay(), mode], 2, md={"mode": Mode.FAST}))
+    md = {"mode": Mode.FAST, "made": defaultdict(lambda: 0, by="hand")}  # of foreign functions, too
+    (uid,) = RE(bp.count([replay(), mode], 2, md=md))
     stream = live.check(uid, 2)
     assert live.denoise.pid == before
     assert list(stream["mode"].read()) == ["fast", "fast"]
-    assert live.derived.by_name["start"][0]["mode"] == "fast"
+    (start,) = live.derived.by_name["start"]
+    assert (start["mode"], start["made"]) == ("fast", {"by": "hand"})
 
 
 def test_a_document_that_cannot_be_sent_is_left_out_and_the_others_go_on(RE, live, logged):

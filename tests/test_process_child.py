@@ -166,6 +166,20 @@ def test_results_that_cannot_be_read_cost_their_run_alone(RE, monkeypatch, logge
     assert derived.by_name["stop"][-1]["num_events"] == {"denoised": 2}
 
 
+def test_a_child_that_cannot_go_on_ends_its_runs_and_says_why(RE, live, logged):
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.trigger_and_read([replay()])
+        wait_for(lambda: live.derived.by_name.get("event"), what="an event")
+        live.denoise._child._connection.send_bytes(b"what nobody can read")
+        finished(live.derived)
+
+    (uid,) = RE(plan())
+    reason = "the denoiser failed (UnpicklingError: invalid load key, 'w'.)"
+    live.check(uid, 1, exit_status="fail", reason=reason)
+    assert "The denoiser cannot go on" in logged()
+
+
 @pytest.mark.parametrize("with_an_event", [True, False])
 def test_a_run_whose_child_died_ends_once_however_many_die_after(
     RE, tmp_path, gate, with_an_event, monkeypatch

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import partial
 from multiprocessing.connection import Connection, Listener
 from typing import Any
 
@@ -32,6 +34,8 @@ _START = (
 """Run by the child, before it imports anything."""
 _KNOWN = sys.stdlib_module_names | {"bluesky_denoise", "numpy", "pydantic", "pydantic_core"}
 """Packages whose objects the child gets as they are."""
+_HOLD_FUNCTIONS = defaultdict, partial
+"""They cannot be made again without their function, which may be foreign."""
 
 
 class Child:
@@ -188,7 +192,8 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """Replace an object of a foreign class."""
         named = obj if hasattr(obj, "__qualname__") else type(obj)  # a class or a function itself
-        if (getattr(named, "__module__", None) or "builtins").partition(".")[0] in _KNOWN:
+        package = (getattr(named, "__module__", None) or "builtins").partition(".")[0]
+        if package in _KNOWN and not isinstance(obj, _HOLD_FUNCTIONS):
             return NotImplemented
         if isinstance(obj, np.ndarray):
             return np.asarray, (np.asarray(obj),)

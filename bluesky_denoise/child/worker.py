@@ -109,6 +109,10 @@ def main(address: str) -> None:
         worker.serve()
     except (EOFError, OSError):  # the parent is gone: save what there is
         worker.close("the process that runs the RunEngine ended")
+    except Exception as error:  # such as a message that cannot be read
+        logger.exception("The denoiser cannot go on")
+        worker.close(f"the denoiser failed ({type(error).__name__}: {error})")
+        sys.exit(1)
 
 
 def _step_back() -> None:
