@@ -12,6 +12,7 @@ import numpy as np
 
 from .errors import ModelNotFound, SettingsError
 from .frames import SupportsDenoise
+from .in_turn import InTurn
 from .runs.derived_run import is_derived
 from .runs.derived_stream import DerivedEvent
 from .runs.raw_run import DenoisedRun
@@ -39,7 +40,8 @@ class DenoiseRouter:
 
     A plain callable that takes ``(name, doc)``: subscribe it to a RunEngine, feed it from
     a message bus, or from an archive. Runs may be nested or interleaved. It works in the
-    calling thread; :class:`DenoiseProcess` keeps it out of the RunEngine's way.
+    calling thread, for one document after the other where several threads call it, as the
+    monitors of a plan do; :class:`DenoiseProcess` keeps it out of the RunEngine's way.
 
     Parameters
     ----------
@@ -80,6 +82,7 @@ class DenoiseRouter:
         self._subscribers = Subscribers()
         self._runs: dict[str, DenoisedRun] = {}
         self._run_of: dict[str, str] = {}  # uid of a descriptor or resource -> of its run
+        self._in_turn = InTurn(lambda name, doc: self.feed([(name, doc)]))
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -102,7 +105,7 @@ class DenoiseRouter:
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document, and emit what follows from it."""
-        self.feed([(name, doc)])
+        self._in_turn(name, doc)
 
     def feed(self, documents: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Take several documents at once; their frames are denoised in batches."""

@@ -8,12 +8,15 @@ import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import numpy as np
 from bluesky_tiled_plugins import TiledWriter
+from live_path import settings
 from ophyd import Signal
-from process_fixtures import replay
+from process_fixtures import FRAMES, replay
 from tiled.client import from_uri
 
 from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.in_turn import InTurn
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
 
 
 @contextmanager
@@ -53,6 +56,24 @@ def test_a_monitor_does_not_break_the_raw_writer(RE, tiled, raw, tmp_path):
     frames = [data["det_image"] for data in events["primary"]]
     np.testing.assert_array_equal(run["primary"]["det_image"].read(), frames)
     client.context.close()
+
+
+def test_a_monitor_takes_no_frame_from_the_denoiser(RE):
+    """Its events come while a frame is denoised, and let no row go before it has its frame."""
+
+    class Slow(UnitDenoiser):
+        def denoise(self, *frames):
+            time.sleep(0.02)
+            return super().denoise(*frames)
+
+    current, derived = Signal(name="current", value=0.0), DocumentCollector()
+    router = DenoiseRouter(settings(), Slow())
+    router.subscribe(derived)
+    RE.subscribe(router)
+    with changing(current):
+        RE(bpp.monitor_during_wrapper(bp.count([replay()], 3), [current]))
+    frames = [event["data"]["det_image"] for event in derived.by_name["event"]]
+    np.testing.assert_array_equal(frames, FRAMES[:3] * 2)
 
 
 def test_documents_of_several_threads_are_handed_on_one_at_a_time():
