@@ -82,6 +82,7 @@ class DenoiseRouter:
         self._subscribers = Subscribers()
         self._runs: dict[str, DenoisedRun] = {}
         self._run_of: dict[str, str] = {}  # uid of a descriptor or resource -> of its run
+        self._passed_over = False  # a derived run, which is told once
         self._in_turn = InTurn(lambda name, doc: self.feed([(name, doc)]))
 
     @property
@@ -168,9 +169,13 @@ class DenoiseRouter:
 
     def _start(self, doc: Mapping[str, Any]) -> None:
         if is_derived(doc):
-            logger.info(
-                "Run %.8s is of denoised frames, as its metadata says: passed over", doc["uid"]
+            logger.log(
+                logging.INFO if self._passed_over else logging.WARNING,
+                "Run %.8s is passed over: `original_run_uid` and `denoise` in its metadata say "
+                "that it is of denoised frames. If it is a raw run, give these keys other names.",
+                doc["uid"],
             )
+            self._passed_over = True
             return
         self._runs[doc["uid"]] = DenoisedRun(
             doc, self.settings, self.denoiser, self.provenance, self._subscribers

@@ -274,6 +274,17 @@ def test_derived_runs_are_never_denoised_again(RE, raw, build):
     assert_emitted(derived.by_name, start=1, descriptor=1, event=2, stop=1)
 
 
+def test_raw_runs_that_look_like_derived_ones_are_told_of_once(RE, raw, build, caplog):
+    _, derived = build()
+    for _ in range(2):
+        md = {"denoise": True, "original_run_uid": "the run before"}
+        RE(bp.count([Camera(name="det", func=poisson())], 1, md=md))
+    assert not derived.documents
+    (warned,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert raw.by_name["start"][0]["uid"][:8] in warned
+    assert "`original_run_uid` and `denoise` in its metadata say" in warned
+
+
 # Exposure
 
 
