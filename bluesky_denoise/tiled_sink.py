@@ -1,15 +1,15 @@
 """Derived runs into Tiled, on a thread of their own, with a backup for when it is down."""
 
-import contextlib
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 
 from .backup import backup_files, read_backup, take_backup
 from .errors import TiledUnavailable
@@ -36,6 +36,8 @@ _LONGEST_AWAY_S = 5.0
 _NODE_PAUSE_S = 0.2
 _REST = 3.0
 """How long to rest after each writing, in units of the time that it took."""
+_MOST_BYTES = 1 << 30
+"""Of frames that may come during one request; more than that goes into the backup."""
 _REPLAY = "`bluesky-denoise replay-backup` brings it in"
 _AGAIN = "it is tried again"
 _NOT_AGAIN = f"it is not tried again; {_REPLAY}"
@@ -71,7 +73,10 @@ class TiledSink:
     ) -> None:
         self._settings = settings
         self._on_written, self._on_kept = on_written, on_kept
-        self._queue: queue.SimpleQueue[Document | None] = queue.SimpleQueue()
+        # Held by whoever changes what waits, but not while Tiled is asked.
+        self._changed = threading.Condition()
+        self._arrived: deque[Document | None] = deque()  # None: it is closed
+        self._size = 0  # of their frames
         self._runs: dict[str, PendingRun] = {}  # by uid of the derived run
         self._run_of: dict[str, str] = {}
         self._left: list[Path] = []  # backups of runs that were refused
@@ -83,8 +88,13 @@ class TiledSink:
         self._thread.start()
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take one document; returns at once."""
-        self._queue.put((name, doc))
+        """Take one document; it is written later."""
+        with self._changed:
+            self._arrived.append((name, doc))
+            self._size += _bytes(doc) if name == "event" else 0
+            if self._size > _MOST_BYTES:
+                self._back_up_all("Tiled takes more time than there is memory for", _AGAIN)
+            self._changed.notify()
 
     def close(self, timeout: float | None = None) -> list[Path]:
         """Write what can be written, and end the thread; the rest is backed up.
@@ -99,33 +109,32 @@ class TiledSink:
         list of pathlib.Path
             Backup files of runs that are not in Tiled.
         """
-        self._queue.put(None)
+        with self._changed:
+            self._arrived.append(None)
+            self._changed.notify()
         self._thread.join(timeout)
-        if self._thread.is_alive():  # Tiled takes a request, and does not answer
-            self._back_up_all()
-        runs = list(self._runs.values())
-        for run in runs:
-            run.release()
-        return self._left + [run.backup_path for run in runs if run.backup_path]
+        with self._changed:
+            if self._thread.is_alive():  # Tiled takes a request, and does not answer
+                self._back_up_all("Tiled did not answer before the denoiser was closed", _REPLAY)
+            runs = list(self._runs.values())
+            for run in runs:
+                run.release()
+            return self._left + [run.backup_path for run in runs if run.backup_path]
 
-    def _back_up_all(self) -> None:
+    def _back_up_all(self, reason: str, then: str) -> None:
         """Back up what waits, from another thread: ours is held up by Tiled.
 
         What it writes meanwhile is recognised when the backup is replayed.
         """
-        self._closing = True  # for the thread, if it goes on
-        with contextlib.suppress(queue.Empty):
-            while True:
-                if (item := self._queue.get_nowait()) is not None:
-                    self._sort(*item)
-        for run in list(self._runs.values()):
-            run.back_up("Tiled did not answer before the denoiser was closed", _REPLAY)
+        self._sort_arrived()
+        for run in self._runs.values():
+            run.trouble = run.trouble or f"{reason}. {_STILL}"
+            run.back_up(reason, then)
 
     def _loop(self) -> None:
         while True:
-            self._take()
             # The one that failed last comes last: it may be the only one that does.
-            for run in sorted(self._runs.values(), key=lambda run: run.next_try):
+            for run in sorted(self._take(), key=lambda run: run.next_try):
                 try:
                     self._advance(run)
                 except Exception:
@@ -134,11 +143,12 @@ class TiledSink:
                         *(run.uid, run.raw_uid),
                     )
                     run.next_try = time.monotonic() + _LONGEST_PAUSE_S
-            if self._closing and not self._worth_waiting():
-                for run in self._runs.values():
-                    run.back_up("the denoiser was closed", _REPLAY)
-                self._disconnect()
-                return
+            with self._changed:
+                if self._closing and not self._worth_waiting():
+                    for run in self._runs.values():
+                        run.back_up("the denoiser was closed", _REPLAY)
+                    self._disconnect()
+                    return
 
     def _advance(self, run: PendingRun) -> None:
         """Write what waits of a run, if it is time, and forget the run if that was all."""
@@ -165,20 +175,25 @@ class TiledSink:
             for run in self._runs.values()
         )
 
-    def _take(self) -> None:
-        """Take all documents that wait; sleep until there are some, or a retry is due."""
-        due = [max(run.next_try, self._away_until) for run in self._runs.values() if run.to_write]
-        pause = max(0.0, min(due) - time.monotonic()) if due else None
-        try:
-            item = self._queue.get(timeout=pause)
-            while True:
-                if item is None:
-                    self._closing = True
-                else:
-                    self._sort(*item)
-                item = self._queue.get_nowait()
-        except queue.Empty:
-            pass
+    def _take(self) -> list[PendingRun]:
+        """Wait until documents have come, or a retry is due; return all runs."""
+        with self._changed:
+            runs = self._runs.values()
+            due = [max(run.next_try, self._away_until) for run in runs if run.to_write]
+            pause = max(0.0, min(due) - time.monotonic()) if due else None
+            self._changed.wait_for(lambda: self._arrived, pause)
+            self._sort_arrived()
+            return list(runs)
+
+    def _sort_arrived(self) -> None:
+        """Give all documents that have come to their runs."""
+        while self._arrived:
+            item = self._arrived.popleft()
+            if item is None:
+                self._closing = True
+            else:
+                self._sort(*item)
+        self._size = 0
 
     def _sort(self, name: str, doc: Mapping[str, Any]) -> None:
         """Give a document to its run; one of a run that was never begun is logged."""
@@ -210,32 +225,38 @@ class TiledSink:
                 if self._client is None:
                     self._client = connect(self._settings)
                     self._away, self._away_s = "", 0.0
-                run.begin_anew(open_writer(self._client, self._settings))
+                writer = open_writer(self._client, self._settings)
+                with self._changed:
+                    run.begin_anew(writer)
             began = time.monotonic()
-            run.write()
-        except NodeMissing as error:
-            run.writer = None
-            run.next_try = time.monotonic() + _NODE_PAUSE_S
-            if self._is_late(run):
-                self._failed(run, error)
-                trouble = f"{error} What is derived goes in when the run is there"
-                run.trouble = self._settings.redact(trouble)
+            run.write(self._changed)
         except Exception as error:
-            run.writer = None  # its state is unknown: begin anew, which skips what is there
-            self._failed(run, error)
-            if is_away(error):
-                self._disconnect()
-                self._away = type(error).__name__
-                self._away_s = min(2 * self._away_s or _FIRST_PAUSE_S, _LONGEST_AWAY_S)
-                self._away_until = time.monotonic() + self._away_s
-                for other in self._runs.values():
-                    self._wait_for_answers(other)
+            with self._changed:
+                self._begin_later(run, error)
         else:
             # Raw data has the server to itself for most of the time, and what comes
             # meanwhile goes in one request.
             now = time.monotonic()
             run.next_try = now + _REST * (now - began)
             run.pause_s = 0.0
+
+    def _begin_later(self, run: PendingRun, error: Exception) -> None:
+        run.writer = None  # its state is unknown: begin anew, which skips what is there
+        if isinstance(error, NodeMissing):
+            run.next_try = time.monotonic() + _NODE_PAUSE_S
+            if self._is_late(run):
+                self._failed(run, error)
+                trouble = f"{error} What is derived goes in when the run is there"
+                run.trouble = self._settings.redact(trouble)
+            return
+        self._failed(run, error)
+        if is_away(error):
+            self._disconnect()
+            self._away = type(error).__name__
+            self._away_s = min(2 * self._away_s or _FIRST_PAUSE_S, _LONGEST_AWAY_S)
+            self._away_until = time.monotonic() + self._away_s
+            for other in self._runs.values():
+                self._wait_for_answers(other)
 
     def _is_late(self, run: PendingRun) -> bool:
         return time.monotonic() - run.since > self._settings.node_timeout_s
@@ -258,9 +279,10 @@ class TiledSink:
 
     def _end(self, run: PendingRun) -> None:
         """Forget a run that is in Tiled, or refused."""
-        del self._runs[run.uid]
-        for key in [key for key, owner in self._run_of.items() if owner == run.uid]:
-            del self._run_of[key]
+        with self._changed:
+            del self._runs[run.uid]
+            for key in [key for key, owner in self._run_of.items() if owner == run.uid]:
+                del self._run_of[key]
         if not run.refusal:
             self._look(run)
             self._on_written(run.raw_uid)
@@ -288,6 +310,11 @@ class TiledSink:
             )
         except Exception as error:  # Tiled is away: look at the next run
             logger.debug("Run %.8s could not be looked at: %s", run.raw_uid, error)
+
+
+def _bytes(event: Mapping[str, Any]) -> int:
+    data = event.get("data", {})  # malformed ones are told of when they are sorted
+    return sum(value.nbytes for value in data.values() if isinstance(value, np.ndarray))
 
 
 def replay_backup(settings: DenoiseSettings) -> list[str]:

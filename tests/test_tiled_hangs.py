@@ -159,20 +159,29 @@ def test_a_server_that_is_away_is_told_from_one_that_has_trouble_with_a_run(erro
     assert is_away(error) is away
 
 
-def test_what_a_hanging_request_manages_after_the_end_takes_no_document_from_the_backup(
-    derived, tmp_path, monkeypatch
+@pytest.mark.parametrize("answer", [None, httpx.ReadTimeout("timed out")], ids=["taken", "not"])
+def test_what_a_hanging_request_manages_at_the_end_changes_no_document_of_the_backup(
+    derived, tmp_path, monkeypatch, answer
 ):
     """The writer has the first documents only, when the rest is backed up and it goes on."""
-    documents = derived[0]
+    documents, append = derived[0], BackupFile.append
     begun, answered = threading.Event(), threading.Event()
 
     class Hanging:
         def write(self, documents):
             begun.set()
             answered.wait(60)
+            if answer:
+                raise answer
+
+    def append_while_it_goes_on(file, items):
+        answered.set()
+        threading.Event().wait(0.2)
+        append(file, items)
 
     monkeypatch.setattr("bluesky_denoise.tiled_sink.connect", lambda options: None)
     monkeypatch.setattr("bluesky_denoise.tiled_sink.open_writer", lambda *of: Hanging())
+    monkeypatch.setattr(BackupFile, "append", append_while_it_goes_on)
     sink = TiledSink(settings(backup_directory=tmp_path / "backup"))
     for name, doc in documents[:3]:
         sink(name, doc)
@@ -180,7 +189,45 @@ def test_what_a_hanging_request_manages_after_the_end_takes_no_document_from_the
     for name, doc in documents[3:]:
         sink(name, doc)
     (path,) = sink.close(0.1)
-    answered.set()
     sink._thread.join(60)
     assert not sink._thread.is_alive()
     assert [doc["uid"] for _, doc in read_backup(path)] == [doc["uid"] for _, doc in documents]
+
+
+def test_frames_that_come_while_a_request_hangs_take_no_more_memory_than_there_is(
+    tiled, derived, tmp_path, monkeypatch, logged
+):
+    asked, answered, written = threading.Event(), threading.Event(), []
+
+    def connected(options):
+        client = connect(options)
+        send = client.context.http_client.send
+
+        def send_late(request, **kwargs):
+            if request.method != "GET":
+                asked.set()
+                answered.wait(60)
+            return send(request, **kwargs)
+
+        client.context.http_client.send = send_late
+        return client
+
+    monkeypatch.setattr("bluesky_denoise.tiled_sink.connect", connected)
+    options = settings(tiled_uri=tiled.uri, backup_directory=tmp_path / "backup")
+    sink = TiledSink(options, written.append)
+    first, second = (i for i, (name, _) in enumerate(derived[0]) if name == "event")
+    for name, doc in derived[0][: first + 1]:
+        sink(name, doc)
+    assert asked.wait(60)
+    monkeypatch.setattr("bluesky_denoise.tiled_sink._MOST_BYTES", FRAMES[0].size)
+    for name, doc in derived[0][second:]:
+        sink(name, doc)
+    (path,) = backup_files(options.backup_path)
+    assert [name for name, _ in read_backup(path)].count("event") == 2
+    answered.set()
+    wait_for(lambda: written, what="the run")
+    assert sink.close(30) == []
+    stream = tiled.client[written[0]]["denoised"]
+    np.testing.assert_array_equal(stream["det_image"].read(), FRAMES[:2] * 2)
+    np.testing.assert_array_equal(stream["raw_seq_num"].read(), [1, 2])
+    assert "(Tiled takes more time than there is memory for). Its documents are kept" in logged()

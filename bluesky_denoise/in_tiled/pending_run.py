@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -81,27 +82,34 @@ class PendingRun:
         self._waiting = self._written + self._waiting
         self._written = []
 
-    def write(self) -> None:
+    def write(self, lock: AbstractContextManager) -> None:
         """Write all that waits.
+
+        Parameters
+        ----------
+        lock :
+            Held while it is changed what waits, and not while Tiled is asked.
 
         Raises
         ------
         Exception
             Whatever Tiled raises; begin anew then.
         """
-        documents = waiting = self._waiting
-        if self._backup:
-            documents = [*read_backup(self._backup.path), *waiting]
+        with lock:
+            waiting, number = self._waiting, len(self._waiting)
+            documents = [*(read_backup(self._backup.path) if self._backup else ()), *waiting]
         self.writer.write(documents)
-        if self._waiting is not waiting:
-            return  # this took so long that `TiledSink.close` has backed it up: so it stays
-        self.since = time.monotonic()
-        self._written += [item for item in documents if self._is_needed_again(item[0])]
-        self._waiting = []
-        if self._backup:
-            self._backup.done()
-            self._backup = None
-            logger.warning("Derived run %.8s is in Tiled again", self.uid)
+        with lock:
+            self.since = time.monotonic()
+            if self._waiting is not waiting:  # this took so long that it has been backed up
+                self.writer = None
+                return
+            self._written += [item for item in documents if self._is_needed_again(item[0])]
+            self._waiting = waiting[number:]
+            if self._backup:
+                self._backup.done()
+                self._backup = None
+                logger.warning("Derived run %.8s is in Tiled again", self.uid)
 
     def _is_needed_again(self, name: str) -> bool:
         return name != "event" or self._settings.tiled_layout == "run"
