@@ -35,7 +35,8 @@ class DenoisedSignals(Device):
     it comes after the event has been saved: use the plans and stubs of
     :mod:`bluesky_denoise.plans`, or ``yield from trigger_and_read([denoised], "signals")``.
     Read in the same event as its detector it would be one point late, which is refused
-    where no frame was saved before.
+    where no frame was saved before. Frames of streams that are not denoised do not count: after
+    a dark frame, say, the numbers, and their ``raw_seq_num``, are still those of the frame before.
 
     For each data key ``<key>_raw_total`` (counts), ``<key>_denoised_total`` (counts / s),
     ``<key>_exposure_s`` and ``<key>_audit_deviance``. For each ROI ``<roi>_intensity`` and
