@@ -2,6 +2,7 @@ import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import h5py
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,11 +10,12 @@ from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT, Camera, paused_scan, poisson
 from ophyd.sim import det as point_detector
 from ophyd.sim import motor
+from tiled.client import from_context
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.catalog import has_frames, is_complete
 from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
-from bluesky_denoise.in_tiled.archive import archived_documents
+from bluesky_denoise.in_tiled.archive import archived_documents, raw_rows
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.reprocessing import StoredResults, has_result
 from bluesky_denoise.roi import ROI
@@ -110,6 +112,33 @@ def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, se
     assert is_complete(run)
     assert has_result(run, found.provenance) == "denoised"
     assert StoredResults(run, found.provenance).seq_nums("primary") == {1, 3}
+
+
+def test_a_raw_row_that_was_written_twice_as_an_answer_was_lost_shifts_no_frame(
+    RE, tiled, settings, camera
+):
+    client = from_context(tiled.client.context)
+    send, answers = client.context.http_client.send, iter(["", "lost"])
+
+    def lose_an_answer(request, **kwargs):
+        response = send(request, **kwargs)
+        if request.method == "PATCH" and "/table/" in request.url.path and next(answers, ""):
+            raise httpx.ReadError("the answer was lost", request=request)
+        return response
+
+    client.context.http_client.send = lose_an_answer
+    RE.subscribe(TiledWriter(client, batch_size=1))
+    (uid,) = RE(bp.scan([camera], motor, 1, 4, 4))
+    client.context.http_client.send = send
+    run = tiled.client[uid]
+    assert list(run["primary"]["motor"].read()) == [1, 2, 2, 3, 4]
+    reprocess(run, settings)
+    (found,) = denoised_streams(run)
+    np.testing.assert_array_equal(found.stream["motor"].read(), [1, 2, 3, 4])
+    np.testing.assert_array_equal(
+        found.stream["det_image"].read(), run["primary"]["det_image"].read() * 2
+    )
+    np.testing.assert_array_equal(raw_rows(run, "primary", np.arange(1, 5), 4), [0, 1, 2, 3])
 
 
 def test_an_exposure_that_was_configured_during_the_run_is_that_of_the_later_frames(

@@ -50,15 +50,16 @@ def read_table(node: Any, columns: Sequence[str] | None = None) -> Any:
     Returns
     -------
     pandas.DataFrame
-        A row for each event that all parts have; None if the stream has no events.
+        A row for each event that all parts have, also where the answer to a row was lost and
+        `TiledWriter` has sent it again; None if the stream has no events.
     """
     parts = parts_of(node)
     if not any("seq_num" in part.columns for part in parts):  # no part, or not all of them yet
         return None
     if len(parts) == 1:
-        return parts[0].read(columns)
+        return _read_part(parts[0], columns)
     wanted = [None if columns is None else [c for c in columns if c in p.columns] for p in parts]
-    read = [part.read(some) for part, some in zip(parts, wanted, strict=True) if some != []]
+    read = [_read_part(part, some) for part, some in zip(parts, wanted, strict=True) if some != []]
     rows = sorted({len(table) for table in read})
     if len(rows) > 1:  # an event is being written, or was in a part twice: an answer was lost
         logger.warning(
@@ -69,3 +70,13 @@ def read_table(node: Any, columns: Sequence[str] | None = None) -> Any:
 
     joined = pandas.concat([table[: rows[0]].reset_index(drop=True) for table in read], axis=1)
     return joined if columns is None else joined[list(columns)]
+
+
+def _read_part(part: Any, columns: Sequence[str] | None) -> Any:
+    """Read a part of a table, each event once if the part can tell them apart."""
+    event = ["seq_num", "time"]  # a point that is taken again has its number, and a later time
+    if not set(event) <= set(part.columns):
+        return part.read(columns)
+    table = part.read(None if columns is None else [*columns, *(set(event) - set(columns))])
+    table = table[~table.duplicated(event)].reset_index(drop=True)
+    return table if columns is None else table[list(columns)]
