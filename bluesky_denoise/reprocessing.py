@@ -84,7 +84,7 @@ class StoredResults:
         arrays = arrays_of(node)
         length = min([len(table), *(array.shape[0] for array in arrays.values())])
         good = has_frames(table)
-        good &= ~table["raw_seq_num"].duplicated(keep=False)  # taken again: which is which?
+        good &= ~table["raw_seq_num"].isin(_taken_again(raw[stream].base))  # which is which?
         for index, row in enumerate(table[:length].to_dict("records")):
             if arrays and good.iloc[index]:
                 self._rows.setdefault((stream, int(row["raw_seq_num"])), (arrays, row, index))
@@ -137,6 +137,17 @@ class StoredResults:
             self._chunks[array.uri] = first, chunk
         frame = chunk[index - first]
         return frame.reshape(-1, *frame.shape[-2:])
+
+
+def _taken_again(node: Any) -> set[int]:
+    """Return the numbers that several events of a raw stream have, as after a pause.
+
+    Of these a denoised stream that was cut short may have one.
+    """
+    table = read_table(node, ["seq_num"])
+    if table is None:
+        return set()
+    return set(table["seq_num"][table["seq_num"].duplicated()].tolist())
 
 
 def _archived_seq_nums(raw: Any, found: DenoisedStream, seq_nums: np.ndarray) -> np.ndarray:

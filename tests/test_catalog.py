@@ -114,6 +114,26 @@ def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, se
     assert StoredResults(run, found.provenance).seq_nums("primary") == {1, 3}
 
 
+def test_a_point_that_was_taken_again_when_the_denoiser_was_dead_gets_its_own_frame(
+    RE, tiled, settings
+):
+    func = poisson()
+    token = RE.subscribe(TiledWriter(tiled.client))
+    (uid,) = paused_scan(RE, [Camera(name="det", func=func, exposure_s=0.5)])
+    RE.unsubscribe(token)
+    run = tiled.client[uid]
+    router, sink = DenoiseRouter(settings, UnitDenoiser()), TiledSink(settings)
+    router.subscribe(sink)
+    router.feed(list(archived_documents(run))[:4])  # up to the pause after the second point
+    router.close()
+    assert sink.close() == []
+    known = StoredResults(run, router.provenance)
+    assert known.seq_nums("primary") == {1}
+    reprocess(run, settings, known=known)
+    frames = denoised_streams(run)[0].stream["det_image"].read()
+    np.testing.assert_array_equal(frames, np.stack(func.taken[-4:]) * 2)
+
+
 def test_a_raw_row_that_was_written_twice_as_an_answer_was_lost_shifts_no_frame(
     RE, tiled, settings, camera
 ):
