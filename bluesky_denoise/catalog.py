@@ -26,7 +26,7 @@ __all__ = [
     "frames_not_ok",
     "has_frames",
     "is_complete",
-    "none_is_missing",
+    "is_whole",
 ]
 
 FROM_ARCHIVE = "from_archive"
@@ -152,8 +152,8 @@ def is_complete(
     """Tell whether a run needs no (more) denoising.
 
     It needs none if it holds no frames, is not finished, or has a denoised stream with
-    an event for each raw one, none of which was skipped or lost beside the scan. There are more
-    events than the run says where points were taken again after a pause.
+    an event for each raw one that is in Tiled, none of which was skipped or lost beside the scan.
+    There are more events than the run says where points were taken again after a pause.
 
     Parameters
     ----------
@@ -172,14 +172,24 @@ def is_complete(
         keys = raw[name].base.metadata.get("data_keys", {}) if name in raw else {}
         if not any(is_frame_key(spec) for spec in keys.values()):
             continue
-        wanted = stop.get("num_events", {}).get(name, 0)
-        if wanted and not any(
-            found.num_events >= wanted and none_is_missing(found)
+        if stop.get("num_events", {}).get(name) and not any(
+            found.raw_stream == name and is_whole(found, stop)
             for found in denoised_streams(raw, container)
-            if ended_well(found.exit_status, found.reason, stop) and found.raw_stream == name
         ):
             return False
     return True
+
+
+def is_whole(denoised: DenoisedStream, raw_stop: Mapping[str, Any]) -> bool:
+    """Tell whether a stream has a result for each raw event, or all that could be had of Tiled.
+
+    Events that the raw run says it has may lack there.
+    """
+    if not ended_well(denoised.exit_status, denoised.reason, raw_stop):
+        return False
+    wanted = (raw_stop.get("num_events") or {}).get(denoised.raw_stream, 0)
+    has_all = denoised.provenance.get(FROM_ARCHIVE) or denoised.num_events >= wanted
+    return bool(has_all and _none_is_missing(denoised))
 
 
 def ended_well(exit_status: str | None, reason: str, raw_stop: Mapping[str, Any]) -> bool:
@@ -221,7 +231,7 @@ def frames_not_ok(denoised: DenoisedStream) -> int:
     return 0 if table is None else int((~table["denoise_ok"].astype(bool)).sum())
 
 
-def none_is_missing(denoised: DenoisedStream) -> bool:
+def _none_is_missing(denoised: DenoisedStream) -> bool:
     """Tell whether all frames of a stream are denoised that can be.
 
     What an archived run was denoised without cannot be, by these settings, unless the reason is a

@@ -15,7 +15,7 @@ from .catalog import (
     denoised_streams,
     ended_well,
     has_frames,
-    none_is_missing,
+    is_whole,
 )
 from .errors import DenoiseError, SettingsError, TiledUnavailable
 from .in_tiled.archive import archived_documents, raw_rows
@@ -199,11 +199,9 @@ def has_result(
             (
                 found.name
                 for found in denoised_streams(raw, container)
-                if ended_well(found.exit_status, found.reason, stop)
-                and found.raw_stream == stream
-                and found.num_events >= wanted[stream]
-                and none_is_missing(found)
+                if found.raw_stream == stream
                 and _what_matters(found.provenance) == _what_matters(provenance)
+                and is_whole(found, stop)
             ),
             "",
         )

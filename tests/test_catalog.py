@@ -187,6 +187,21 @@ def test_an_exposure_that_was_configured_during_the_run_is_that_of_the_later_fra
     np.testing.assert_allclose(rates, raw / np.array([1, 1, 2, 2])[:, None, None])
 
 
+def test_a_run_of_which_tiled_lacks_an_event_is_denoised_once(RE, raw, tiled, settings, camera):
+    (uid,) = RE(bp.count([camera], 3))
+    write = TiledWriter(tiled.client)
+    for name, doc in raw.documents:
+        if name != "event" or doc["seq_num"] != 3:
+            write(name, doc)
+    run = tiled.client[uid]
+    assert run.metadata["stop"]["num_events"] == {"primary": 3}
+    assert not is_complete(run)
+    reprocess(run, settings)
+    assert denoised_streams(run)[0].num_events == 2
+    assert is_complete(run)
+    assert has_result(run, DenoiseRouter(settings).provenance) == "denoised"
+
+
 def test_a_raw_stream_with_a_number_is_not_taken_for_another(RE, tiled, settings, camera):
     @bpp.run_decorator()
     def plan():
