@@ -416,7 +416,10 @@ def test_a_file_that_cannot_be_begun_leaves_nothing(tmp_path):
     FrameStore(tmp_path / "a.h5", {"det": (16, 20)}, {}).close()
 
 
-def test_a_disk_that_is_full_for_a_moment_costs_one_frame_and_shifts_none(RE, raw, build, tmp_path):
+@pytest.mark.parametrize("full_at", [[3], [3, 4, 5]], ids=["for a moment", "to the end"])
+def test_a_disk_that_is_full_costs_the_frames_of_that_time_and_shifts_none(
+    RE, raw, build, tmp_path, full_at
+):
     shape = (200, 200)
     _, derived = build(exposure_s=1.0)
     levels = itertools.count(1)
@@ -426,7 +429,7 @@ def test_a_disk_that_is_full_for_a_moment_costs_one_frame_and_shifts_none(RE, ra
     @bpp.run_decorator()
     def plan():
         for number in range(6):
-            if number == 3:
+            if number in full_at:
                 (path,) = (tmp_path / "denoised").rglob("*.h5")
                 full = path.stat().st_size + 1000
                 resource.setrlimit(resource.RLIMIT_FSIZE, (full, hard))
@@ -437,10 +440,12 @@ def test_a_disk_that_is_full_for_a_moment_costs_one_frame_and_shifts_none(RE, ra
 
     RE(plan())
     assert values(derived, "raw_seq_num") == [1, 2, 3, 4, 5, 6]
-    assert values(derived, "denoise_ok") == [True, True, True, False, True, True]
+    assert values(derived, "denoise_ok") == [number not in full_at for number in range(6)]
+    assert derived.by_name["stream_datum"][-1]["seq_nums"]["stop"] == 7  # each has its place
     assert "'det' could not be saved in " in values(derived, "denoise_reason")[3]
     assert values(derived, "denoise_reason")[3].endswith("File too large")
     taken = [np.mean(event["data"]["det"]) for event in raw.by_name["event"]]
-    taken[3] = np.nan
+    for number in full_at:
+        taken[number] = np.nan
     np.testing.assert_array_equal([frame.mean() for frame in rates(derived, "det")], taken)
     assert derived.by_name["stop"][0]["exit_status"] == "success"

@@ -186,16 +186,16 @@ class DerivedStream:
         if self._store:
             for key, array in rows.items():
                 try:
-                    at = self._store.append(key, array)
+                    self._store.append(key, array)
                 except OSError as error:
                     self._not_saved(key, events, error)
-                    continue
-                datum = self._compose_datum[key](
-                    indices={"start": at.start, "stop": at.stop},
-                    seq_nums={"start": at.start + 1, "stop": at.stop + 1},
-                    descriptor=self._descriptor.descriptor_doc,
-                )
-                self._emit("stream_datum", datum)
+                if at := self._store.grown(key):
+                    datum = self._compose_datum[key](
+                        indices={"start": at.start, "stop": at.stop},
+                        seq_nums={"start": at.start + 1, "stop": at.stop + 1},
+                        descriptor=self._descriptor.descriptor_doc,
+                    )
+                    self._emit("stream_datum", datum)
         for i, event in enumerate(events):
             data = {key: event.data.get(key) for key in self._scalars} | self._results(event)
             if not self._store:

@@ -57,13 +57,13 @@ class FrameStore:
             path.unlink(missing_ok=True)
             raise OSError(_why(error)) from error
         self._rows = dict.fromkeys(shapes, 0)  # that there should be
-        self._told = dict.fromkeys(shapes, 0)  # of them, those that `append` has returned
+        self._readable = dict.fromkeys(shapes, 0)
+        self._told = dict.fromkeys(shapes, 0)  # of them, those that `grown` has returned
 
-    def append(self, key: str, rows: np.ndarray) -> range:
+    def append(self, key: str, rows: np.ndarray) -> None:
         """Append rows, and make them readable at once.
 
-        Rows that cannot be written keep their place: they are NaN, and the next rows that can
-        be are returned together with them.
+        Rows that cannot be written keep their place, and are NaN.
 
         Parameters
         ----------
@@ -71,11 +71,6 @@ class FrameStore:
             Data key.
         rows : (N, H, W) or (N, n, H, W), float32, counts / s
             The denoised frames.
-
-        Returns
-        -------
-        range
-            Where the rows are in the dataset, with those before that could not be written.
 
         Raises
         ------
@@ -88,11 +83,21 @@ class FrameStore:
             dataset.resize(last, axis=0)
             dataset[first:] = rows
             dataset.flush()
+            self._readable[key] = last
         except (OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError, RuntimeError):
+                # A place alone takes no room: HDF5 is to forget what it could not write.
+                dataset.resize(first, axis=0)
+                dataset.resize(last, axis=0)
+                dataset.flush()
+                self._readable[key] = last
             raise OSError(_why(error)) from error
-        written = range(self._told[key], last)
-        self._told[key] = last
-        return written
+
+    def grown(self, key: str) -> range:
+        """Return the rows of a data key that have become readable since this was asked last."""
+        rows = range(self._told[key], self._readable[key])
+        self._told[key] = rows.stop
+        return rows
 
     def close(self) -> None:
         """Close the file."""
