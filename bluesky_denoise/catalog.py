@@ -265,4 +265,5 @@ def has_frames(events: Any) -> Any:
     if "denoise_audit" not in events:
         return ok
     totals = [key for key in events if key.endswith("_denoised_total")]
-    return ok | ((events["denoise_audit"] == "failed") & events[totals].notna().all(axis=1))
+    failed = (events["denoise_audit"] == "failed") & events[totals].notna().all(axis=1)
+    return ok | (failed & ~events["denoise_reason"].str.contains(_MAY_PASS))

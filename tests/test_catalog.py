@@ -329,16 +329,18 @@ def test_a_run_that_cannot_be_denoised_gets_no_stream_from_the_archive(RE, tiled
     assert not is_complete(run)
 
 
-def test_a_failed_audit_does_not_hide_a_frame_of_another_detector():
+def test_a_failed_audit_hides_neither_a_frame_of_another_detector_nor_one_that_was_not_saved():
+    unsaved = "audit of a: wide; 'a' could not be saved in /data: No space left on device"
     events = pd.DataFrame(
         {
-            "denoise_ok": [True, False, False, False],
-            "denoise_audit": ["passed", "failed", "failed", "none"],
-            "a_denoised_total": [1.0, 1.0, 1.0, 1.0],
-            "b_denoised_total": [1.0, 1.0, np.nan, np.nan],
+            "denoise_ok": [True, False, False, False, False],
+            "denoise_audit": ["passed", "failed", "failed", "none", "failed"],
+            "denoise_reason": ["", "audit of a: wide", "audit of a: wide", "", unsaved],
+            "a_denoised_total": [1.0, 1.0, 1.0, 1.0, 1.0],
+            "b_denoised_total": [1.0, 1.0, np.nan, np.nan, 1.0],
         }
     )
-    assert list(has_frames(events)) == [True, True, False, False]
+    assert list(has_frames(events)) == [True, True, False, False, False]
 
 
 def test_a_result_that_would_be_nowhere_is_refused(RE, tiled, settings, camera):
