@@ -19,7 +19,7 @@ from bluesky_denoise import __version__
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.in_tiled.layouts import explain
 from bluesky_denoise.in_tiled.streams import StreamWriter
-from bluesky_denoise.reprocessing import mark_interrupted
+from bluesky_denoise.reprocessing import mark_interrupted, reprocess
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
@@ -116,10 +116,13 @@ def test_what_others_put_into_a_run_is_no_stream(RE, tiled, written, into_tiled,
     one = into_tiled()
     (uid,) = RE(bp.count([det], 2))
     one.wait(uid)
-    in_tiled(tiled, uid).base.write_array(np.ones(3), key="fit")
+    for key in ("fit", "denoised_2"):
+        in_tiled(tiled, uid).base.write_array(np.ones(3), key=key)
     run = in_tiled(tiled, uid)
     assert [found.name for found in denoised_streams(run)] == ["denoised"]
     assert mark_interrupted(run) == []
+    reprocess(run, one.settings)
+    assert denoised_streams(run)[0].name == "denoised_3"
 
 
 @pytest.mark.parametrize("name", ["My Data", "100%20 [1]", "Grün+&;'"])

@@ -182,9 +182,9 @@ class StreamWriter:
             except ClientError as error:
                 if error.response.status_code != 409:  # 409: there is one of this name
                     raise
-                node = run[key].base
-                if node.metadata.get(METADATA_KEY, {}).get("run_uid") == self._start["uid"]:
-                    return _Stream(node, descriptor, self._tags, resumed=True)
+                there = run[key]  # a stream, or what somebody has put there
+                if there.metadata.get(METADATA_KEY, {}).get("run_uid") == self._start["uid"]:
+                    return _Stream(there.base, descriptor, self._tags, resumed=True)
             else:
                 return _Stream(node, descriptor, self._tags)
 
