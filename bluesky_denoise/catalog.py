@@ -134,7 +134,8 @@ def as_tiled_run(run: Any) -> Any:
             f"{type(run).__name__} is no run; expected one from a Tiled or databroker catalog, "
             "such as cat[-1]."
         )
-    return run.new_variation()  # a client remembers the streams that it has seen
+    run = run.new_variation()  # a client remembers the streams that it has seen,
+    return run if run.metadata.get("stop") else run.refresh()  # and that there was no end
 
 
 def _derived_runs(run: Any, container: str) -> list[Any]:

@@ -254,7 +254,7 @@ def reprocess(
     Parameters
     ----------
     run :
-        A run of a Tiled catalog.
+        A run from a Tiled catalog, or from a databroker one, as for `denoised_streams`.
     settings :
         What to denoise, with which model, and where to write it.
     denoiser :
@@ -283,6 +283,7 @@ def reprocess(
             "The result would be nowhere: the settings have neither `tiled_uri` nor "
             "`frames_directory`."
         )
+    run = as_tiled_run(run)
     router = DenoiseRouter(settings, denoiser)
     derived: dict[str, dict[str, Any]] = {}
     router.subscribe(lambda name, doc: derived.setdefault(name, doc), "start")
@@ -309,7 +310,7 @@ def reprocess(
                 router(name, doc)
             done += 1
             progress(done)
-        reason = "the archived run has no stop document"
+        reason = f"the raw run has no end in Tiled; the {done} events that are there are denoised"
     finally:
         router.close(reason)
         left = sink.close() if sink else []
@@ -338,7 +339,7 @@ def _tags(run: Any, settings: DenoiseSettings) -> dict[str, list[str]]:
 
     Its start document had that too, and has lost it in Tiled.
     """
-    tags = tags_of(as_tiled_run(run).base) if settings.tiled_layout == "run" else None
+    tags = tags_of(run.base) if settings.tiled_layout == "run" else None
     return {"tiled_access_tags": tags} if tags else {}
 
 
@@ -364,8 +365,7 @@ def _with_events_only(sink: Callable[..., None], more: Mapping[str, Any]) -> Cal
 
 def _check_readable(run: Any, uid: str, settings: DenoiseSettings) -> None:
     """Read a pixel of what was written: a server may register files that it may not read."""
-    raw = as_tiled_run(run)
-    for found in denoised_streams(raw, settings.tiled_container):
+    for found in denoised_streams(run, settings.tiled_container):
         if found.run_uid != uid:
             continue
         try:

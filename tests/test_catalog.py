@@ -202,6 +202,26 @@ def test_a_run_of_which_tiled_lacks_an_event_is_denoised_once(RE, raw, tiled, se
     assert has_result(run, DenoiseRouter(settings).provenance) == "denoised"
 
 
+def test_a_run_that_is_held_since_before_its_end_is_denoised_to_its_end(
+    RE, raw, tiled, settings, camera
+):
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    held = []
+
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.trigger_and_read([camera])
+        held.append(tiled.client[raw.by_name["start"][0]["uid"]])
+        with pytest.raises(DenoiseError, match="no end in Tiled; the 1 events that are there are"):
+            reprocess(held[0], settings)
+        yield from bps.trigger_and_read([camera])
+
+    RE(plan())
+    assert not is_complete(held[0])
+    reprocess(held[0], settings)
+    assert denoised_streams(held[0])[0].num_events == 2
+
+
 def test_a_raw_stream_with_a_number_is_not_taken_for_another(RE, tiled, settings, camera):
     @bpp.run_decorator()
     def plan():
@@ -512,7 +532,8 @@ def test_databroker_shows_the_denoised_stream_beside_the_raw_one(
     version_2 = tiled.client.v2[uid]["denoised"]["data"]
     np.testing.assert_allclose(version_2["det_image"].read(), expected)
     assert denoised_streams(tiled.client.v2[uid])[0].name == "denoised"
-    for older in (tiled.client.v2[uid], tiled.client[uid]):  # the latter is of version 2 by now
+    # The last one is of version 2 by now.
+    for older in (broker[uid], tiled.client.v2[uid], tiled.client[uid]):
         reprocess(older, settings)
         newest = denoised_streams(older)[0]
         assert newest.num_events == 4
