@@ -1,15 +1,20 @@
 """What the command line says where something is wrong."""
 
+import contextlib
 import gc
 import os
+import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 
+import bluesky.plans as bp
 import pytest
+import stamina
 import typer
-from live_path import UNIT
+from live_path import UNIT, Camera, poisson
 
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.commands.terminal import open_catalog
@@ -108,6 +113,25 @@ def test_a_directory_that_tiled_may_not_read_is_named_and_the_stream_marked(
     assert stream.exit_status == "fail"
     assert "may not read" in stream.reason
     assert f"{uid}: denoised as run" in command("reprocess", "settings.yaml", uid, "--again")
+
+
+def test_a_stream_that_tiled_fails_to_read_costs_no_other_run(RE, command, uid, tiled):
+    camera = Camera(name="broken", func=poisson())  # with a table in Tiled for itself
+    (broken,) = RE(bp.count([camera], 2))
+    command("reprocess", "settings.yaml", broken)
+    with_sources = tiled.client.include_data_sources()
+    (source,) = with_sources[broken]["denoised"].base["internal"].data_sources()
+    tables = source.assets[0].data_uri.removeprefix("sqlite://localhost/")
+    with contextlib.closing(sqlite3.connect(tables)) as database:
+        name = source.parameters["table_name"]
+        database.execute(f'ALTER TABLE "{name}" RENAME COLUMN denoise_ok TO lost')
+    with stamina.set_testing(True, attempts=3):  # without waiting in between
+        listed = command("runs", "-n", "2")
+        told = command("catch-up", "settings.yaml", "-n", "2", code=1)
+    assert re.search(rf"{broken[:8]} .*│ cannot be read, Tiled answers 500", listed)
+    assert uid[:8] in listed
+    assert f"{uid}: denoised as run" in told
+    assert f"{broken}: Tiled failed to send or store data" in told
 
 
 # The client of tiled that is refused leaves its sockets to the garbage collector.

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
@@ -107,7 +108,14 @@ def _listed(
         for stream in denoised_streams(run, container):
             if model and not (stream.model == model or stream.weights_sha256.startswith(model)):
                 continue
-            bad, (done, taken) = frames_not_ok(stream), events_of(run, stream)
+            try:
+                bad, (done, taken) = frames_not_ok(stream), events_of(run, stream)
+            except httpx.HTTPStatusError as error:
+                if not error.response.is_server_error:
+                    raise
+                told = f"cannot be read, Tiled answers {error.response.status_code}"
+                rows.append((stream.name, stream.model, "", "", told))
+                continue
             if flagged and not bad and done >= taken:
                 continue
             events = str(done) if done >= taken else f"{done} of {taken}"

@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import typer
 from rich.table import Table
 
@@ -89,19 +90,25 @@ def catch_up(
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Of the newest runs.")] = 100,
 ) -> None:
     """Denoise the runs that lack a complete denoised stream, of each the frames that lack."""
-    from ..catalog import is_complete
-
     loaded = _settings(settings)
     with open_catalog(loaded.tiled_uri, loaded) as catalog:
         with console.status("Looking for runs without a complete denoised stream"):
             newest = [run for run in catalog.values().tail(number) if "start" in run.metadata]
-            missing = [
-                run
-                for run in newest
-                if not is_complete(run, loaded.streams, loaded.tiled_container)
-            ]
+            missing = [run for run in newest if _may_lack_frames(run, loaded)]
         console.print(f"{len(missing)} of the newest {len(newest)} runs are to be denoised.")
         _denoise_runs(missing, loaded, again=False)
+
+
+def _may_lack_frames(run: Any, settings: Any) -> bool:
+    """Tell whether a run is to be denoised; one that Tiled fails to read is, to be named then."""
+    from ..catalog import is_complete
+
+    try:
+        return not is_complete(run, settings.streams, settings.tiled_container)
+    except httpx.HTTPStatusError as error:
+        if error.response.is_server_error:
+            return True
+        raise
 
 
 @app.command("replay-backup")
