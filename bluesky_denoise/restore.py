@@ -1,5 +1,6 @@
 """Raw runs that `RawBackup` has kept, into Tiled."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from event_model import DocumentRouter
 
 from .backup import read_backup, take_backup
 from .errors import BackupError
+from .in_tiled.event_array import is_array
 from .in_tiled.streams import denoised_in
 from .runs.derived_run import is_derived
 from .sources.resources import RESOURCE_PATCHES
@@ -214,14 +216,17 @@ def _differences(run: Any, kept: _KeptRun) -> str:
     return ", ".join(told)
 
 
-def _rows_in(stream: Any) -> dict[str, int]:
-    """Return how many rows a stream in Tiled has of each of its columns and arrays."""
+def _rows_in(stream: Any) -> dict[str, float]:
+    """Return how many rows a stream in Tiled has of each of its columns and arrays.
+
+    Of files that it cannot look into there are as many as one wants.
+    """
     rows = {}
     for key, node in stream.base.items():
         if hasattr(node, "columns"):
             rows |= dict.fromkeys(node.columns, len(node.read(node.columns[:1])))
         else:
-            rows[key] = node.shape[0]
+            rows[key] = node.shape[0] if is_array(node) else math.inf
     return rows
 
 
@@ -254,7 +259,8 @@ def _make_room(run: Any, kept: _KeptRun, differences: str, replace: bool) -> Non
             f"would lose it. {_UNTOUCHED}."
         )
     if raw and not replace:
-        events = [f"{name}, {max(_rows_in(raw[name]).values(), default=0)} events" for name in raw]
+        rows = {name: filter(math.isfinite, _rows_in(raw[name]).values()) for name in raw}
+        events = [f"{name}, {max(rows[name], default=0)} events" for name in raw]
         raise BackupError(
             f"Tiled has a part of run {kept.uid}: {differences}. With --replace the raw streams "
             f"that are there ({'; '.join(events)}) are deleted, and written from the file. "

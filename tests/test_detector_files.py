@@ -14,7 +14,8 @@ from live_path import SHAPE, settings
 from tiled_fixtures import Live, in_tiled
 
 from bluesky_denoise import denoised_streams, reprocess
-from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.backup import BackupFile
+from bluesky_denoise.errors import BackupError, DenoiseError
 from bluesky_denoise.in_tiled.event_array import EventArray
 from bluesky_denoise.restore import restore_run
 from bluesky_denoise.router import DenoiseRouter
@@ -141,6 +142,16 @@ def test_a_run_that_was_kept_is_restored_with_its_files(tmp_path, tiled):
     restore_run(tiled.client, kept)
     read = in_tiled(tiled, made[0][1]["uid"])["primary"]["det_image"].read()
     np.testing.assert_array_equal(read[:, 0], FRAMES)
+
+
+def test_a_run_with_files_that_tiled_cannot_look_into_is_restored(tmp_path, tiled):
+    *begun, stop = documents("AD_EIGER_MX", tmp_path / "a")
+    BackupFile(tmp_path, "kept").append(begun)
+    told = restore_run(tiled.client, tmp_path / "kept.jsonl")
+    assert f"is in Tiled, with {len(FRAMES)} events of primary, and without an end" in told
+    BackupFile(tmp_path, "whole").append([*begun, stop])
+    with pytest.raises(BackupError, match=rf"\(primary, {len(FRAMES)} events\) are deleted"):
+        restore_run(tiled.client, tmp_path / "whole.jsonl")
 
 
 def test_other_resources_keep_their_path():
