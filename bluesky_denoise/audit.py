@@ -19,8 +19,8 @@ from bluesky_denoise.photons.residuals import (
     deviance_ratio,
     lone_pixels,
     lost_wave,
-    neighbour_correlation,
     own_variance,
+    residual_correlation,
     step_px,
     surprise_by_side,
     tile_map,
@@ -228,7 +228,7 @@ def audit_rate(
     own = own_variance(known, model) if stated is None and known is not None else stated
     noises = None if own is None else own[fit]
     ratio, right, ratio_z = deviance_ratio(counts[fit], model[fit], noises)
-    correlation, correlation_z = neighbour_correlation(counts, model)
+    correlation, correlation_z = residual_correlation(counts, model)
     reasons += _local_reasons(surprise, limit)
     if ratio_z > SURE_Z and ratio > right + MOST_EXCESS:
         reasons.append(_misfit_reason(ratio, right, correlation))

@@ -25,7 +25,7 @@ from bluesky_denoise.simulation import (
     SceneFrames,
     diffraction_scene,
 )
-from bluesky_denoise.simulation.frame_file import DATASET
+from bluesky_denoise.simulation.frame_writer import DATASET
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.simulation.ophyd_devices import (
     AreaDetectorReplay,

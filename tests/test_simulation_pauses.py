@@ -11,7 +11,7 @@ from bluesky.utils import RunEngineInterrupted
 from bluesky_tiled_plugins import TiledWriter
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 
-from bluesky_denoise.simulation.frame_file import DATASET
+from bluesky_denoise.simulation.frame_writer import DATASET
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 

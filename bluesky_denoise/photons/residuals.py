@@ -15,8 +15,8 @@ __all__ = [
     "deviance_ratio",
     "lone_pixels",
     "lost_wave",
-    "neighbour_correlation",
     "own_variance",
+    "residual_correlation",
     "step_px",
     "surprise_by_side",
     "tile_map",
@@ -191,7 +191,7 @@ def deviance_ratio(
     return found / total, right / total, (found - right) / float(np.sqrt(spread.sum()))
 
 
-def neighbour_correlation(counts: np.ndarray, model: np.ndarray) -> tuple[float, float]:
+def residual_correlation(counts: np.ndarray, model: np.ndarray) -> tuple[float, float]:
     """Return the correlation of residuals of pixels side by side, and its z; counts (H, W)."""
     # Both images are 0 where masked.
     damped = model + FLOOR

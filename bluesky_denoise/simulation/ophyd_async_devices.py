@@ -28,7 +28,7 @@ from ophyd_async.core import (
 )
 
 from ..errors import SettingsError
-from .frame_file import DATASET, FrameFile
+from .frame_writer import DATASET, FrameWriter
 from .generators import FrameGenerator
 
 __all__ = ["AsyncReplayDetector", "ReplayDriver"]
@@ -59,12 +59,12 @@ class _Writer:
 
     def __init__(self) -> None:
         self.written, self._set_written = soft_signal_r_and_setter(int, 0)
-        self._file: FrameFile | None = None
+        self._file: FrameWriter | None = None
         self._waits = False
         self._waiting: list[np.ndarray] = []
 
     def open(self, path: Path, shape: tuple[int, int]) -> None:
-        self._file = FrameFile(path, shape)
+        self._file = FrameWriter(path, shape)
         self._set_written(0)
 
     def begin(self, waits: bool) -> None:

@@ -15,7 +15,7 @@ from ophyd.signal import InternalSignal
 from ophyd.sim import SynAxis
 
 from ..errors import SettingsError
-from .frame_file import FrameFile
+from .frame_writer import FrameWriter
 from .generators import FrameGenerator
 
 __all__ = ["AreaDetectorReplay", "ReplayDetector", "SimulatedMotor"]
@@ -234,7 +234,7 @@ class AreaDetectorReplay(_FrameDetector):
         super().__init__(prefix, name=name, frames=frames, **kwargs)
         self.directory = Path(os.path.normpath(Path(directory).absolute()))  # Tiled takes no `..`
         self.cam.num_images.put(num_images)
-        self._file: FrameFile | None = None
+        self._file: FrameWriter | None = None
         self._asset_docs: deque[tuple[str, dict[str, Any]]] = deque()
         self._reading: dict[str, Any] | None = None
         self._unread: list[np.ndarray] = []
@@ -246,7 +246,7 @@ class AreaDetectorReplay(_FrameDetector):
         staged = super().stage()
         self._staged_num_images = int(self.cam.num_images.get())
         self._resource_uid = str(uuid.uuid4())
-        self._file = FrameFile(self.directory / f"{self._resource_uid}.h5", self.frames.shape)
+        self._file = FrameWriter(self.directory / f"{self._resource_uid}.h5", self.frames.shape)
         self._points = 0
         self._reading = None
         self._asset_docs.append(

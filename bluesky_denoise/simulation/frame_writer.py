@@ -5,13 +5,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-__all__ = ["DATASET", "FrameFile"]
+__all__ = ["DATASET", "FrameWriter"]
 
 DATASET = "/entry/data/data"
 """Where the frames are in the file, as areaDetector's HDF5 plugin has it."""
 
 
-class FrameFile:
+class FrameWriter:
     """A growing stack of frames, in SWMR mode: one writer, many readers.
 
     Parameters
