@@ -404,16 +404,20 @@ def test_numbers_go_on_where_no_file_can_be_made(RE, raw, build, tmp_path):
     assert derived.by_name["stop"][0]["num_events"] == {"denoised": 3}
 
 
-def test_a_file_that_cannot_be_begun_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("room_bytes", [0, 100])
+def test_a_file_that_cannot_be_begun_leaves_nothing(tmp_path, room_bytes):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match=r"^File too large$"):
             FrameStore(tmp_path / "a.h5", {"det": (16, 20)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
     FrameStore(tmp_path / "a.h5", {"det": (16, 20)}, {}).close()
+    with pytest.raises(FileExistsError):
+        FrameStore(tmp_path / "a.h5", {"det": (16, 20)}, {})
+    assert (tmp_path / "a.h5").stat().st_size > 0
 
 
 @pytest.mark.parametrize("full_at", [[3], [3, 4, 5]], ids=["for a moment", "to the end"])

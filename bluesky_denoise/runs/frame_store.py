@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -34,28 +35,14 @@ class FrameStore:
         self, path: Path, shapes: dict[str, tuple[int, ...]], attributes: dict[str, str]
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(exist_ok=False)
         self.path = path
-        self._file = h5py.File(path, "x", libver="latest")
         try:
-            self._file.attrs.update(attributes)
-            self._datasets = {
-                key: self._file.create_dataset(
-                    f"{GROUP}/{key}",
-                    shape=(0, *shape),
-                    maxshape=(None, *shape),
-                    chunks=(1, *shape),
-                    dtype=np.float32,
-                    fillvalue=np.nan,
-                )
-                for key, shape in shapes.items()
-            }
-            # From here on readers may open the file while it grows; no dataset can be added.
-            self._file.swmr_mode = True
+            self._file = _begin(path, shapes, attributes)
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError, RuntimeError):
-                self._file.close()
             path.unlink(missing_ok=True)
             raise OSError(_why(error)) from error
+        self._datasets = {key: self._file[f"{GROUP}/{key}"] for key in shapes}
         self._rows = dict.fromkeys(shapes, 0)  # that there should be
         self._readable = dict.fromkeys(shapes, 0)
         self._told = dict.fromkeys(shapes, 0)  # of them, those that `grown` has returned
@@ -102,6 +89,30 @@ class FrameStore:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _begin(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], attributes: Mapping[str, str]
+) -> h5py.File:
+    """Make an HDF5 file with empty datasets, which readers may open while it grows."""
+    file = h5py.File(path, "w", libver="latest")
+    try:
+        file.attrs.update(attributes)
+        for key, shape in shapes.items():
+            file.create_dataset(
+                f"{GROUP}/{key}",
+                shape=(0, *shape),
+                maxshape=(None, *shape),
+                chunks=(1, *shape),
+                dtype=np.float32,
+                fillvalue=np.nan,
+            )
+        file.swmr_mode = True  # from here on no dataset can be added
+    except (OSError, RuntimeError):
+        with contextlib.suppress(OSError, RuntimeError):
+            file.close()
+        raise
+    return file
 
 
 def _why(error: Exception) -> str:
