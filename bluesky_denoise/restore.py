@@ -13,7 +13,8 @@ from event_model import DocumentRouter
 
 from .backup import read_backup, take_backup
 from .errors import BackupError
-from .in_tiled.event_array import is_array
+from .in_tiled.event_array import EventArray, is_array
+from .in_tiled.stream_table import read_table
 from .in_tiled.streams import denoised_in
 from .runs.derived_run import is_derived
 from .sources.resources import RESOURCE_PATCHES
@@ -273,9 +274,11 @@ def _has_all(kept: _KeptRun, name: str, stream: Any) -> bool:
     """Tell whether a file has all events that Tiled has of a stream."""
     if name not in kept.seq_nums:
         return False
-    tables = [node for node in stream.base.values() if hasattr(node, "columns")]
-    numbers = [node.read(["seq_num"])["seq_num"] for node in tables if "seq_num" in node.columns]
-    return all(set(column) <= set(kept.seq_nums[name]) for column in numbers)
+    numbers = read_table(stream.base, ["seq_num"])
+    if numbers is not None:
+        return set(numbers["seq_num"]) <= set(kept.seq_nums[name])
+    arrays = [key for key, node in stream.base.items() if is_array(node)]
+    return all(len(EventArray(stream.base, key)) <= kept.rows[name].get(key, 0) for key in arrays)
 
 
 class _InPlace:

@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
+from composed_runs import ComposedRun
 from live_path import SHAPE, Camera, poisson, wait_for
 from ophyd import Signal
 from ophyd_async.core import TriggerInfo, init_devices
@@ -221,6 +222,24 @@ def test_what_a_file_lacks_is_told_and_not_deleted_in_tiled(kept, unreliable, ti
     tiled.client.delete_contents(uid, recursive=True, external_only=False)
     told = restore_run(tiled.client, gap.path)
     assert "with 2 events of primary; 1 more of primary are not in the file" in told
+
+
+def test_rows_of_a_fly_scan_that_a_file_lacks_are_not_deleted_in_tiled(tiled, tmp_path):
+    run = ComposedRun(tmp_path, motor=False, det=([1, *SHAPE], "STREAM:"))
+    rows = run.files("det", run.file("frames.h5", np.ones((4, *SHAPE), np.uint16)))
+    rows(1, 2)
+    rows(3, 4)
+    write = TiledWriter(tiled.client, batch_size=1)
+    for item in run.documents:
+        write(*item)
+    *documents, last, stop = run.ended()
+    assert last[0] == "stream_datum"
+    gap = BackupFile(tmp_path, "gap")
+    gap.append([*documents, stop])
+    gap.release()
+    with pytest.raises(BackupError, match=r"in primary, what the file lacks, and would lose it"):
+        restore_run(tiled.client, gap.path, replace=True)
+    assert tiled.client[run.run.start_doc["uid"]]["primary"]["det"].shape[0] == 4
 
 
 def test_a_number_that_is_whole_at_first_is_no_obstacle(RE, unreliable, tiled):
