@@ -68,7 +68,7 @@ class FillsTheDisk(UnitDenoiser):
     """Leaves no room for files of its process to grow once it has denoised three frames."""
 
     def denoise(self, counts, exposure_s, mask=None):
-        if sum(self.calls) >= 3:
+        if sum(self.calls) == 3:
             used = Path(os.environ["DENOISE_TEST_FRAMES"]).rglob("*.h5")
             room = max(file.stat().st_size for file in used) + 1000
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))

@@ -232,9 +232,10 @@ def test_a_disk_that_stays_full_ends_the_run_and_says_why(RE, tiled, gate, tmp_p
     stream = tiled.client[uid]["denoised"]
     assert values(derived, "denoise_ok") == [True] * 3 + [False] * 3
     np.testing.assert_array_equal(stream["raw_seq_num"].read(), [1, 2, 3, 4, 5, 6])
-    np.testing.assert_array_equal(stream["det_image"].read().reshape(3, 200, 200), frames[:3])
-    reason = stream["denoise_reason"].read()[3]
-    assert reason.endswith("File too large")
+    kept = stream["det_image"].read().reshape(6, 200, 200)
+    np.testing.assert_array_equal(kept[:3], frames[:3])
+    assert np.isnan(kept[3:]).all()
+    assert all(text.endswith("File too large") for text in stream["denoise_reason"].read()[3:])
     ended = stream.metadata["denoise"]
     assert (ended["exit_status"], ended["num_events"]) == ("fail", 6)
     assert tiled.client[uid].metadata["stop"]["exit_status"] == "success"
