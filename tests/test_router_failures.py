@@ -422,7 +422,7 @@ def test_a_file_that_cannot_be_begun_leaves_nothing(tmp_path, room_bytes):
 
 @pytest.mark.parametrize("full_at", [[3], [3, 4, 5]], ids=["for a moment", "to the end"])
 def test_a_disk_that_is_full_costs_the_frames_of_that_time_and_shifts_none(
-    RE, raw, build, tmp_path, full_at
+    RE, raw, build, tmp_path, caplog, full_at
 ):
     shape = (200, 200)
     _, derived = build(exposure_s=1.0)
@@ -446,6 +446,10 @@ def test_a_disk_that_is_full_costs_the_frames_of_that_time_and_shifts_none(
     assert values(derived, "raw_seq_num") == [1, 2, 3, 4, 5, 6]
     assert values(derived, "denoise_ok") == [number not in full_at for number in range(6)]
     assert derived.by_name["stream_datum"][-1]["seq_nums"]["stop"] == 7  # each has its place
+    told = [record for record in caplog.records if "could not be saved" in record.getMessage()]
+    assert len(told) == sum(
+        number - 1 not in full_at for number in full_at
+    )  # once, while it is full
     assert "'det' could not be saved in " in values(derived, "denoise_reason")[3]
     assert values(derived, "denoise_reason")[3].endswith("File too large")
     taken = [np.mean(event["data"]["det"]) for event in raw.by_name["event"]]

@@ -91,6 +91,7 @@ class DerivedStream:
     ) -> None:
         self.name, self.emitted, self._directory = name, 0, directory
         self._emit, self._frame_keys = emit, list(regions)
+        self._failing: set[str] = set()  # keys of which the last frames could not be saved
         errors = {key + SIGMA: key for key in regions} if save_sigma else {}
         self._sigma_keys = {name: key for name, key in errors.items() if name not in regions}
         seen = {key: _seen_shape(key, events) for key in regions}
@@ -187,6 +188,7 @@ class DerivedStream:
             for key, array in rows.items():
                 try:
                     self._store.append(key, array)
+                    self._failing.discard(key)
                 except OSError as error:
                     self._not_saved(key, events, error)
                 if at := self._store.grown(key):
@@ -213,7 +215,9 @@ class DerivedStream:
     def _not_saved(self, key: str, events: list[DerivedEvent], error: OSError) -> None:
         """Record that frames could not be saved; their numbers are there all the same."""
         reason = f"{key!r} could not be saved in {self._store.path.parent}: {error}"
-        logger.error("%d events of %s: %s", len(events), self.name, reason)
+        if key not in self._failing:  # a disk stays full for many frames
+            logger.error("Frames of %s from here on: %s", self.name, reason)
+        self._failing.add(key)
         for event in events:
             event.problems.append(reason)
 

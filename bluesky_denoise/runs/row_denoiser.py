@@ -3,6 +3,7 @@
 import logging
 import time
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class RowDenoiser:
             Whether more may wait: a batch of rows is denoised at a time, as their frames must
             fit into memory.
         """
-        alone = sum(bool(stream.lacks(row)) for row in stream.rows.values()) == 1
+        alone = len(list(islice(filter(stream.lacks, stream.rows.values()), 2))) == 1
         batches: dict[tuple[Any, ...], list[tuple[Row, Frame]]] = {}  # by name and shape
         begun = set()
         for seq_num, row in stream.rows.items():
