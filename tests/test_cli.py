@@ -147,7 +147,8 @@ def test_a_raw_run_without_its_end_is_told_however_well_its_denoising_ended(
     assert "raw run: has no end in Tiled" in command("show", uid)
 
 
-def test_a_stream_that_was_cut_short_is_flagged(command, uid, tiled):
+def test_a_stream_that_was_cut_short_is_flagged_and_another_shown(command, uid, tiled):
+    command("reprocess", "settings.yaml", uid)
     settings = DenoiseSettings(model=UNIT, tiled_uri=tiled.uri)
     router, sink = DenoiseRouter(settings), TiledSink(settings)
     router.subscribe(sink)
@@ -156,7 +157,8 @@ def test_a_stream_that_was_cut_short_is_flagged(command, uid, tiled):
     router.close("the child died")
     assert sink.close() == []
     listed = command("runs", "--sample", "lead", "--flagged")
-    assert re.search(rf"{uid[:8]} .* denoised +│ unit +│ 2 of 3 +│ +│ fail ", listed)
+    assert re.search(rf"{uid[:8]} .* denoised_2 +│ unit +│ 2 of 3 +│ +│ fail ", listed)
+    assert "denoised_2" not in command("show", uid)
 
 
 def test_runs_are_searched_by_sample_and_scan_id(command, uid):

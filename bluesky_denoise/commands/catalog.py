@@ -30,7 +30,7 @@ app = typer.Typer()
 Uids = Annotated[list[str], typer.Argument(help="uids of runs, or their first letters.")]
 Stream = Annotated[
     str | None,
-    typer.Option(help="Such as denoised_2, or the uid of its derived run; else the newest."),
+    typer.Option(help="Such as denoised_2, or uid of a derived run; else the newest whole one."),
 ]
 Container = Annotated[
     str, typer.Option(help="Of derived runs, where `tiled_container` of the settings is another.")
@@ -196,8 +196,8 @@ def _stream(run: Any, uid: str, name: str | None, container: str) -> Any:
         raise DenoiseError(
             f"Run {uid} has no denoised stream; make one with `bluesky-denoise reprocess`."
         )
-    if name is None:
-        return streams[0]
+    if name is None:  # the newest, and not one that was cut short where another is there
+        return next((s for s in streams if s.exit_status not in (None, "fail")), streams[0])
     # Derived runs of their own all call it `denoised`: their uids tell them apart.
     found = [s for s in streams if s.name == name or (name and s.run_uid.startswith(name))]
     if not found:
