@@ -7,13 +7,15 @@ import time
 from pathlib import Path
 
 import bluesky.plan_stubs as bps
+import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import h5py
 import numpy as np
 import pytest
 from bluesky.utils import RunEngineInterrupted
+from bluesky_tiled_plugins import TiledWriter
 from ophyd import Component, Device, Signal
-from ophyd.sim import SynSignal
+from ophyd.sim import SynSignal, motor
 from tiled.utils import path_from_uri
 
 from bluesky_denoise.backup import read_backup
@@ -124,6 +126,14 @@ class UnchangedDocuments:
     def check(self):
         for name, doc, before in self.kept:
             np.testing.assert_equal(doc, before, err_msg=f"a {name} was changed")
+
+
+def archived(RE, tiled, detector, number=4):
+    """Scan with the raw writer only, and return the run."""
+    token = RE.subscribe(TiledWriter(tiled.client))
+    (uid,) = RE(bp.scan([detector], motor, -1, 1, number))
+    RE.unsubscribe(token)
+    return tiled.client[uid]
 
 
 def paused_scan(RE, detectors):
