@@ -23,6 +23,8 @@ __all__ = ["restore_run"]
 
 _BATCH_BYTES = 2**24
 """Of the file, that are written at once: of more than 100 MB Tiled makes no even array."""
+_UNKNOWN = "application/octet-stream"
+"""Mimetype that `TiledWriter` gives files of a kind that it does not know."""
 _RESTORED = ".restored"
 _UNTOUCHED = "Nothing is written, and the file is as it was"
 
@@ -103,6 +105,8 @@ class _KeptRun(DocumentRouter):
         """Of the events, by stream."""
         self.rows: dict[str, dict[str, int]] = defaultdict(dict)
         """By stream and data key, how many there are."""
+        self.has_unknown_files = False
+        """Tiled takes several rows of such at once for the same file twice, and fails."""
         self._streams: dict[str, str] = {}
         self._data_keys: dict[str, str] = {}
 
@@ -130,6 +134,7 @@ class _KeptRun(DocumentRouter):
 
     def stream_resource(self, doc: Mapping[str, Any]) -> None:
         self._data_keys[doc["uid"]] = doc["data_key"]
+        self.has_unknown_files |= doc["mimetype"] == _UNKNOWN
 
     def stream_datum(self, doc: Mapping[str, Any]) -> None:
         rows = self.rows[self._streams[doc["descriptor"]]]
@@ -300,7 +305,7 @@ def _write(client: Any, path: Path, kept: _KeptRun, progress: Callable[[int, int
     What waits for the rest of its batch is written at the stop, so without one nothing may wait.
     """
     size = max(1, _BATCH_BYTES * kept.documents // path.stat().st_size)
-    batch_size = 1 if kept.num_events is None else size
+    batch_size = 1 if kept.num_events is None or kept.has_unknown_files else size
     writer = TiledWriter(client, batch_size=batch_size, patches=RESOURCE_PATCHES)
     done = 0
 

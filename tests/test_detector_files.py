@@ -152,6 +152,8 @@ def test_a_run_with_files_that_tiled_cannot_look_into_is_restored(tmp_path, tile
     BackupFile(tmp_path, "whole").append([*begun, stop])
     with pytest.raises(BackupError, match=rf"\(primary, {len(FRAMES)} events\) are deleted"):
         restore_run(tiled.client, tmp_path / "whole.jsonl")
+    told = restore_run(tiled.client, tmp_path / "whole.jsonl", replace=True)
+    assert told.startswith(f"run {stop[1]['run_start']} is in Tiled, with {len(FRAMES)} events")
 
 
 def test_other_resources_keep_their_path():
