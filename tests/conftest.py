@@ -17,8 +17,9 @@ gc.set_threshold(50_000, 20, 50)
 
 import pytest
 from bluesky import RunEngine
-from live_path import NO_PROXY
+from live_path import NO_PROXY, UNIT, Camera, poisson
 
+from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.simulation.ophyd_devices import SimulatedMotor
 from bluesky_denoise.testing import DocumentCollector
 
@@ -93,6 +94,18 @@ def tiled(tmp_path_factory):
         client = from_uri(uri)
         with client.context:
             yield Tiled(uri, client)
+
+
+@pytest.fixture
+def camera():
+    """Return a detector of photons, 0.5 s each."""
+    return Camera(name="det", func=poisson(), exposure_s=0.5)
+
+
+@pytest.fixture
+def settings(tiled, tmp_path):
+    """Return settings for `tiled`, with frames in files."""
+    return DenoiseSettings(model=UNIT, tiled_uri=tiled.uri, frames_directory=tmp_path / "denoised")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher
 from bluesky_tiled_plugins import TiledWriter
-from live_path import UNIT, Camera, poisson, python_path, wait_for
+from live_path import UNIT, python_path, wait_for
 from ophyd.sim import motor
 
 from bluesky_denoise import DenoiseSettings, denoised_streams
@@ -33,11 +33,6 @@ def settings_file(tiled, tmp_path):
 @pytest.fixture
 def environment(tiled):
     return {**os.environ, "TILED_API_KEY": tiled.uri.partition("api_key=")[2]}
-
-
-@pytest.fixture
-def camera():
-    return Camera(name="det", func=poisson(), exposure_s=0.5)
 
 
 def start(command, environment, **options):

@@ -24,16 +24,6 @@ from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayD
 from bluesky_denoise.testing import UnitDenoiser
 
 
-@pytest.fixture
-def settings(tiled, tmp_path):
-    return DenoiseSettings(model=UNIT, tiled_uri=tiled.uri, frames_directory=tmp_path / "denoised")
-
-
-@pytest.fixture
-def camera():
-    return Camera(name="det", func=poisson(), exposure_s=0.5)
-
-
 def test_streams_of_both_layouts_are_listed_newest_first(RE, tiled, camera, settings):
     run = archived(RE, tiled, camera)
     assert denoised_streams(run) == []

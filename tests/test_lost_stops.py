@@ -9,7 +9,7 @@ import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import Camera, poisson, settings
+from live_path import settings
 from lossy_bus import in_files, no_tiled, step, taken
 from ophyd.sim import motor
 
@@ -46,11 +46,6 @@ class Bus:
         if all(ended for _, ended in found.values()):
             validate_documents(self.derived.documents)
         return found
-
-
-@pytest.fixture
-def camera():
-    return Camera(name="det", func=poisson(), exposure_s=0.5)
 
 
 @pytest.fixture

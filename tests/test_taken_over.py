@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import UNIT, Camera, archived, paused_scan, poisson
+from live_path import Camera, archived, paused_scan, poisson
 
-from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
+from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.catalog import is_complete
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.in_tiled.archive import archived_documents
@@ -17,16 +17,6 @@ from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import UnitDenoiser
 from bluesky_denoise.tiled_sink import TiledSink
 from bluesky_denoise.views.picture import draw_event
-
-
-@pytest.fixture
-def settings(tiled, tmp_path):
-    return DenoiseSettings(model=UNIT, tiled_uri=tiled.uri, frames_directory=tmp_path / "denoised")
-
-
-@pytest.fixture
-def camera():
-    return Camera(name="det", func=poisson(), exposure_s=0.5)
 
 
 def skipped(run, settings, denoiser, numbers):
