@@ -110,13 +110,25 @@ def test_a_sharp_spot_stays_as_counted_and_a_line_does_not(network):
     assert (out[0, 0, :, 50] - 60).abs().max() > 1
 
 
+def test_a_dark_pixel_beside_a_spot_is_not_told_to_be_dark_for_ever(network):
+    """It counted nothing by chance, as the pixels farther away did here and there."""
+    counts = torch.ones((1, 1, 64, 64))
+    counts[0, 0, 20, 20] = 300
+    counts[0, 0, 21, 20] = 0
+    with torch.inference_mode():
+        out = network(counts, torch.ones_like(counts))[0, 0]
+    assert out[20, 20] == pytest.approx(300, rel=1e-3)
+    assert out[21, 20] > 0.1
+
+
 @pytest.mark.parametrize("slope", [0.0, 0.2, 0.41, 0.7, 1.0])
 def test_no_line_of_any_slope_is_taken_for_spots(slope):
     rows, cols = np.mgrid[:96, :96]
     across = (cols - 20 - slope * rows) / np.hypot(1, slope)
     rate = 2 + 300 * np.exp(-0.5 * (across / 0.8) ** 2)
     counts = torch.from_numpy(np.random.default_rng(0).poisson(rate).astype(np.float32))
-    inner = spots.excess(counts[None, None])[..., 8:-8, 8:-8]
+    counts = counts[None, None]
+    inner = spots.excess(counts, spots.ring_maximum(counts))[..., 8:-8, 8:-8]
     # Noise along the line alone: neighbours differ by a few standard deviations.
     assert inner.max() < 5.5
 

@@ -84,7 +84,8 @@ class PhotonExchange(nn.Module):
         may be exchanged is ``exp(-(n / full_counts) ** 2)``
     pixel_sigmas, spot_sigmas : a pixel, and 3 x 3 pixels, that stand out by more than so many
         standard deviations over all those 3 away stay as they were counted, with their
-        neighbours: the share that may be exchanged is ``exp(-(z / sigmas) ** 16)``
+        neighbours: the share that may be exchanged is ``exp(-(z / sigmas) ** 16)``. A pixel of less
+        than half of the counts 3 away is no part of a spot: ``z`` falls in proportion to its counts
     floor : least root of a share before it is normalised, so that no estimate near a
         photon is 0
     drawn_levels : finest levels at which the network draws a kernel itself, instead of lines that
@@ -219,9 +220,11 @@ class PhotonExchange(nn.Module):
 
     def _free(self, counts: Tensor) -> Tensor:
         """Tell how far a pixel may exchange photons at all, 0 to 1, as a root."""
-        pixel = spots.excess(counts) / self.pixel_sigmas
-        spot = spots.excess(9 * spots.mean_near(counts)) / self.spot_sigmas
-        excess = spots.largest_near(torch.maximum(pixel, spot))  # neighbours stay too
+        ring, nine = spots.ring_maximum(counts), 9 * spots.mean_near(counts)
+        pixel = spots.excess(counts, ring) / self.pixel_sigmas
+        spot = spots.excess(nine, spots.ring_maximum(nine)) / self.spot_sigmas
+        excess = spots.largest_near(torch.maximum(pixel, spot))  # neighbours stay too,
+        excess = excess * (counts / (0.5 * ring + 1)).clamp_max(1)  # unless they are dim
         return torch.exp(-0.5 * ((counts / self.full_counts) ** 2 + excess**16))
 
     def _roots(self, z: Tensor, free: Tensor | None = None) -> list[Tensor]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["excess", "largest_near", "mean_near"]
+__all__ = ["excess", "largest_near", "mean_near", "ring_maximum"]
 
 
 def _largest_of_seven(x: Tensor, axis: int) -> Tensor:
@@ -18,7 +18,7 @@ def _largest_of_seven(x: Tensor, axis: int) -> Tensor:
     return x
 
 
-def _ring_maximum(x: Tensor) -> Tensor:
+def ring_maximum(x: Tensor) -> Tensor:
     """Largest of the 24 pixels that are 3 away, 0 outside of the frame."""
     height, width = x.shape[-2:]
     x = F.pad(x, (3, 3, 3, 3))
@@ -41,10 +41,9 @@ def mean_near(x: Tensor) -> Tensor:
     return (x[..., :-2] + x[..., 1:-1] + x[..., 2:]) * (1 / 9)
 
 
-def excess(counts: Tensor) -> Tensor:
-    """Tell how far counts stand out over all those 3 away, in standard deviations, >= 0.
+def excess(counts: Tensor, ring: Tensor) -> Tensor:
+    """Tell how far counts stand out over their ``ring_maximum``, in standard deviations, >= 0.
 
     A line goes on 3 pixels away, and hence does not stand out.
     """
-    ring = _ring_maximum(counts)
     return (counts - ring).clamp_min(0) * torch.rsqrt(ring + 1)
