@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .child.backlog import Backlog
-from .child.child import Child
+from .child.connection import Child
 from .child.open_runs import Document, OpenRun, OpenRuns
 from .errors import DenoiseError, DenoiseFailed, DenoiseTimeout, SettingsError, TiledUnavailable
 from .runs.derived_run import is_derived
