@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import signal
+import threading
 import time
 
 import bluesky.plan_stubs as bps
@@ -20,7 +21,7 @@ from process_fixtures import FRAMES, NOWHERE, finished, replay
 
 import bluesky_denoise.process as process_module
 from bluesky_denoise.backup import backup_files
-from bluesky_denoise.errors import DenoiseFailed
+from bluesky_denoise.errors import DenoiseError, DenoiseFailed
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.testing import DocumentCollector, assert_emitted
 
@@ -111,6 +112,23 @@ def test_a_killed_child_with_frames_inside_the_events_is_counted_right(
         denoise.wait(1)  # it is told once
     raw.validate()
     assert_emitted(raw.by_name, start=2, descriptor=2, event=4, stop=2)
+
+
+CONNECT = """
+import json, os, sys
+from multiprocessing.connection import Client
+Client(json.loads(sys.argv[1]), authkey=bytes.fromhex(sys.stdin.readline()))
+"""
+
+
+@pytest.mark.parametrize("code", ["import os", CONNECT])
+def test_a_child_that_dies_as_it_starts_is_told_of_and_leaves_no_thread(monkeypatch, code):
+    monkeypatch.setattr("bluesky_denoise.child.connection._START", f"{code}\nos._exit(3)")
+    before = set(threading.enumerate())
+    with pytest.raises(DenoiseError, match=r"did not start|died as it started") as caught:
+        DenoiseProcess(settings())
+    assert "(exit 3)" in str(caught.value)
+    wait_for(lambda: set(threading.enumerate()) <= before, what="the end of the thread")
 
 
 def test_runs_that_wait_as_the_last_child_dies_are_named(RE, monkeypatch):
