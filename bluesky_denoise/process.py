@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from .child.backlog import Backlog
 from .child.connection import Child
-from .child.open_runs import Document, OpenRun, OpenRuns
+from .child.open_runs import OpenRun, OpenRuns
+from .documents import Document
 from .errors import DenoiseError, DenoiseFailed, DenoiseTimeout, SettingsError, TiledUnavailable
 from .runs.derived_run import is_derived
 from .runs.last_event import LastEvent, RawEvent

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import event_model
 import numpy as np
 
+from .documents import Document
 from .errors import ModelNotFound, SettingsError
 from .frames import SupportsDenoise
 from .in_turn import InTurn
@@ -108,7 +109,7 @@ class DenoiseRouter:
         """Take one document, and emit what follows from it."""
         self._in_turn(name, doc)
 
-    def feed(self, documents: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    def feed(self, documents: Iterable[Document]) -> None:
         """Take several documents at once; their frames are denoised in batches."""
         for name, doc in documents:
             self.accept(name, doc)

@@ -6,11 +6,10 @@ from typing import Any
 
 from event_model import compose_run
 
+from ..documents import Document
 from ..runs.derived_run import start_metadata, stop_document
 
 __all__ = ["OpenRun", "OpenRuns"]
-
-Document = tuple[str, Mapping[str, Any]]
 
 
 @dataclass

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
+from ..documents import Document
 from ..settings import DenoiseSettings
 from ..support.garbage import keep_garbage_at_exit, no_garbage
 from ..support.memory import keep_freed_memory
@@ -34,8 +35,6 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 __all__ = ["main"]
-
-Document = tuple[str, Mapping[str, Any]]
 
 _MOST_AT_ONCE = 256
 _ALONE_S = 60.0

@@ -17,6 +17,7 @@ from tiled.client.utils import ClientError, handle_error
 from tiled.structures.core import Spec
 from tiled.utils import safe_json_dump
 
+from ..documents import Document
 from ..errors import TiledUnavailable
 from ..runs.derived_run import raw_stream_of
 from .stream_table import is_part
@@ -110,7 +111,7 @@ class StreamWriter:
         self._streams: dict[str, _Stream] = {}  # by uid of the derived descriptor
         self._resources: dict[str, Mapping[str, Any]] = {}
 
-    def write(self, documents: list[tuple[str, Mapping[str, Any]]]) -> None:
+    def write(self, documents: list[Document]) -> None:
         """Write documents in few requests: events and stream datums are joined.
 
         Raises
@@ -213,7 +214,7 @@ class StreamWriter:
             stream.close(ended)
 
 
-def _kind(item: tuple[str, Mapping[str, Any]]) -> str:
+def _kind(item: Document) -> str:
     return "data" if item[0] in ("event", "stream_datum") else item[0]
 
 
