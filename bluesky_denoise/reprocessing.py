@@ -18,11 +18,12 @@ from .catalog import (
     is_whole,
 )
 from .errors import DenoiseError, SettingsError, TiledUnavailable
+from .frames import DenoiserLike
 from .in_tiled.archive import archived_documents, raw_rows
 from .in_tiled.event_array import EventArray, why_not_read
 from .in_tiled.stream_table import parts_of, read_table
 from .in_tiled.streams import METADATA_KEY, arrays_of, denoised_in, read_a_pixel, tags_of
-from .router import DenoiserLike, DenoiseRouter
+from .router import DenoiseRouter
 from .runs.derived_stream import DerivedEvent
 from .settings import DenoiseSettings
 from .sources.frame_keys import SIGMA, is_sigma

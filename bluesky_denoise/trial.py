@@ -14,8 +14,9 @@ import numpy as np
 from .catalog import as_tiled_run
 from .documents import Document
 from .errors import DenoiseError
+from .frames import DenoiserLike
 from .in_tiled.archive import archived_documents
-from .router import DenoiserLike, DenoiseRouter
+from .router import DenoiseRouter
 from .runs.derived_run import raw_stream_of
 from .settings import DenoiseSettings
 from .sources.exposure import Exposure, find_exposure
