@@ -312,13 +312,11 @@ class DenoiseProcess:
                 )
                 if self._closed:
                     return
-                message = self._next_message()
+                message, child = self._next_message(), self._child
                 self._child_ready = False
             try:
-                self._child.send(message)
-            except OSError:  # the child has died: the receiver sees to it
-                if message[0] == "abandoned":
-                    self._abandoned.appendleft(message[1])
+                child.send(message)  # not to the next one, which may not have started yet
+            except OSError:  # the child has died: the receiver sees to it, and to its runs
                 continue
             if message[0] == "close":
                 return

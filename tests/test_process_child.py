@@ -160,6 +160,35 @@ def test_a_child_that_cannot_be_started_again_is_not_said_to_die_often(RE, monke
             denoise.wait(1)
 
 
+def test_a_run_whose_child_died_goes_once_to_the_next_but_one_if_the_next_dies_of_it(
+    RE, monkeypatch
+):
+    sent, send = [], process_module.Child.send
+
+    def send_to_one_that_has_died(child, message):
+        if message[0] == "abandoned":
+            sent.append(child.pid)
+            if len(sent) == 1:
+                os.kill(child.pid, signal.SIGKILL)
+                raise BrokenPipeError
+        send(child, message)
+
+    monkeypatch.setattr(process_module.Child, "send", send_to_one_that_has_died)
+    with DenoiseProcess(settings()) as denoise:
+        RE.subscribe(denoise)
+
+        @bpp.run_decorator()
+        def plan():
+            yield from bps.trigger_and_read([replay()])
+            wait_for(lambda: all(run.sent for run in denoise._open.values()), what="the start")
+            os.kill(denoise.pid, signal.SIGKILL)
+
+        RE(plan())
+        with pytest.raises(DenoiseFailed):
+            denoise.wait(60)
+    assert len(sent) == len(set(sent)) == 2
+
+
 def test_results_that_cannot_be_read_cost_their_run_alone(RE, monkeypatch, logged):
     derived, receive, broken = DocumentCollector(), process_module.Child.receive, []
 
