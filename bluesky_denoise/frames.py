@@ -94,4 +94,7 @@ class DenoiserLike(SupportsDenoise, Protocol):
     name: str
     device: str
     weights_sha256: str
-    card: Mapping[str, Any]
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """What the weights are; empty: it claims nothing that could be audited."""

@@ -102,7 +102,8 @@ def _bare(event: Mapping[str, Any]) -> Mapping[str, Any]:
 class _NotDenoised:
     """Shows no peak anywhere, so that regions are summed as they are."""
 
-    name, weights_sha256, device, card = "raw sums", "", "cpu", {}
+    name, weights_sha256, device = "raw sums", "", "cpu"
+    card: Mapping[str, Any] = {}
 
     def denoise(
         self, counts: np.ndarray, exposure_s: Any, mask: np.ndarray | None = None
