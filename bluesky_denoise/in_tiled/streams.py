@@ -20,7 +20,7 @@ from tiled.utils import safe_json_dump
 from ..documents import Document
 from ..errors import TiledUnavailable
 from ..runs.derived_run import raw_stream_of
-from .stream_table import is_part
+from .stream_table import is_table
 
 __all__ = [
     "METADATA_KEY",
@@ -76,7 +76,7 @@ def streams_of(run: Any, derived_uid: str) -> Iterator[tuple[str, Any]]:
 
 def arrays_of(node: Any) -> dict[str, Any]:
     """Return the arrays of a stream's node, ``stream.base``; columns would be a request each."""
-    return {key: child for key, child in node.items() if not is_part(key, child)}
+    return {key: child for key, child in node.items() if not is_table(key, child)}
 
 
 def read_a_pixel(stream: Any) -> bool:
