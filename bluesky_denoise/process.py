@@ -40,9 +40,9 @@ _MOST_RESTARTS, _RESTARTS_WITHIN_S = 5, 60.0
 class DenoiseProcess:
     """Denoise the frames of every run, beside the RunEngine and not in it.
 
-    Subscribe it to a RunEngine. Documents are handed to a child process by reference;
-    denoised documents come back to local subscribers, and are written to Tiled by the
-    child. Nothing that goes wrong here reaches the RunEngine.
+    Subscribe it to a RunEngine. Documents are handed to a child process; denoised
+    documents come back to local subscribers, and are written to Tiled by the child.
+    Nothing that goes wrong here reaches the RunEngine.
 
     Parameters
     ----------
@@ -84,6 +84,8 @@ class DenoiseProcess:
             settings = DenoiseSettings(**overridden(given, overrides))
         self._settings = settings
         self._subscribers = Subscribers()
+        # Held by whoever changes what others look at. Without it the RunEngine's threads follow
+        # the last event, and that of the receiver what comes of open runs.
         self._changed = threading.Condition()
         self._one_closes = threading.RLock()
         self._backlog = Backlog(self._changed, settings.queue_size, settings.queue_wait_s)

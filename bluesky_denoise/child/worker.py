@@ -1,13 +1,14 @@
 """The child process of :class:`DenoiseProcess`: router and sinks, fed over a pipe.
 
-Messages from the parent are ``("documents", [(name, doc, why it is skipped or ""), ...])``,
+Messages from the parent are ``("settings", (settings, log level))`` as the first,
+``("documents", [(name, doc, why it is skipped or ""), ...])``,
 ``("abandoned", [(name, doc), ...])`` for a derived run that an earlier child left open,
 and ``("close", seconds)``, of which so many are for Tiled. Messages to the parent are
 ``("started", provenance)`` or ``("failed", exception)``,
 ``("documents", [(name, doc), ...])`` of derived runs,
 ``("ready", documents)`` with the last of what came of a message, when it can take more,
-``("done", (raw_run_uid, why it is not in Tiled or ""))``, ``("log", record)`` and
-``("closed", backup_files)``.
+``("done", (raw_run_uid, why it is not in Tiled or ""))``, ``("log", (logger, level, text))``
+and ``("closed", backup_files)``.
 """
 
 import contextlib
