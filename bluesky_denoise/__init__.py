@@ -22,6 +22,7 @@ _EXPORTS = {
     "Frame": "frames",
     "FrameViewer": "viewer",
     "GapFiller": "gaps",
+    "InTurn": "in_turn",
     "RawBackup": "backup",
     "ROI": "roi",
     "TiledSink": "tiled_sink",

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .documents import Document
+
 __all__ = ["BackupFile", "RawBackup", "backup_files", "read_backup", "take_backup"]
 
 try:
@@ -47,7 +49,7 @@ class BackupFile:
         """Let others take the file; no more is written to it."""
         self._file: io.FileIO | None = None
 
-    def append(self, documents: list[tuple[str, Mapping[str, Any]]]) -> None:
+    def append(self, documents: list[Document]) -> None:
         """Write documents: all, or none where the disk fails.
 
         Raises

@@ -1,18 +1,21 @@
 """Tables and plots of denoised numbers that need to be told nothing."""
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from bluesky.callbacks import LiveTable
 from bluesky.callbacks.best_effort import BestEffortCallback, hinted_fields
 
+from .runs.derived_run import is_derived
+
 __all__ = ["DenoisedBestEffortCallback", "NarrowLines"]
 
 _CONTINUED = {"coarse_signals": "fine_signals"}
 _TOLD = ("agreement", "total", "weak_peak")
 _WIDTH, _LEAST_WIDTH, _LINE = 12, 10, 80
+_NUMBER = re.compile(r"\b\d[\d.]*\b")
 
 
 class NarrowLines:
@@ -102,11 +105,8 @@ class DenoisedBestEffortCallback(BestEffortCallback):
         """Find the stream to show in the hints; of a derived run, its own."""
         hints = doc.get("hints", {})
         dimensions = hints.get("dimensions", [])
-        streams = {stream for _, stream in dimensions}
-        if "denoise" in doc and "original_run_uid" in doc:
-            shown = "denoised"
-        else:
-            shown = streams.pop() if len(streams) == 1 else "primary"
+        streams = {"denoised"} if is_derived(doc) else {stream for _, stream in dimensions}
+        shown = streams.pop() if len(streams) == 1 else "primary"
         self._shown = shown, _CONTINUED.get(shown, shown)
         if dimensions and shown != "primary":
             hints = {**hints, "dimensions": [(fields, "primary") for fields, _ in dimensions]}
@@ -151,26 +151,32 @@ class DenoisedBestEffortCallback(BestEffortCallback):
             print(f"{name}: {', '.join(f'{key} {_text(v)}' for key, v in values.items())}")
         for key, value in doc["data"].items():
             if key.endswith("denoise_ok"):
-                reason = doc["data"].get(f"{key.removesuffix('ok')}reason", "")
-                reason = re.sub(r"\bevent \d+\b", "an event", reason).rstrip(".")
-                self._verdicts["" if value else reason or "no reason is given"] += 1
+                self._frames += 1
+                if not value:
+                    told = doc["data"].get(f"{key.removesuffix('ok')}reason", "").rstrip(".")
+                    reason = told or "no reason is given"
+                    self._bad[_NUMBER.sub("", reason)].append(reason)
 
     def stop(self, doc: Mapping[str, Any]) -> None:
         """End the table, and tell of frames that are not ok."""
         if not self._is_shown_run(doc):
             return
         super().stop(doc)
-        frames = self._verdicts.total()
-        bad = frames - self._verdicts.pop("", 0)
-        if bad:
-            reasons = "; ".join(f"{n} for: {reason}" for reason, n in self._verdicts.most_common(3))
-            print(f"{bad} of {frames} denoised frames are not ok: {reasons}")
+        if self._bad:
+            most = sorted(self._bad.values(), key=len, reverse=True)
+            reasons = "; ".join(
+                f"{len(alike)} {'for' if len(set(alike)) == 1 else 'such as'}: {alike[0]}"
+                for alike in most[:3]
+            )
+            bad = sum(map(len, most))
+            print(f"{bad} of {self._frames} denoised frames are not ok: {reasons}")
 
     def clear(self) -> None:
         """Forget the last run."""
         super().clear()
         self._told: dict[str, tuple[str, list[str]]] = {}
-        self._verdicts: Counter[str] = Counter()
+        self._frames = 0
+        self._bad: defaultdict[str, list[str]] = defaultdict(list)  # by reason without numbers
         self._lines = NarrowLines()
 
     def _is_shown_run(self, doc: Mapping[str, Any]) -> bool:

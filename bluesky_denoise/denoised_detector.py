@@ -10,10 +10,9 @@ import numpy as np
 from ophyd.status import DeviceStatus
 
 from .errors import FrameShapeError, SettingsError
-from .frames import Frame
+from .frames import DenoiserLike, Frame
 from .plans.exposures import exposure_signal, summed_exposures_signal
 from .roi import ROI
-from .router import DenoiserLike
 from .runs.results import hinted_keys, measure, number_keys
 
 __all__ = ["DenoisedDetector"]

@@ -27,6 +27,9 @@ class DerivedDocuments(Protocol):
     def subscribe(self, func: Callable[[str, Mapping[str, Any]], Any], /) -> int:
         """Call `func` with each document."""
 
+    def unsubscribe(self, token: int, /) -> None:
+        """Undo `subscribe`."""
+
 
 class DenoisedSignals(Device):
     """The numbers of the newest denoised frame, for plans to read and to wait for.
@@ -157,11 +160,16 @@ class DenoisedSignals(Device):
         self._newest = NewestResults(self.name, self.streams, self._result_keys, keys)
         self._waiting: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
         self._wanted: RawEvent | None = None  # last, until its derived run has ended
-        denoise.subscribe(self._derived)
+        self._token = denoise.subscribe(self._derived)
 
     def __repr__(self) -> str:
         # Ophyd's own lists every number, and plans put it into their metadata.
         return f"DenoisedSignals(name={self.name!r}, data_keys={self.data_keys}, rois={self.rois})"
+
+    def destroy(self) -> None:
+        """Follow the denoiser no more: it holds all signals that were ever made for it."""
+        self._denoise.unsubscribe(self._token)
+        super().destroy()
 
     @property
     def last_event(self) -> RawEvent | None:

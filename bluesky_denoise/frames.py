@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Denoised", "Frame", "SupportsDenoise"]
+__all__ = ["Denoised", "DenoiserLike", "Frame", "SupportsDenoise"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,3 +86,15 @@ class SupportsDenoise(Protocol):
         self, counts: np.ndarray, exposure_s: float | np.ndarray, mask: np.ndarray | None = None
     ) -> Denoised:
         """Estimate the count rate behind frames (B, H, W), and its error if it can."""
+
+
+class DenoiserLike(SupportsDenoise, Protocol):
+    """What the router needs of a denoiser; `Denoiser` is one."""
+
+    name: str
+    device: str
+    weights_sha256: str
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """What the weights are; empty: it claims nothing that could be audited."""

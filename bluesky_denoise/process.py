@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from .child.backlog import Backlog
-from .child.child import Child
-from .child.open_runs import Document, OpenRun, OpenRuns
+from .child.connection import Child
+from .child.open_runs import OpenRun, OpenRuns
+from .documents import Document
 from .errors import DenoiseError, DenoiseFailed, DenoiseTimeout, SettingsError, TiledUnavailable
 from .runs.derived_run import is_derived
 from .runs.last_event import LastEvent, RawEvent
@@ -39,9 +40,9 @@ _MOST_RESTARTS, _RESTARTS_WITHIN_S = 5, 60.0
 class DenoiseProcess:
     """Denoise the frames of every run, beside the RunEngine and not in it.
 
-    Subscribe it to a RunEngine. Documents are handed to a child process by reference;
-    denoised documents come back to local subscribers, and are written to Tiled by the
-    child. Nothing that goes wrong here reaches the RunEngine.
+    Subscribe it to a RunEngine. Documents are handed to a child process; denoised
+    documents come back to local subscribers, and are written to Tiled by the child.
+    Nothing that goes wrong here reaches the RunEngine.
 
     Parameters
     ----------
@@ -83,6 +84,8 @@ class DenoiseProcess:
             settings = DenoiseSettings(**overridden(given, overrides))
         self._settings = settings
         self._subscribers = Subscribers()
+        # Held by whoever changes what others look at. Without it the RunEngine's threads follow
+        # the last event, and that of the receiver what comes of open runs.
         self._changed = threading.Condition()
         self._one_closes = threading.RLock()
         self._backlog = Backlog(self._changed, settings.queue_size, settings.queue_wait_s)
@@ -311,13 +314,11 @@ class DenoiseProcess:
                 )
                 if self._closed:
                     return
-                message = self._next_message()
+                message, child = self._next_message(), self._child
                 self._child_ready = False
             try:
-                self._child.send(message)
-            except OSError:  # the child has died: the receiver sees to it
-                if message[0] == "abandoned":
-                    self._abandoned.appendleft(message[1])
+                child.send(message)  # not to the next one, which may not have started yet
+            except OSError:  # the child has died: the receiver sees to it, and to its runs
                 continue
             if message[0] == "close":
                 return

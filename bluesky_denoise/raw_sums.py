@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from event_model import unpack_event_page
 
+from .documents import Document
 from .frames import Denoised
 from .router import DenoiseRouter
 from .runs.derived_stream import DerivedEvent
@@ -16,8 +17,6 @@ __all__ = ["RawSums"]
 
 _ONCE_A_RUN = ("start", "descriptor", "resource", "stream_resource")
 _DATA = ("datum", "datum_page", "stream_datum")
-
-Document = tuple[str, Mapping[str, Any]]
 
 
 class RawSums(LastEvent):
@@ -104,6 +103,7 @@ class _NotDenoised:
     """Shows no peak anywhere, so that regions are summed as they are."""
 
     name, weights_sha256, device = "raw sums", "", "cpu"
+    card: Mapping[str, Any] = {}
 
     def denoise(
         self, counts: np.ndarray, exposure_s: Any, mask: np.ndarray | None = None

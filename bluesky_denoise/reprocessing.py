@@ -18,11 +18,12 @@ from .catalog import (
     is_whole,
 )
 from .errors import DenoiseError, SettingsError, TiledUnavailable
+from .frames import DenoiserLike
 from .in_tiled.archive import archived_documents, raw_rows
 from .in_tiled.event_array import EventArray, why_not_read
 from .in_tiled.stream_table import parts_of, read_table
 from .in_tiled.streams import METADATA_KEY, arrays_of, denoised_in, read_a_pixel, tags_of
-from .router import DenoiserLike, DenoiseRouter
+from .router import DenoiseRouter
 from .runs.derived_stream import DerivedEvent
 from .settings import DenoiseSettings
 from .sources.frame_keys import SIGMA, is_sigma
@@ -193,21 +194,15 @@ def has_result(
     """
     raw = as_tiled_run(run)
     stop = raw.metadata.get("stop") or {}
-    wanted, name = stop.get("num_events", {}), ""
-    for stream in [stream for stream in streams if wanted.get(stream)]:
-        name = next(
-            (
-                found.name
-                for found in denoised_streams(raw, container)
-                if found.raw_stream == stream
-                and _what_matters(found.provenance) == _what_matters(provenance)
-                and is_whole(found, stop)
-            ),
-            "",
-        )
-        if not name:
-            return ""
-    return name
+    wanted = [name for name in streams if stop.get("num_events", {}).get(name)]
+    made = {
+        found.raw_stream: found.name
+        for found in reversed(denoised_streams(raw, container))  # the newest counts
+        if found.raw_stream in wanted
+        and _what_matters(found.provenance) == _what_matters(provenance)
+        and is_whole(found, stop)
+    }
+    return made[wanted[-1]] if wanted and made.keys() == set(wanted) else ""
 
 
 def _what_matters(provenance: Mapping[str, Any]) -> str:

@@ -5,13 +5,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import event_model
 import numpy as np
 
+from .documents import Document
 from .errors import ModelNotFound, SettingsError
-from .frames import SupportsDenoise
+from .frames import DenoiserLike
 from .in_turn import InTurn
 from .runs.derived_run import is_derived
 from .runs.derived_stream import DerivedEvent
@@ -24,15 +25,6 @@ __all__ = ["DenoiseRouter", "DenoiserLike", "with_threads"]
 logger = logging.getLogger(__name__)
 
 _PROBE = np.ones((1, 16, 16), np.uint16)
-
-
-class DenoiserLike(SupportsDenoise, Protocol):
-    """What the router needs of a denoiser; `Denoiser` is one."""
-
-    name: str
-    device: str
-    weights_sha256: str
-    card: Mapping[str, Any]
 
 
 class DenoiseRouter:
@@ -108,7 +100,7 @@ class DenoiseRouter:
         """Take one document, and emit what follows from it."""
         self._in_turn(name, doc)
 
-    def feed(self, documents: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    def feed(self, documents: Iterable[Document]) -> None:
         """Take several documents at once; their frames are denoised in batches."""
         for name, doc in documents:
             self.accept(name, doc)

@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 
 from .backup import backup_files, read_backup, take_backup
+from .documents import Document
 from .errors import TiledUnavailable
 from .in_tiled.layouts import (
-    Document,
     connect,
     explain,
     is_away,

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from .catalog import as_tiled_run
+from .documents import Document
 from .errors import DenoiseError
+from .frames import DenoiserLike
 from .in_tiled.archive import archived_documents
-from .router import DenoiserLike, DenoiseRouter
+from .router import DenoiseRouter
 from .runs.derived_run import raw_stream_of
 from .settings import DenoiseSettings
 from .sources.exposure import Exposure, find_exposure
 from .sources.frame_keys import also_called, frame_keys, is_frame_key
-
-Document = tuple[str, Mapping[str, Any]]
 
 __all__ = ["TriedFrames", "TriedStream", "has_frame_keys", "try_settings"]
 

@@ -1,4 +1,6 @@
+import gc
 import threading
+import weakref
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
@@ -20,6 +22,7 @@ from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.runs.result_signals import frames_of
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+from bluesky_denoise.testing import UnitDenoiser
 
 SHAPE = (16, 20)
 
@@ -69,9 +72,17 @@ def test_a_plan_reads_the_numbers_of_the_frame_it_has_just_taken(RE, det, denois
     assert read[1::2] == [1, 2, 3, 4, 5]
 
 
-def test_the_result_of_a_slow_denoiser_is_waited_for(RE, counts, det):
-    from bluesky_denoise.testing import UnitDenoiser
+def test_signals_that_are_destroyed_are_let_go_of():
+    router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())
+    signals = DenoisedSignals(router)
+    kept = weakref.ref(signals)
+    signals.destroy()
+    del signals
+    gc.collect()
+    assert kept() is None
 
+
+def test_the_result_of_a_slow_denoiser_is_waited_for(RE, counts, det):
     router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser(0.05))
     signals = DenoisedSignals(router)
     RE.subscribe(signals.raw)

@@ -8,7 +8,7 @@ import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import numpy as np
 from bluesky_tiled_plugins import TiledWriter
-from live_path import settings
+from live_path import settings, wait_for
 from ophyd import Signal
 from process_fixtures import FRAMES, replay
 from tiled.client import from_uri
@@ -77,13 +77,13 @@ def test_a_monitor_takes_no_frame_from_the_denoiser(RE):
 
 
 def test_documents_of_several_threads_are_handed_on_one_at_a_time():
-    inside, most, taken = 0, 0, []
+    inside, most, taken, all_wait = 0, 0, [], threading.Event()
 
-    def slow(name, doc):
+    def take(name, doc):
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
-        time.sleep(0.05)
+        all_wait.wait(60)
         inside -= 1
         taken.append(doc["seq_num"])
         if doc["seq_num"] == 3:
@@ -95,11 +95,12 @@ def test_documents_of_several_threads_are_handed_on_one_at_a_time():
         with suppress(ValueError):
             in_turn("event", {"seq_num": number})
 
-    in_turn = InTurn(slow)
+    in_turn = InTurn(take)
     threads = [threading.Thread(target=hand_over, args=[number]) for number in range(8)]
     for thread in threads:
         thread.start()
-        time.sleep(0.01)
+        wait_for(lambda thread=thread: thread.ident in in_turn._threads)
+    all_wait.set()
     for thread in threads:
         thread.join(10)
     assert most == 1

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import signal
+import threading
 import time
 
 import bluesky.plan_stubs as bps
@@ -20,7 +21,7 @@ from process_fixtures import FRAMES, NOWHERE, finished, replay
 
 import bluesky_denoise.process as process_module
 from bluesky_denoise.backup import backup_files
-from bluesky_denoise.errors import DenoiseFailed
+from bluesky_denoise.errors import DenoiseError, DenoiseFailed
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.testing import DocumentCollector, assert_emitted
 
@@ -113,6 +114,23 @@ def test_a_killed_child_with_frames_inside_the_events_is_counted_right(
     assert_emitted(raw.by_name, start=2, descriptor=2, event=4, stop=2)
 
 
+CONNECT = """
+import json, os, sys
+from multiprocessing.connection import Client
+Client(json.loads(sys.argv[1]), authkey=bytes.fromhex(sys.stdin.readline()))
+"""
+
+
+@pytest.mark.parametrize("code", ["import os", CONNECT])
+def test_a_child_that_dies_as_it_starts_is_told_of_and_leaves_no_thread(monkeypatch, code):
+    monkeypatch.setattr("bluesky_denoise.child.connection._START", f"{code}\nos._exit(3)")
+    before = set(threading.enumerate())
+    with pytest.raises(DenoiseError, match=r"did not start|died as it started") as caught:
+        DenoiseProcess(settings())
+    assert "(exit 3)" in str(caught.value)
+    wait_for(lambda: set(threading.enumerate()) <= before, what="the end of the thread")
+
+
 def test_runs_that_wait_as_the_last_child_dies_are_named(RE, monkeypatch):
     monkeypatch.setattr(process_module, "_MOST_RESTARTS", 1)
     with DenoiseProcess(settings()) as denoise:
@@ -140,6 +158,35 @@ def test_a_child_that_cannot_be_started_again_is_not_said_to_die_often(RE, monke
         reason = r"could not be started again \(OSError: Cannot allocate memory\)"
         with pytest.raises(DenoiseFailed, match=rf"died .*, and {reason} .*: {uid[:8]}\."):
             denoise.wait(1)
+
+
+def test_a_run_whose_child_died_goes_once_to_the_next_but_one_if_the_next_dies_of_it(
+    RE, monkeypatch
+):
+    sent, send = [], process_module.Child.send
+
+    def send_to_one_that_has_died(child, message):
+        if message[0] == "abandoned":
+            sent.append(child.pid)
+            if len(sent) == 1:
+                os.kill(child.pid, signal.SIGKILL)
+                raise BrokenPipeError
+        send(child, message)
+
+    monkeypatch.setattr(process_module.Child, "send", send_to_one_that_has_died)
+    with DenoiseProcess(settings()) as denoise:
+        RE.subscribe(denoise)
+
+        @bpp.run_decorator()
+        def plan():
+            yield from bps.trigger_and_read([replay()])
+            wait_for(lambda: all(run.sent for run in denoise._open.values()), what="the start")
+            os.kill(denoise.pid, signal.SIGKILL)
+
+        RE(plan())
+        with pytest.raises(DenoiseFailed):
+            denoise.wait(60)
+    assert len(sent) == len(set(sent)) == 2
 
 
 def test_results_that_cannot_be_read_cost_their_run_alone(RE, monkeypatch, logged):

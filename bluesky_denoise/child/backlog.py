@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = ["Backlog"]
 
-Document = tuple[str, Mapping[str, Any], str]
+Taken = tuple[str, Mapping[str, Any], str]
 """Name, document, and why its frames are skipped; empty where they are not."""
 
 logger = logging.getLogger(__name__)
@@ -89,13 +89,13 @@ class Backlog:
                 self._size += _bytes(name, bare) - size
         self._with_frames = 0
 
-    def take(self, most: int) -> list[Document]:
+    def take(self, most: int) -> list[Taken]:
         """Take the oldest out: so many documents, or frames that stream datums tell of.
 
         Fewer where their arrays are large. Of a long stream datum the rest stays, so that it can
         still be skipped.
         """
-        batch: list[Document] = []
+        batch: list[Taken] = []
         room = _MOST_BYTES
         while self._documents and most > 0 and room > 0:
             name, doc, skipped, frames, size = self._documents.popleft()

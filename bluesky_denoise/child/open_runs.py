@@ -1,16 +1,16 @@
 """The raw runs that have been handed over and are not done, and what has come of them."""
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from event_model import compose_run
 
+from ..documents import Document
 from ..runs.derived_run import start_metadata, stop_document
 
 __all__ = ["OpenRun", "OpenRuns"]
-
-Document = tuple[str, Mapping[str, Any]]
 
 
 @dataclass
@@ -22,8 +22,9 @@ class OpenRun:
     """The child has heard of it."""
     stopped: bool = False
     """Its raw run has ended."""
-    derived: list[Document] = field(default_factory=list)
-    """What has come of it: enough to end it, should the child die."""
+    derived: list[bytes] = field(default_factory=list)
+    """The documents that have come of it: enough to end it, should the child die. They are pickled,
+    which takes a third of the memory, and no time of the garbage collector."""
     streams: dict[str, str] = field(default_factory=dict)
     """Names of its derived streams, by uid of their descriptor."""
     num_events: dict[str, int] = field(default_factory=dict)
@@ -78,22 +79,24 @@ class OpenRuns(dict[str, OpenRun]):
             run.num_events[run.streams[doc["descriptor"]]] += 1
         run.ended |= name == "stop"
         if name == "start" or self._frames_in_files:
-            run.derived.append((name, doc))
+            run.derived.append(pickle.dumps((name, doc)))
 
     def end_of(
         self, run: OpenRun, provenance: Mapping[str, Any], reason: str
     ) -> tuple[list[Document], list[Document]]:
         """Return all documents of a run that was cut short, and those of them that are new."""
+        derived = [pickle.loads(document) for document in run.derived]
         if run.cut_short or (run.ended and self._frames_in_files):
-            return list(run.derived), []  # all of it came, and may only not be in Tiled yet
+            return derived, []  # all of it came, and may only not be in Tiled yet
         new: list[Document] = []
-        if not run.derived:
+        if not derived:
             metadata = start_metadata(run.raw_start, provenance)
             new = [("start", compose_run(metadata=metadata).start_doc)]
-        start = (run.derived or new)[0][1]
+        start = (derived or new)[0][1]
         stop = "stop", stop_document(start["uid"], dict(run.num_events), reason)
-        run.derived = [*run.derived, *new, stop]
+        derived += [*new, stop]
+        run.derived = [pickle.dumps(document) for document in derived]
         if not run.ended:  # else what was not in Tiled yet is lost with the child: say so there
             new.append(stop)
         run.ended = run.cut_short = True
-        return list(run.derived), new
+        return derived, new

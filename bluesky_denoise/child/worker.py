@@ -1,13 +1,14 @@
 """The child process of :class:`DenoiseProcess`: router and sinks, fed over a pipe.
 
-Messages from the parent are ``("documents", [(name, doc, why it is skipped or ""), ...])``,
+Messages from the parent are ``("settings", (settings, log level))`` as the first,
+``("documents", [(name, doc, why it is skipped or ""), ...])``,
 ``("abandoned", [(name, doc), ...])`` for a derived run that an earlier child left open,
 and ``("close", seconds)``, of which so many are for Tiled. Messages to the parent are
 ``("started", provenance)`` or ``("failed", exception)``,
 ``("documents", [(name, doc), ...])`` of derived runs,
 ``("ready", documents)`` with the last of what came of a message, when it can take more,
-``("done", (raw_run_uid, why it is not in Tiled or ""))``, ``("log", record)`` and
-``("closed", backup_files)``.
+``("done", (raw_run_uid, why it is not in Tiled or ""))``, ``("log", (logger, level, text))``
+and ``("closed", backup_files)``.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
+from ..documents import Document
 from ..settings import DenoiseSettings
 from ..support.garbage import keep_garbage_at_exit, no_garbage
 from ..support.memory import keep_freed_memory
@@ -34,8 +36,6 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 __all__ = ["main"]
-
-Document = tuple[str, Mapping[str, Any]]
 
 _MOST_AT_ONCE = 256
 _ALONE_S = 60.0

@@ -10,6 +10,7 @@ from tiled.client.context import CannotPrompt
 from tiled.client.utils import ClientError
 from tiled.structures.core import Spec
 
+from ..documents import Document
 from ..errors import TiledUnavailable
 from ..settings import DenoiseSettings
 from .stream_table import parts_of
@@ -27,8 +28,6 @@ __all__ = [
     "wants_a_key",
     "why_not_opened",
 ]
-
-Document = tuple[str, Mapping[str, Any]]
 
 _MAY_PASS = frozenset({404, 408, 409, 423, 425, 429})
 """Client errors that also come of proxies whose Tiled is away, of haste, and of others' writing."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..backup import BackupFile, read_backup
+from ..documents import Document
 from ..settings import DenoiseSettings
-from .layouts import Document, Writer
+from .layouts import Writer
 
 __all__ = ["PendingRun"]
 

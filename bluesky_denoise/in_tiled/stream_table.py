@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["is_part", "parts_of", "read_table"]
+__all__ = ["is_table", "parts_of", "read_table"]
 
 logger = logging.getLogger(__name__)
 
@@ -13,7 +13,7 @@ _KEY = re.compile(r"internal(_\d+)?")
 """`TiledWriter` begins `internal_0`, `internal_1`, ... from 1025 columns on."""
 
 
-def is_part(key: str, node: Any) -> bool:
+def is_table(key: str, node: Any) -> bool:
     """Tell whether a node of a stream is its table, or a part of it; a detector may be called so.
 
     Parameters
@@ -34,7 +34,7 @@ def parts_of(node: Any) -> list[Any]:
     node :
         Tiled client of the stream's node, ``stream.base``.
     """
-    return [child for key, child in node.items() if is_part(key, child)]  # one request
+    return [child for key, child in node.items() if is_table(key, child)]  # one request
 
 
 def read_table(node: Any, columns: Sequence[str] | None = None) -> Any:

@@ -17,9 +17,10 @@ from tiled.client.utils import ClientError, handle_error
 from tiled.structures.core import Spec
 from tiled.utils import safe_json_dump
 
+from ..documents import Document
 from ..errors import TiledUnavailable
 from ..runs.derived_run import raw_stream_of
-from .stream_table import is_part
+from .stream_table import is_table
 
 __all__ = [
     "METADATA_KEY",
@@ -75,7 +76,7 @@ def streams_of(run: Any, derived_uid: str) -> Iterator[tuple[str, Any]]:
 
 def arrays_of(node: Any) -> dict[str, Any]:
     """Return the arrays of a stream's node, ``stream.base``; columns would be a request each."""
-    return {key: child for key, child in node.items() if not is_part(key, child)}
+    return {key: child for key, child in node.items() if not is_table(key, child)}
 
 
 def read_a_pixel(stream: Any) -> bool:
@@ -110,7 +111,7 @@ class StreamWriter:
         self._streams: dict[str, _Stream] = {}  # by uid of the derived descriptor
         self._resources: dict[str, Mapping[str, Any]] = {}
 
-    def write(self, documents: list[tuple[str, Mapping[str, Any]]]) -> None:
+    def write(self, documents: list[Document]) -> None:
         """Write documents in few requests: events and stream datums are joined.
 
         Raises
@@ -213,7 +214,7 @@ class StreamWriter:
             stream.close(ended)
 
 
-def _kind(item: tuple[str, Mapping[str, Any]]) -> str:
+def _kind(item: Document) -> str:
     return "data" if item[0] in ("event", "stream_datum") else item[0]
 
 

@@ -12,7 +12,7 @@ from ophyd import Component, Device, Kind, Signal
 
 from ..devices import DenoisedSignals
 from ..errors import SettingsError
-from .checks import check_above_zero, check_whole
+from .checks import check_above_zero, check_whole, number
 from .exposure_values import read_values, set_values
 from .exposures import (
     exposure_readings,
@@ -105,16 +105,13 @@ class ReferencePoints:
 
     def _compare(self, short: Mapping[str, Reading], full: Mapping[str, Reading]) -> None:
         for roi in self._denoised.rois:
-            error = math.hypot(
-                self._number(short, f"{roi}_intensity_error"),
-                self._number(full, f"{roi}_intensity_error"),
+            intensities, errors, sums = (
+                [number(readings, self._denoised, f"{roi}_{what}") for readings in (short, full)]
+                for what in ("intensity", "intensity_error", "denoised_sum")
             )
-            difference = self._number(short, f"{roi}_intensity") - self._number(
-                full, f"{roi}_intensity"
-            )
-            pull = difference / error if error else _NAN
-            full_sum = self._number(full, f"{roi}_denoised_sum")
-            ratio = self._number(short, f"{roi}_denoised_sum") / full_sum if full_sum else _NAN
+            error = math.hypot(*errors)
+            pull = (intensities[0] - intensities[1]) / error if error else _NAN
+            ratio = sums[0] / sums[1] if sums[1] else _NAN
             getattr(self._agreement, f"{roi}_pull").put(pull)
             getattr(self._agreement, f"{roi}_denoised_ratio").put(ratio)
             if abs(pull) > _DISAGREE_SIGMA:
@@ -123,9 +120,6 @@ class ReferencePoints:
                     "standard deviations",
                     *(roi, self._points, pull),
                 )
-
-    def _number(self, readings: Mapping[str, Reading], key: str) -> float:
-        return float(readings.get(f"{self._denoised.name}_{key}", {"value": _NAN})["value"])
 
 
 def reference_points(

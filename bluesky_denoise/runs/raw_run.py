@@ -3,12 +3,13 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
 from ..errors import FrameNotReady
+from ..frames import DenoiserLike
 from ..settings import DenoiseSettings
 from ..sources.datum_files import DatumFiles
 from ..sources.frame_keys import is_frame_key
@@ -18,9 +19,6 @@ from .derived_run import DerivedRun
 from .derived_stream import DerivedEvent
 from .raw_stream import RawStream, Row, open_stream
 from .row_denoiser import RowDenoiser
-
-if TYPE_CHECKING:
-    from ..router import DenoiserLike
 
 __all__ = ["DenoisedRun"]
 
@@ -51,7 +49,7 @@ class DenoisedRun:
         self,
         start: Mapping[str, Any],
         settings: DenoiseSettings,
-        denoiser: "DenoiserLike",
+        denoiser: DenoiserLike,
         provenance: Mapping[str, Any],
         emit: Callable[[str, Mapping[str, Any]], None],
     ) -> None:

@@ -4,22 +4,19 @@ import logging
 import time
 from collections import Counter
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import DenoiseError, MaskError
 from ..frame_checks import valid_pixels
-from ..frames import Frame
+from ..frames import DenoiserLike, Frame
 from ..settings import DenoiseSettings
 from ..sources.frame_keys import TAKE_ONE
 from ..sources.readers import as_stack
 from .derived_stream import DerivedEvent
 from .raw_stream import RawStream, Row
 from .results import audit, measure
-
-if TYPE_CHECKING:
-    from ..router import DenoiserLike
 
 __all__ = ["RowDenoiser"]
 
@@ -42,7 +39,7 @@ class RowDenoiser:
         What denoises.
     """
 
-    def __init__(self, run_uid: str, settings: DenoiseSettings, denoiser: "DenoiserLike") -> None:
+    def __init__(self, run_uid: str, settings: DenoiseSettings, denoiser: DenoiserLike) -> None:
         self._uid, self._settings, self._denoiser = run_uid, settings, denoiser
         self._told: Counter[tuple[str, type]] = Counter()
         self._looked_at: set[str] = set()  # names of frames whose shape was compared

@@ -35,10 +35,23 @@ def are_stored(dataset: h5py.Dataset, rows: slice) -> bool:
         return all(_is_brought(dataset, row) for row in range(rows.start, rows.stop))
     if dataset.chunks is None:
         return True
-    for chunk in dataset.iter_chunks((rows, *(slice(0, n) for n in dataset.shape[1:]))):
-        inside = tuple(part.start for part in chunk)
-        if dataset.id.get_chunk_info_by_coord(inside).byte_offset is None:
-            return False
+    chunks = dataset.iter_chunks((rows, *(slice(0, n) for n in dataset.shape[1:])))
+    return all(_has_chunk(dataset, tuple(part.start for part in chunk)) for chunk in chunks)
+
+
+def _has_chunk(dataset: h5py.Dataset, place: tuple[int, ...]) -> bool:
+    """Return whether the chunk around a place is stored, by asking for it without room for it.
+
+    `get_chunk_info_by_coord` would go through all chunks before it.
+    """
+    try:
+        dataset.id.read_direct_chunk(place, out=bytearray(0))
+    except ValueError:  # it does not fit, so it is there
+        return True
+    except RuntimeError as error:
+        if "not allocated" not in str(error):
+            raise
+        return False
     return True
 
 

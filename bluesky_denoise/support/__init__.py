@@ -1,1 +1,1 @@
-"""What knows nothing of frames or runs: files, memory, hashes."""
+"""What knows nothing of runs: files, memory, hashes of frames."""

@@ -61,7 +61,7 @@ class UnitDenoiser:
             time.sleep(self.delay_s)
         exposure_s = np.reshape(exposure_s, (-1, 1, 1))  # (), (B,) -> (1 or B, 1, 1)
         rate = (counts / exposure_s).astype(np.float32)
-        sigma = (np.sqrt(counts) / exposure_s).astype(np.float32)
+        sigma = (np.sqrt(np.maximum(counts, 0)) / exposure_s).astype(np.float32)
         if mask is not None:
             rate[:, mask] = sigma[:, mask] = np.nan
         return Denoised(rate, sigma if self.has_sigma else None)

@@ -11,6 +11,8 @@ from event_model import (
     unpack_event_page,
 )
 
+from ..documents import Document
+
 __all__ = ["DocumentCollector", "assert_emitted", "validate_documents"]
 
 
@@ -65,7 +67,7 @@ def assert_emitted(docs: Mapping[str, Sequence[Any]], **numbers: int) -> None:
         raise AssertionError(f"Emitted {emitted}; expected {expected}.")
 
 
-def validate_documents(docs: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+def validate_documents(docs: Iterable[Document]) -> None:
     """Check documents against their schemas and against one another.
 
     One or several runs, which may nest or interleave. Each run must begin with its start

@@ -46,6 +46,7 @@ class RecentFrames:
         self.descriptors: dict[str, Mapping[str, Any]] = {}
         self.event: Mapping[str, Any] | None = None
         self._inside: dict[int, np.ndarray] = {}  # by seq_num, the oldest first
+        self._size = 0  # of these
         self._resources: dict[str, Mapping[str, Any]] = {}
         self._datum_files = DatumFiles()
         self._places: deque[_Place] = deque(maxlen=_KEPT_DATUMS)
@@ -64,7 +65,7 @@ class RecentFrames:
         if name == "start":
             for kept in (self.descriptors, self._resources, self._inside, self._places):
                 kept.clear()
-            self.event, self._datum_files = None, DatumFiles()
+            self.event, self._size, self._datum_files = None, 0, DatumFiles()
         elif name == "descriptor" and doc["name"] == self._stream:
             self.descriptors[doc["uid"]] = doc
             # By its device, raw frames have another key than denoised ones.
@@ -86,11 +87,15 @@ class RecentFrames:
         return _Place(range(first, stop), index, datum["stream_resource"], datum["descriptor"])
 
     def _keep(self, seq_num: int, frame: Any) -> None:
-        self._inside.pop(seq_num, None)  # a point that is taken again
+        self._drop(seq_num)  # a point that is taken again
         self._inside[seq_num] = np.asarray(frame)
-        kept = sum(frame.nbytes for frame in self._inside.values())
-        while kept > _KEPT_BYTES and len(self._inside) > 1:
-            kept -= self._inside.pop(next(iter(self._inside))).nbytes
+        self._size += self._inside[seq_num].nbytes
+        while self._size > _KEPT_BYTES and len(self._inside) > 1:
+            self._drop(next(iter(self._inside)))
+
+    def _drop(self, seq_num: int) -> None:
+        if seq_num in self._inside:
+            self._size -= self._inside.pop(seq_num).nbytes
 
     @property
     def is_there(self) -> bool:

@@ -1,5 +1,6 @@
 """The child process that denoises, seen from the RunEngine's process."""
 
+import contextlib
 import io
 import json
 import logging
@@ -14,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 import numpy as np
@@ -75,11 +76,12 @@ class Child:
         """
         try:
             with self._listener:
-                self._process.stdin.write(self._authkey.hex().encode() + b"\n")
-                self._process.stdin.close()
+                with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+                    stdin.write(self._authkey.hex().encode() + b"\n")
                 self._connection = _accept(self._listener, self._process)
             level = logging.getLogger("bluesky_denoise").getEffectiveLevel()
-            self.send(("settings", (self._settings, level)))
+            with contextlib.suppress(OSError):  # it has died, as is found next
+                self.send(("settings", (self._settings, level)))
             return self._await_start(handle)
         except BaseException:
             self._process.kill()
@@ -137,7 +139,7 @@ class Child:
         while self._connection.poll(max(0.0, deadline - time.monotonic())):
             try:
                 kind, content = self.receive()
-            except EOFError:
+            except (EOFError, OSError):
                 raise DenoiseError(
                     f"The denoiser process died as it started (exit {self._process.wait()}); "
                     "what it printed stands above."
@@ -169,12 +171,19 @@ def _import_path() -> list[str]:
 def _accept(listener: Listener, process: subprocess.Popen) -> Connection:
     """Accept the child's connection, unless it ends before."""
     accepted: list[Connection] = []
-    thread = threading.Thread(target=lambda: accepted.append(listener.accept()), daemon=True)
+
+    def accept() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            accepted.append(listener.accept())
+
+    thread = threading.Thread(target=accept, daemon=True)
     thread.start()
     deadline = time.monotonic() + _STARTUP_TIMEOUT_S
     while thread.is_alive() and process.poll() is None and time.monotonic() < deadline:
         thread.join(0.05)
     if not accepted:
+        with contextlib.suppress(OSError):
+            Client(listener.address).close()  # nothing else ends the thread
         raise DenoiseError(
             f"The denoiser process did not start (exit {process.poll()}); "
             "what it printed stands above."
