@@ -116,7 +116,7 @@ class DenoiseSettings(BaseModel):
     queue_size: PositiveInt = 128
     """Most events with frames that may wait for the denoiser; then `queue_wait_s` applies."""
     queue_wait_s: float = Field(default=1.0, ge=0)
-    """How long the RunEngine may be held up, seconds, before frames are skipped."""
+    """How long a run may be held up, seconds, before frames are skipped."""
     read_timeout_s: PositiveFloat = 10.0
     """How long a frame may take to become readable in its file, seconds."""
     node_timeout_s: PositiveFloat = 60.0

@@ -15,16 +15,25 @@ from tiled.client import from_uri
 
 from bluesky_denoise import DenoiseProcess, DenoiseSettings
 from bluesky_denoise.backup import RawBackup
+from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.in_tiled.layouts import why_not_opened
 from bluesky_denoise.in_turn import InTurn
 from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
 if len(sys.argv) != 2:
     sys.exit("Give the file of settings: ipython -i callbacks/in_process.py settings.yaml")
-settings = DenoiseSettings.from_yaml(sys.argv[1])
+try:
+    settings = DenoiseSettings.from_yaml(sys.argv[1])
+except DenoiseError as error:
+    sys.exit(str(error))
 if settings.tiled_uri is None:
     sys.exit(f"{sys.argv[1]} names no Tiled server; add `tiled_uri`.")
 key = settings.tiled_api_key
-cat = from_uri(settings.tiled_uri, api_key=key.get_secret_value() if key else None)
+try:
+    cat = from_uri(settings.tiled_uri, api_key=key.get_secret_value() if key else None)
+except Exception as error:
+    why = why_not_opened(error, f"as `tiled_uri` in {sys.argv[1]}")
+    sys.exit(f"Tiled at {settings.tiled_uri} cannot be opened: {why}")
 
 RE = RunEngine()
 # Raw data first, and on its own; what Tiled does not take is kept, and the scan goes on.

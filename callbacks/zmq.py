@@ -24,6 +24,7 @@ from functools import partial  # noqa: E402
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher  # noqa: E402
 
 from bluesky_denoise import DenoiseRouter, DenoiseSettings, GapFiller, TiledSink  # noqa: E402
+from bluesky_denoise.errors import DenoiseError  # noqa: E402
 from bluesky_denoise.in_tiled.layouts import connect  # noqa: E402
 
 
@@ -52,8 +53,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
-    settings = DenoiseSettings.from_yaml(arguments.settings)
-    router = DenoiseRouter(settings)
+    try:
+        settings = DenoiseSettings.from_yaml(arguments.settings)
+        router = DenoiseRouter(settings)
+    except DenoiseError as error:
+        sys.exit(str(error))
     publisher = Publisher(arguments.publish, prefix=b"denoised")
     router.subscribe(publisher)
     sink = open_catalog = None

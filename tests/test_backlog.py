@@ -97,6 +97,35 @@ def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(ch
     assert skipped(backlog.take(9)) == [False, False, True, True, True, True, False]
 
 
+def test_a_denoiser_that_is_slow_holds_each_run_for_a_bounded_time_in_all(changed, logged):
+    backlog = Backlog(changed, most=4, wait_s=0.3)
+    taken, ended = [], threading.Event()
+
+    def denoise():
+        while not ended.wait(0.1):  # less than what a document may wait
+            with changed:
+                taken.extend(backlog.take(1))
+
+    slow = threading.Thread(target=denoise)
+    slow.start()
+    took = []
+    for _ in range(2):
+        backlog.put("start", {}, frames=False)
+        began = time.monotonic()
+        for number in range(20):
+            backlog.put("event", event(number), frames=True)
+        took.append(time.monotonic() - began)
+        backlog.put("stop", {}, frames=False)
+        taken += backlog.take(99)
+    ended.set()
+    changed.wait(0.2)  # it lets the other end
+    slow.join(5)
+    assert max(took) < 1  # 20 of them take 2 s to denoise
+    assert [name for name, _, _ in taken] == 2 * ["start", *(20 * ["event"]), "stop"]
+    assert 20 < sum(skipped(taken)) < 40
+    assert logged().count("events behind: frames are skipped") == 2  # once in each run
+
+
 def test_frames_may_fill_only_so_much_memory(changed, monkeypatch):
     size = sum(v.nbytes for v in event(0)["data"].values() if isinstance(v, np.ndarray))
     monkeypatch.setattr("bluesky_denoise.child.backlog._MOST_WAITING_BYTES", 4 * size)

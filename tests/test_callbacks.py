@@ -103,8 +103,13 @@ def test_in_process_gives_a_prompt_whose_runs_are_denoised_to_the_end(
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [(None, "Give the file of settings"), ("exposure_s: 1.0\n", "names no Tiled server; add")],
-    ids=["no settings", "no server"],
+    [
+        (None, "Give the file of settings"),
+        ("exposure_s: 1.0\n", "names no Tiled server; add"),
+        ("tiled_url: http://127.0.0.1:9\n", "perhaps 'tiled_uri' is meant"),
+        ("tiled_uri: http://127.0.0.1:9\n", "Give its address as `tiled_uri` in"),
+    ],
+    ids=["no settings", "no server", "misspelt", "server is down"],
 )
 def test_in_process_says_what_it_lacks(environment, tmp_path, settings, told):
     arguments = []
@@ -115,6 +120,15 @@ def test_in_process_says_what_it_lacks(environment, tmp_path, settings, told):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert told in output
+    assert "Traceback" not in output
+
+
+def test_what_listens_to_the_bus_says_what_is_wrong_with_its_settings(environment, tmp_path):
+    (tmp_path / "settings.yaml").write_text("model: defualt\n")
+    process = start(["callbacks/zmq.py", str(tmp_path / "settings.yaml")], environment)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "There are no weights 'defualt'" in output
     assert "Traceback" not in output
 
 

@@ -281,6 +281,17 @@ def test_a_motor_that_is_called_an_error_is_shown(RE, command, tmp_path, tiled):
     assert "following_error_setpoint" in shown
 
 
+def test_an_error_in_other_units_is_not_shown_as_that_of_its_number(command, uid, tmp_path):
+    settings = (tmp_path / "settings.yaml").read_text()
+    roi = "rois:\n  spot: {rows: [8, 20], cols: [8, 20], background_px: 4}\n"
+    (tmp_path / "spot.yaml").write_text(settings + roi)
+    command("reprocess", "spot.yaml", uid)
+    shown = command("show", uid[:8])
+    assert re.search(r"spot_intensity +│ \S+ +│ \S+", shown)
+    assert re.search(r"spot_background +│ \S+ +│ +│", shown)  # counts / s / pixel
+    assert re.search(r"spot_background_error +│ \S+ +│ +│", shown)  # counts / s
+
+
 def test_what_is_exported_before_its_raw_frames_came_says_so(RE, command, tiled, tmp_path):
     options = {"tiled_uri": tiled.uri, "model": UNIT, "frames_directory": tmp_path / "denoised"}
     settings = DenoiseSettings(**options, data_keys=["det_image"])

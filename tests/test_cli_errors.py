@@ -59,7 +59,9 @@ def test_backups_without_a_server_are_one_line_of_error(command, tmp_path):
     (tmp_path / "none.yaml").write_text("frames_directory: x\n")
     assert "name no Tiled server" in command("replay-backup", "none.yaml", code=1)
     (tmp_path / "down.yaml").write_text("tiled_uri: http://127.0.0.1:9\n")
-    assert "cannot be opened" in command("replay-backup", "down.yaml", code=1)
+    said = " ".join(command("replay-backup", "down.yaml", code=1).split())
+    assert "cannot be opened" in said
+    assert "Give its address as `tiled_uri` of the settings." in said  # it takes no --uri
 
 
 def test_a_port_that_is_taken_is_named(command, tmp_path):

@@ -425,6 +425,8 @@ def test_pairs_that_cannot_be_are_refused(RE, raw, det, motor, denoised):
     for exposures in ({"short_s": 0.0, "long_s": 1.0}, {"short_s": 0.1, "long_s": -1.0}):
         with pytest.raises(SettingsError, match=r"_s is .*; expected a number above 0"):
             RE(paired_exposures([det], num=1, **exposures))
+    with pytest.raises(SettingsError, match=r"short_s is 1, long_s 0\.1; expected a longer one"):
+        RE(paired_exposures([det], num=1, short_s=1, long_s=0.1))
     for args in ((), (motor, -1, 1)):
         with pytest.raises(SettingsError, match="num is 0; expected at least 1 pair"):
             RE(paired_exposures([det], *args, num=0, short_s=0.1, long_s=1.0))

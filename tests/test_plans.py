@@ -355,6 +355,8 @@ def test_a_detector_that_is_not_denoised_is_refused_before_the_run(name, RE, raw
         RE(asking_for([], motor, denoised)[name])
     with pytest.raises(SettingsError, match=r"`detectors` has the text 'det'; expected detectors"):
         RE(asking_for(["det"], motor, denoised)[name])
+    with pytest.raises(SettingsError, match=r"denoised is among the `detectors`.*Leave it out"):
+        RE(asking_for([other, denoised], motor, denoised)[name])
     with pytest.raises(SettingsError, match="`denoised` is a str; expected DenoisedSignals"):
         RE(asking_for([other], motor, "denoised")[name])
 

@@ -6,10 +6,12 @@ import sys
 import threading
 from configparser import ConfigParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import bluesky.plans as bp
 import pexpect
 import pytest
+import xarray
 import yaml
 from bluesky_tiled_plugins import TiledWriter
 from live_path import free_port
@@ -179,9 +181,11 @@ def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(t
 
 
 def begun(profile, name, **namespace):
-    """Run one startup file of a profile in this process."""
+    """Run one startup file of a profile in this process; return what is there then."""
     file = profile / "startup" / name
-    exec(compile(file.read_text(), file, "exec"), {"__file__": str(file), **namespace})
+    namespace |= {"__file__": str(file)}
+    exec(compile(file.read_text(), file, "exec"), namespace)
+    return namespace
 
 
 @pytest.mark.parametrize(
@@ -303,6 +307,25 @@ def test_what_is_left_empty_in_the_area_detector_profile_is_not_there(tmp_path):
     for name in cases:
         assert f"{name} None None idle\n" in printed
     assert re.search(r"pilatus: TypeError: .*\n  beamline.yaml lacks a line", printed)
+
+
+def test_the_area_detector_profile_says_that_nothing_is_saved(RE, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    profile = profile_copy(tmp_path, "profile_area_detector")
+    names = {"_found": {"theta": None}, "_detectors": {}, "denoise": None, "denoised": None}
+    begun(profile, "30-live.py", RE=RE, cat=None, BEAMLINE_FILE="beamline.yaml", **names)
+    printed = capsys.readouterr().out
+    assert "A session with RE;\nbeamline.yaml names what there is." in printed
+    assert "names no Tiled server: runs are saved nowhere." in printed
+
+
+def test_a_stream_that_failed_before_its_first_event_has_none_for_the_queue_server(tmp_path):
+    profile = profile_copy(tmp_path, "profile_simulated")
+    taken = {"primary": xarray.Dataset({"time": [1.0, 2.0]}), "denoised": xarray.Dataset()}
+    run = {name: SimpleNamespace(read=lambda _, d=data: d) for name, data in taken.items()}
+    denoise = SimpleNamespace(wait=lambda _: None)
+    namespace = begun(profile, "20-plans.py", cat={"uid": run}, denoise=denoise)
+    assert namespace["denoised_events"]("uid") == {"primary": 2, "denoised": 0}
 
 
 def test_the_area_detector_profile_creates_nothing_until_it_is_edited(tmp_path):

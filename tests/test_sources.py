@@ -93,6 +93,15 @@ def test_frames_that_a_layout_puts_elsewhere_are_told(tmp_path, counts, elsewher
         read_until(source, 0, time.monotonic())
 
 
+def test_a_group_of_datasets_is_no_dataset(tmp_path, counts):
+    with h5py.File(tmp_path / "det.h5", "w") as file:
+        file[f"{DATASET}/frames"] = counts
+    source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))
+    message = rf"det\.h5 has no dataset '{DATASET}', it has frames in {DATASET}/frames\."
+    with pytest.raises(FrameNotReady, match=message):
+        read_until(source, 0, time.monotonic())
+
+
 @pytest.mark.parametrize("declared", [(16, 20), (1, 16, 20)])
 def test_a_growing_file_is_read_frame_by_frame(tmp_path, growing, counts, declared):
     source = open_source(resource(tmp_path / "det.h5"), descriptor(declared))

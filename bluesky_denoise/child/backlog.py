@@ -2,8 +2,9 @@
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,14 +45,15 @@ class Backlog:
     most :
         Most documents with frames that may wait.
     wait_s :
-        How long the first that finds no room waits for some, seconds.
+        How long those of a run that find no room may wait for some in all, seconds. A denoiser
+        that is slow, and does not stand still, makes room for each of them.
     """
 
     def __init__(self, changed: threading.Condition, most: int, wait_s: float) -> None:
         self._changed, self._most, self._wait_s = changed, most, wait_s
         self._documents: deque[_Waiting] = deque()
         self._with_frames = self._size = 0
-        self._full = False
+        self._left_s, self._full, self._told = wait_s, False, False
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -73,6 +75,8 @@ class Backlog:
             room for more of those, in documents or in memory, it is appended without them. Others
             need no room, and come without the images that they may have.
         """
+        if name == "start":
+            self._left_s, self._told = self._wait_s, False
         skipped = "" if not frames or self._make_room(_bytes(name, doc)) else _FULL
         self._with_frames += frames and not skipped
         doc = doc if frames and not skipped else _without_frames(name, doc)
@@ -125,17 +129,24 @@ class Backlog:
             return self._with_frames < self._most and fits
 
         if not self._full:
-            wait_s = min(self._wait_s, threading.TIMEOUT_MAX)  # without limit, say
-            if self._changed.wait_for(has_room, wait_s):
+            if has_room() or self._wait_for(has_room):
                 return True
-            logger.warning(
-                "The denoiser is %d events behind: frames are skipped until it has caught up",
-                self._with_frames,
-            )
+            if not self._told:
+                self._told = True
+                logger.warning(
+                    "The denoiser is %d events behind: frames are skipped until it has caught up",
+                    self._with_frames,
+                )
         # Once full, wait no more for each event, until half of it is done.
         many, large = self._most // 2, _MOST_WAITING_BYTES // 2
         self._full = self._with_frames > many or self._size > large or not has_room()
         return not self._full
+
+    def _wait_for(self, has_room: Callable[[], bool]) -> bool:
+        began = time.monotonic()
+        found = self._changed.wait_for(has_room, min(self._left_s, threading.TIMEOUT_MAX))
+        self._left_s = max(0.0, self._left_s - (time.monotonic() - began))  # inf stays inf
+        return found
 
 
 def _frames(stream_datum: Mapping[str, Any]) -> int:

@@ -170,20 +170,29 @@ def show(
         if value == "":
             continue
         console.print(f"{key:>15}: {value}", highlight=False, soft_wrap=True, markup=False)
-    console.print(_numbers(row, event))
+    console.print(_numbers(row, event, chosen.stream.base.metadata["data_keys"]))
 
 
-def _numbers(row: Any, event: int) -> Table:
+def _numbers(row: Any, event: int, data_keys: Any) -> Table:
     """Return the numbers of one event, errors beside what they belong to."""
+
+    def units(key: str) -> Any:
+        return data_keys.get(key, {}).get("units")
+
+    # A motor may be called so too, and the error of a background is in units of the intensity.
+    errors = {
+        key: f"{key}_error"
+        for key in row.index
+        if f"{key}_error" in row.index and units(key) == units(f"{key}_error")
+    }
     table = Table("event", str(event), "±")
     for key in row.index:
         skipped = key in ("seq_num", "time") or key.startswith("ts_")
-        # A motor may be called so too.
-        beside = key.endswith("_error") and key.removesuffix("_error") in row.index
+        beside = key in errors.values()
         if skipped or beside or row[key] is None or row[key] != row[key]:
             continue
         value = f"{row[key]:.5g}" if isinstance(row[key], float) else str(row[key])
-        error = row.get(f"{key}_error")
+        error = row[errors[key]] if key in errors else None
         table.add_row(key, escape(value), "" if error is None else f"{error:.3g}")
     return table
 

@@ -86,6 +86,7 @@ def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
     from ..in_tiled.layouts import connect, why_not_opened
     from ..settings import DenoiseSettings
 
+    given = ("as `tiled_uri` of the settings",) if settings else ()
     try:
         settings = settings or DenoiseSettings(tiled_uri=uri)
     except DenoiseError as error:
@@ -95,7 +96,7 @@ def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
     try:
         client = connect(settings.model_copy(update={"tiled_layout": "stream"}))
     except Exception as error:
-        fail(f"Tiled at {settings.tiled_uri} cannot be opened: {why_not_opened(error)}")
+        fail(f"Tiled at {settings.tiled_uri} cannot be opened: {why_not_opened(error, *given)}")
     try:
         with client.context:
             yield client

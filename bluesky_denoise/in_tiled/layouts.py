@@ -135,14 +135,22 @@ def wants_a_key(error: Exception) -> bool:
     )
 
 
-def why_not_opened(error: Exception) -> str:
-    """Say to whoever has given its address why a server cannot be opened, and what to do."""
+def why_not_opened(error: Exception, given: str = "as --uri or in TILED_URI") -> str:
+    """Say to whoever has given its address why a server cannot be opened, and what to do.
+
+    Parameters
+    ----------
+    error :
+        Of the attempt.
+    given :
+        How the address is given.
+    """
     refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403)
     if refused or wants_a_key(error):
         return "it wants an API key that is right. Put it into TILED_API_KEY."
     told = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if isinstance(error, httpx.TransportError):
-        return f"{told}. Does it run there? Give its address as --uri or in TILED_URI."
+        return f"{told}. Does it run there? Give its address {given}."
     return f"{told}. Is it the address of a Tiled server?"
 
 

@@ -68,13 +68,18 @@ def check_detectors(
 ) -> None:
     """Raise `SettingsError` if no detector gives the frames that the signals are of.
 
-    Or if the stream that the frames go into is not denoised. As for the denoiser, a detector
-    may be meant by its name. One that does not describe its frames before it is staged, as
-    those of ophyd-async and areaDetectors that write files do not, is left to be found out at
-    the first point.
+    Or if the signals are among them, or the stream that the frames go into is not denoised. As
+    for the denoiser, a detector may be meant by its name. One that does not describe its frames
+    before it is staged, as those of ophyd-async and areaDetectors that write files do not, is
+    left to be found out at the first point.
     """
     _check_signals(denoised)
     check_list(detectors)
+    if any(isinstance(detector, DenoisedSignals) for detector in detectors):
+        raise SettingsError(
+            f"{denoised.name} is among the `detectors`, which are read before there is a result. "
+            "Leave it out there: the plan reads it when they have been read."
+        )
     if stream not in denoised.streams:
         raise SettingsError(
             f"{denoised.name} follows the streams {', '.join(denoised.streams)}; the frames of "

@@ -56,14 +56,17 @@ def paired_exposures(
     Raises
     ------
     SettingsError
-        If an exposure or the number is not above 0, or is none that a detector can make, no
-        detector is the one that is denoised, or the stream ``short`` is not.
+        If an exposure or the number is not above 0, or is none that a detector can make, the
+        long one is not the longer, no detector is the one that is denoised, or the stream
+        ``short`` is not.
 
     Examples
     --------
     >>> RE(paired_exposures([det], motor, -1, 1, 11, short_s=0.05, long_s=1.0))
     """
     check_above_zero(short_s=short_s, long_s=long_s)
+    if short_s >= long_s:
+        raise SettingsError(f"short_s is {short_s!r}, long_s {long_s!r}; expected a longer one.")
     if num is not None and num < 1:
         raise SettingsError(f"num is {num!r}; expected at least 1 pair.")
     if denoised is not None:

@@ -75,9 +75,9 @@ class HDF5Source:
         # Opened for each read: a file that is kept open does not show what was added, and HDF5's
         # own `refresh` makes wrong frames of all later reads if the process has it open twice.
         with _opened(self._path) as file:
-            if self._name not in file:
+            dataset = file.get(self._name)
+            if not isinstance(dataset, h5py.Dataset):  # nothing, or a group
                 raise LookupError(_no_dataset(file, self._name))
-            dataset = file[self._name]
             stacked = dataset.ndim > 3  # (N, n, H, W) rather than (N * n, H, W)
             if dataset.ndim == 2:
                 if index:

@@ -31,10 +31,13 @@ def watch(roi=None, data_key=None):
     )
 
 
+_there = {"RE": RE, "cat": cat, **_found}
 BANNER = f"""
-A session with RE, cat, {", ".join(name for name, device in _found.items() if device is not None)};
+A session with {", ".join(name for name, thing in _there.items() if thing is not None)};
 {BEAMLINE_FILE} names what there is.
 """
+if cat is None:
+    BANNER += "It names no Tiled server: runs are saved nowhere.\n"
 _try = {
     f"RE(denoised_count([{_detector}], 3, denoised=denoised))": "denoised numbers of three frames",
     f"RE(short_exposure_wrapper(plan, [{_detector}], 20))": "any plan, a twentieth of the exposure",

@@ -29,4 +29,5 @@ def short_scan(start: float = -1.5, stop: float = 1.5, num: int = 7, factor: flo
 def denoised_events(uid: str) -> dict[str, int]:
     """Return how many events each stream of a run has; a function for the queue server."""
     denoise.wait(60)
-    return {name: len(stream.read(["time"])["time"]) for name, stream in cat[uid].items()}
+    # A stream that failed before its first event has not even times.
+    return {name: stream.read(["time"]).sizes.get("time", 0) for name, stream in cat[uid].items()}
