@@ -9,10 +9,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import latency, live
 from bluesky_denoise.evaluation.speed import speed_scores
 from bluesky_denoise.simulation import recorded_frames
-
-from . import latency, live
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import matplotlib
 
-from .best_effort import DenoisedBestEffortCallback
-from .errors import SettingsError
-from .viewer import FrameViewer
+from bluesky_denoise.best_effort import DenoisedBestEffortCallback
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.viewer import FrameViewer
 
 __all__ = ["has_screen", "open_view", "tables_and_plots"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .documents import Document
+from bluesky_denoise.documents import Document
 
 __all__ = ["BackupFile", "RawBackup", "backup_files", "read_backup", "take_backup"]
 

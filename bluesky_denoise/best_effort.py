@@ -8,7 +8,7 @@ from typing import Any
 from bluesky.callbacks import LiveTable
 from bluesky.callbacks.best_effort import BestEffortCallback, hinted_fields
 
-from .runs.derived_run import is_derived
+from bluesky_denoise.runs.derived_run import is_derived
 
 __all__ = ["DenoisedBestEffortCallback", "NarrowLines"]
 

@@ -9,12 +9,12 @@ from tiled.client import from_context
 from tiled.client.utils import ClientError
 from tiled.queries import Eq
 
-from .errors import DenoiseError
-from .in_tiled.event_array import EventArray
-from .in_tiled.stream_table import read_table
-from .in_tiled.streams import denoised_in
-from .runs.derived_run import raw_stream_of
-from .sources.frame_keys import is_frame_key
+from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.in_tiled.event_array import EventArray
+from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.in_tiled.streams import denoised_in
+from bluesky_denoise.runs.derived_run import raw_stream_of
+from bluesky_denoise.sources.frame_keys import is_frame_key
 
 __all__ = [
     "FROM_ARCHIVE",

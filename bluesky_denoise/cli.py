@@ -14,12 +14,12 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from .commands.catalog import app as catalog_app
-from .commands.denoise import app as denoise_app
-from .commands.terminal import console, fail
-from .errors import DenoiseError
-from .sources.frame_keys import is_frame_key, raw_key
-from .support.garbage import keep_garbage_at_exit
+from bluesky_denoise.commands.catalog import app as catalog_app
+from bluesky_denoise.commands.denoise import app as denoise_app
+from bluesky_denoise.commands.terminal import console, fail
+from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.sources.frame_keys import is_frame_key, raw_key
+from bluesky_denoise.support.garbage import keep_garbage_at_exit
 
 __all__ = ["app"]
 
@@ -48,8 +48,8 @@ def demo(
     _make_room(directory)
     with contextlib.ExitStack() as stack:
         with console.status("Starting a Tiled server and the denoiser"):
-            from .commands import demo as job
-            from .server import embedded_tiled
+            from bluesky_denoise.commands import demo as job
+            from bluesky_denoise.server import embedded_tiled
 
             try:
                 uri = stack.enter_context(embedded_tiled(directory))
@@ -121,7 +121,7 @@ def serve(
     """Serve a directory of `embedded_tiled`, with Tiled's web page, until Enter."""
     from tiled.client import from_uri
 
-    from .server import embedded_tiled
+    from bluesky_denoise.server import embedded_tiled
 
     if not (directory / "catalog.db").exists():
         fail(f"{directory} holds no catalog; expected a directory that embedded_tiled has made.")
@@ -181,7 +181,7 @@ _FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True}
 @app.command(context_settings=_FORWARDED, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train a network on simulated scenes and on measured frames."""
-    from .training.commands import train as command  # imports torch
+    from bluesky_denoise.training.commands import train as command  # imports torch
 
     _forward(command, context)
 
@@ -189,7 +189,7 @@ def train(context: typer.Context) -> None:
 @app.command(context_settings=_FORWARDED, add_help_option=False)
 def finetune(context: typer.Context) -> None:
     """Adapt the shipped weights to one beamline, without long exposures."""
-    from .training.commands import finetune as command  # imports torch
+    from bluesky_denoise.training.commands import finetune as command  # imports torch
 
     _forward(command, context)
 
@@ -197,7 +197,7 @@ def finetune(context: typer.Context) -> None:
 @app.command(context_settings=_FORWARDED, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
     """Score a denoiser on measured and simulated frames, against all that it must beat."""
-    from .commands.evaluate import evaluate as command  # imports torch
+    from bluesky_denoise.commands.evaluate import evaluate as command  # imports torch
 
     _forward(command, context)
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from ophyd.status import DeviceStatus
 
-from .errors import FrameShapeError, SettingsError
-from .frames import DenoiserLike, Frame
-from .plans.exposures import exposure_signal, summed_exposures_signal
-from .roi import ROI
-from .runs.results import hinted_keys, measure, number_keys
+from bluesky_denoise.errors import FrameShapeError, SettingsError
+from bluesky_denoise.frames import DenoiserLike, Frame
+from bluesky_denoise.plans.exposures import exposure_signal, summed_exposures_signal
+from bluesky_denoise.roi import ROI
+from bluesky_denoise.runs.results import hinted_keys, measure, number_keys
 
 __all__ = ["DenoisedDetector"]
 

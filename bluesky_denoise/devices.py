@@ -9,12 +9,17 @@ from typing import Any, Literal, Protocol, Self
 from ophyd import Device
 from ophyd.status import DeviceStatus
 
-from .errors import DenoiseError, DenoiseTimeout, SettingsError
-from .newest_results import NewestResults, Result
-from .raw_sums import RawSums
-from .runs.last_event import LastEvent, RawEvent
-from .runs.result_signals import attribute_of, default_of, frames_of, result_components
-from .settings import DenoiseSettings
+from bluesky_denoise.errors import DenoiseError, DenoiseTimeout, SettingsError
+from bluesky_denoise.newest_results import NewestResults, Result
+from bluesky_denoise.raw_sums import RawSums
+from bluesky_denoise.runs.last_event import LastEvent, RawEvent
+from bluesky_denoise.runs.result_signals import (
+    attribute_of,
+    default_of,
+    frames_of,
+    result_components,
+)
+from bluesky_denoise.settings import DenoiseSettings
 
 __all__ = ["DenoisedSignals", "DerivedDocuments"]
 

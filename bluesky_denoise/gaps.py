@@ -9,13 +9,13 @@ from typing import Any
 
 import event_model
 
-from .bus.lost_events import Descriptors, LostEvents
-from .bus.lost_stops import LostStops
-from .bus.received import ReceivedStream
-from .in_tiled.archive import archived_documents
-from .router import DenoiseRouter
-from .runs.derived_run import is_derived
-from .sources.frame_keys import frame_keys
+from bluesky_denoise.bus.lost_events import Descriptors, LostEvents
+from bluesky_denoise.bus.lost_stops import LostStops
+from bluesky_denoise.bus.received import ReceivedStream
+from bluesky_denoise.in_tiled.archive import archived_documents
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.runs.derived_run import is_derived
+from bluesky_denoise.sources.frame_keys import frame_keys
 
 __all__ = ["GapFiller"]
 

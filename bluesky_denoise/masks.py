@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .errors import MaskError
+from bluesky_denoise.errors import MaskError
 
 __all__ = ["load_mask"]
 

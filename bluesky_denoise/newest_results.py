@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .runs.derived_run import raw_stream_of
-from .runs.last_event import RawEvent
-from .runs.result_signals import is_part
+from bluesky_denoise.runs.derived_run import raw_stream_of
+from bluesky_denoise.runs.last_event import RawEvent
+from bluesky_denoise.runs.result_signals import is_part
 
 __all__ = ["NewestResults", "Result"]
 

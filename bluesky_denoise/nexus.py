@@ -11,13 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run
-from .errors import SettingsError
-from .in_tiled.archive import raw_rows
-from .in_tiled.event_array import EventArray
-from .in_tiled.stream_table import read_table
-from .in_tiled.streams import arrays_of
-from .sources.frame_keys import SIGMA, is_sigma, raw_key
+from bluesky_denoise.catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.in_tiled.archive import raw_rows
+from bluesky_denoise.in_tiled.event_array import EventArray
+from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.in_tiled.streams import arrays_of
+from bluesky_denoise.sources.frame_keys import SIGMA, is_sigma, raw_key
 
 __all__ = ["export_nexus"]
 

@@ -7,9 +7,9 @@ from bluesky.utils import MsgGenerator
 from bluesky_adaptive.plans import default_acquire
 from bluesky_adaptive.protocols import ID_KEY, AcquisitionPlan
 
-from .devices import DenoisedSignals
-from .errors import DenoiseError, SettingsError
-from .plans import denoised_per_step, shown_in_wrapper
+from bluesky_denoise.devices import DenoisedSignals
+from bluesky_denoise.errors import DenoiseError, SettingsError
+from bluesky_denoise.plans import denoised_per_step, shown_in_wrapper
 
 __all__ = ["DenoisedEvaluation", "denoised_acquire"]
 

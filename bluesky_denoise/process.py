@@ -9,15 +9,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from .child.backlog import Backlog
-from .child.connection import Child
-from .child.open_runs import OpenRun, OpenRuns
-from .documents import Document
-from .errors import DenoiseError, DenoiseFailed, DenoiseTimeout, SettingsError, TiledUnavailable
-from .runs.derived_run import is_derived
-from .runs.last_event import LastEvent, RawEvent
-from .settings import DenoiseSettings, overridden
-from .support.subscribers import Subscribers
+from bluesky_denoise.child.backlog import Backlog
+from bluesky_denoise.child.connection import Child
+from bluesky_denoise.child.open_runs import OpenRun, OpenRuns
+from bluesky_denoise.documents import Document
+from bluesky_denoise.errors import (
+    DenoiseError,
+    DenoiseFailed,
+    DenoiseTimeout,
+    SettingsError,
+    TiledUnavailable,
+)
+from bluesky_denoise.runs.derived_run import is_derived
+from bluesky_denoise.runs.last_event import LastEvent, RawEvent
+from bluesky_denoise.settings import DenoiseSettings, overridden
+from bluesky_denoise.support.subscribers import Subscribers
 
 __all__ = ["DenoiseProcess"]
 

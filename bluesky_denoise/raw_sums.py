@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from event_model import unpack_event_page
 
-from .documents import Document
-from .frames import Denoised
-from .router import DenoiseRouter
-from .runs.derived_stream import DerivedEvent
-from .runs.last_event import LastEvent
-from .settings import DenoiseSettings
+from bluesky_denoise.documents import Document
+from bluesky_denoise.frames import Denoised
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.runs.derived_stream import DerivedEvent
+from bluesky_denoise.runs.last_event import LastEvent
+from bluesky_denoise.settings import DenoiseSettings
 
 __all__ = ["RawSums"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from .catalog import (
+from bluesky_denoise.catalog import (
     FROM_ARCHIVE,
     DenoisedStream,
     as_tiled_run,
@@ -17,17 +17,23 @@ from .catalog import (
     has_frames,
     is_whole,
 )
-from .errors import DenoiseError, SettingsError, TiledUnavailable
-from .frames import DenoiserLike
-from .in_tiled.archive import archived_documents, raw_rows
-from .in_tiled.event_array import EventArray, why_not_read
-from .in_tiled.stream_table import parts_of, read_table
-from .in_tiled.streams import METADATA_KEY, arrays_of, denoised_in, read_a_pixel, tags_of
-from .router import DenoiseRouter
-from .runs.derived_stream import DerivedEvent
-from .settings import DenoiseSettings
-from .sources.frame_keys import SIGMA, is_sigma
-from .tiled_sink import TiledSink
+from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
+from bluesky_denoise.frames import DenoiserLike
+from bluesky_denoise.in_tiled.archive import archived_documents, raw_rows
+from bluesky_denoise.in_tiled.event_array import EventArray, why_not_read
+from bluesky_denoise.in_tiled.stream_table import parts_of, read_table
+from bluesky_denoise.in_tiled.streams import (
+    METADATA_KEY,
+    arrays_of,
+    denoised_in,
+    read_a_pixel,
+    tags_of,
+)
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.runs.derived_stream import DerivedEvent
+from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.sources.frame_keys import SIGMA, is_sigma
+from bluesky_denoise.tiled_sink import TiledSink
 
 __all__ = ["StoredResults", "has_result", "mark_interrupted", "reprocess"]
 

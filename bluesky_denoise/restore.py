@@ -11,13 +11,13 @@ from bluesky_tiled_plugins import TiledWriter
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 from event_model import DocumentRouter
 
-from .backup import read_backup, take_backup
-from .errors import BackupError
-from .in_tiled.event_array import EventArray, is_array
-from .in_tiled.stream_table import read_table
-from .in_tiled.streams import denoised_in
-from .runs.derived_run import is_derived
-from .sources.resources import RESOURCE_PATCHES
+from bluesky_denoise.backup import read_backup, take_backup
+from bluesky_denoise.errors import BackupError
+from bluesky_denoise.in_tiled.event_array import EventArray, is_array
+from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.in_tiled.streams import denoised_in
+from bluesky_denoise.runs.derived_run import is_derived
+from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
 __all__ = ["restore_run"]
 

@@ -10,15 +10,15 @@ from typing import Any
 import event_model
 import numpy as np
 
-from .documents import Document
-from .errors import ModelNotFound, SettingsError
-from .frames import DenoiserLike
-from .in_turn import InTurn
-from .runs.derived_run import is_derived
-from .runs.derived_stream import DerivedEvent
-from .runs.raw_run import DenoisedRun
-from .settings import DenoiseSettings
-from .support.subscribers import Subscribers
+from bluesky_denoise.documents import Document
+from bluesky_denoise.errors import ModelNotFound, SettingsError
+from bluesky_denoise.frames import DenoiserLike
+from bluesky_denoise.in_turn import InTurn
+from bluesky_denoise.runs.derived_run import is_derived
+from bluesky_denoise.runs.derived_stream import DerivedEvent
+from bluesky_denoise.runs.raw_run import DenoisedRun
+from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.support.subscribers import Subscribers
 
 __all__ = ["DenoiseRouter", "DenoiserLike", "with_threads"]
 
@@ -207,7 +207,7 @@ def _load(settings: DenoiseSettings) -> DenoiserLike:
     # What follows the drive of a Windows path is no name.
     if factory.isidentifier() and module.replace(".", "").isidentifier():
         return _made(module, factory)
-    from .denoiser import Denoiser  # imports torch
+    from bluesky_denoise.denoiser import Denoiser  # imports torch
 
     return Denoiser.load(settings.model, settings.device, threads=with_threads(settings).threads)
 

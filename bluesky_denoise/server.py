@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from .errors import SettingsError, TiledUnavailable
+from bluesky_denoise.errors import SettingsError, TiledUnavailable
 
 __all__ = ["embedded_tiled"]
 

@@ -24,13 +24,13 @@ from pydantic import (
 )
 from yaml import YAMLError
 
-from .columns import LONGEST_OF_KEY, LONGEST_OF_ROI, MOST_REGIONS, check_columns
-from .errors import SettingsError
-from .masks import load_mask
-from .roi import ROI
-from .settings_errors import EXPECTED, explain
-from .support.yaml_files import read_yaml
-from .tiled_address import check_address, server_and_key
+from bluesky_denoise.columns import LONGEST_OF_KEY, LONGEST_OF_ROI, MOST_REGIONS, check_columns
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.masks import load_mask
+from bluesky_denoise.roi import ROI
+from bluesky_denoise.settings_errors import EXPECTED, explain
+from bluesky_denoise.support.yaml_files import read_yaml
+from bluesky_denoise.tiled_address import check_address, server_and_key
 
 __all__ = ["DenoiseSettings", "is_hidden", "overridden"]
 

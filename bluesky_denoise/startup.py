@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingsError
+from bluesky_denoise.errors import SettingsError
 
 __all__ = ["closed_at_exit", "newest_scan_id", "profile_directory"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import numpy as np
 
-from .backup import backup_files, read_backup, take_backup
-from .documents import Document
-from .errors import TiledUnavailable
-from .in_tiled.layouts import (
+from bluesky_denoise.backup import backup_files, read_backup, take_backup
+from bluesky_denoise.documents import Document
+from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.in_tiled.layouts import (
     connect,
     explain,
     is_away,
@@ -22,9 +22,9 @@ from .in_tiled.layouts import (
     open_writer,
     try_reading,
 )
-from .in_tiled.pending_run import PendingRun
-from .in_tiled.streams import NodeMissing
-from .settings import DenoiseSettings
+from bluesky_denoise.in_tiled.pending_run import PendingRun
+from bluesky_denoise.in_tiled.streams import NodeMissing
+from bluesky_denoise.settings import DenoiseSettings
 
 __all__ = ["TiledSink", "replay_backup"]
 

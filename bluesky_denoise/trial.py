@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from .catalog import as_tiled_run
-from .documents import Document
-from .errors import DenoiseError
-from .frames import DenoiserLike
-from .in_tiled.archive import archived_documents
-from .router import DenoiseRouter
-from .runs.derived_run import raw_stream_of
-from .settings import DenoiseSettings
-from .sources.exposure import Exposure, find_exposure
-from .sources.frame_keys import also_called, frame_keys, is_frame_key
+from bluesky_denoise.catalog import as_tiled_run
+from bluesky_denoise.documents import Document
+from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.frames import DenoiserLike
+from bluesky_denoise.in_tiled.archive import archived_documents
+from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.runs.derived_run import raw_stream_of
+from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.sources.exposure import Exposure, find_exposure
+from bluesky_denoise.sources.frame_keys import also_called, frame_keys, is_frame_key
 
 __all__ = ["TriedFrames", "TriedStream", "has_frame_keys", "try_settings"]
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
-from .errors import DenoiseError, SettingsError
-from .sources.frame_keys import SIGMA, also_called, frame_keys, is_sigma
-from .sources.resources import RESOURCE_PATCHES
-from .views.recent_frames import RecentFrames
-from .views.screen import block_px, panels, show_blocks
+from bluesky_denoise.errors import DenoiseError, SettingsError
+from bluesky_denoise.sources.frame_keys import SIGMA, also_called, frame_keys, is_sigma
+from bluesky_denoise.sources.resources import RESOURCE_PATCHES
+from bluesky_denoise.views.recent_frames import RecentFrames
+from bluesky_denoise.views.screen import block_px, panels, show_blocks
 
 __all__ = ["FrameViewer"]
 

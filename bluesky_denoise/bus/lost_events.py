@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..in_tiled.archive import archived_events, descriptors_of
-from .received import ReceivedStream
+from bluesky_denoise.bus.received import ReceivedStream
+from bluesky_denoise.in_tiled.archive import archived_events, descriptors_of
 
 __all__ = ["Descriptors", "LostEvents"]
 

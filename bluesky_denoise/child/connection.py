@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DenoiseError, DenoiseTimeout
-from ..settings import DenoiseSettings
+from bluesky_denoise.errors import DenoiseError, DenoiseTimeout
+from bluesky_denoise.settings import DenoiseSettings
 
 __all__ = ["Child"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from event_model import compose_run
 
-from ..documents import Document
-from ..runs.derived_run import start_metadata, stop_document
+from bluesky_denoise.documents import Document
+from bluesky_denoise.runs.derived_run import start_metadata, stop_document
 
 __all__ = ["OpenRun", "OpenRuns"]
 

@@ -23,10 +23,10 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
-from ..documents import Document
-from ..settings import DenoiseSettings
-from ..support.garbage import keep_garbage_at_exit, no_garbage
-from ..support.memory import keep_freed_memory
+from bluesky_denoise.documents import Document
+from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.support.garbage import keep_garbage_at_exit, no_garbage
+from bluesky_denoise.support.memory import keep_freed_memory
 
 try:
     import resource
@@ -139,7 +139,7 @@ class _Worker:
         # Both read the environment when they are imported.
         os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
         os.environ.setdefault("TILED_RETRY_TIMEOUT", "10")
-        from ..router import DenoiseRouter
+        from bluesky_denoise.router import DenoiseRouter
 
         self._pipe = pipe
         self._router = DenoiseRouter(settings)
@@ -234,9 +234,9 @@ def _open_sink(settings: DenoiseSettings, on_done: Callable[..., None]) -> Any:
 
     from tiled.client.utils import ClientError
 
-    from ..errors import SettingsError
-    from ..in_tiled.layouts import connect, wants_a_key
-    from ..tiled_sink import TiledSink
+    from bluesky_denoise.errors import SettingsError
+    from bluesky_denoise.in_tiled.layouts import connect, wants_a_key
+    from bluesky_denoise.tiled_sink import TiledSink
 
     try:
         connect(settings)

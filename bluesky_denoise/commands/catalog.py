@@ -11,8 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..errors import DenoiseError
-from .terminal import (
+from bluesky_denoise.commands.terminal import (
     LOCAL,
     Address,
     Report,
@@ -22,6 +21,7 @@ from .terminal import (
     find_run,
     open_catalog,
 )
+from bluesky_denoise.errors import DenoiseError
 
 __all__ = ["app"]
 
@@ -98,7 +98,7 @@ def _listed(
     found: Iterator[Any], model: str | None, flagged: bool, container: str
 ) -> Iterator[tuple]:
     """Yield the start document of each run that is asked for, and a row for each stream."""
-    from ..catalog import denoised_streams, events_of, frames_not_ok
+    from bluesky_denoise.catalog import denoised_streams, events_of, frames_not_ok
 
     for run in found:
         if "start" not in run.metadata:  # a container of derived runs
@@ -141,9 +141,9 @@ def show(
     picture: Annotated[Path, typer.Option(help="Picture to write.")] = Path("denoised.png"),
 ) -> None:
     """Show raw against denoised as a picture, the numbers, the audit, and what made them."""
-    from ..catalog import frames_not_ok
-    from ..in_tiled.stream_table import read_table
-    from ..views.picture import draw_event
+    from bluesky_denoise.catalog import frames_not_ok
+    from bluesky_denoise.in_tiled.stream_table import read_table
+    from bluesky_denoise.views.picture import draw_event
 
     if not picture.suffix:
         picture = picture.with_name(f"{picture.name}.png")
@@ -198,7 +198,7 @@ def _numbers(row: Any, event: int, data_keys: Any) -> Table:
 
 
 def _stream(run: Any, uid: str, name: str | None, container: str) -> Any:
-    from ..catalog import denoised_streams
+    from bluesky_denoise.catalog import denoised_streams
 
     streams = denoised_streams(run, container)
     if not streams:
@@ -219,7 +219,7 @@ def _stream(run: Any, uid: str, name: str | None, container: str) -> Any:
 
 def _without_raw(run: Any, chosen: Any) -> list[str]:
     """Return the denoised frames of a stream whose raw ones are not in Tiled."""
-    from ..sources.frame_keys import is_frame_key, is_sigma, raw_key
+    from bluesky_denoise.sources.frame_keys import is_frame_key, is_sigma, raw_key
 
     raw = run[chosen.raw_stream].base if chosen.raw_stream in run else {}
     specs = chosen.stream.base.metadata["data_keys"]
@@ -239,7 +239,7 @@ def export(
     container: Container = "denoised",
 ) -> None:
     """Write runs to NeXus files, raw and denoised, for silx, NeXpy, or any HDF5 reader."""
-    from ..nexus import export_nexus
+    from bluesky_denoise.nexus import export_nexus
 
     def write(run: Any, report: Report) -> str:
         chosen = _stream(run, run.metadata["start"]["uid"], stream, container)

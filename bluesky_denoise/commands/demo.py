@@ -16,12 +16,12 @@ from bluesky_tiled_plugins import TiledWriter
 from ophyd.sim import SynAxis
 from tiled.client import from_uri
 
-from ..evaluation.baselines import best_gaussian
-from ..evaluation.metrics import line_contrast, noise_corrected_error
-from ..process import DenoiseProcess
-from ..settings import DenoiseSettings
-from ..simulation import ReplayFrames, recorded_frames, reference
-from ..simulation.ophyd_devices import AreaDetectorReplay
+from bluesky_denoise.evaluation.baselines import best_gaussian
+from bluesky_denoise.evaluation.metrics import line_contrast, noise_corrected_error
+from bluesky_denoise.process import DenoiseProcess
+from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.simulation import ReplayFrames, recorded_frames, reference
+from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
 
 __all__ = ["Comparison", "compare", "draw", "scan_and_denoise"]
 

@@ -8,8 +8,7 @@ import httpx
 import typer
 from rich.table import Table
 
-from ..errors import DenoiseError
-from .terminal import (
+from bluesky_denoise.commands.terminal import (
     LOCAL,
     Address,
     Report,
@@ -20,6 +19,7 @@ from .terminal import (
     find_run,
     open_catalog,
 )
+from bluesky_denoise.errors import DenoiseError
 
 __all__ = ["app"]
 
@@ -45,8 +45,8 @@ def check(
     Says where exposures are found, whether masks and regions fit, what the audit finds, and whether
     frames are denoised as fast as they came.
     """
-    from ..router import DenoiseRouter, with_threads
-    from ..trial import try_settings
+    from bluesky_denoise.router import DenoiseRouter, with_threads
+    from bluesky_denoise.trial import try_settings
 
     loaded = with_threads(_settings(settings))
     with open_catalog(loaded.tiled_uri, loaded) as catalog, console.status("Loading the network"):
@@ -101,7 +101,7 @@ def catch_up(
 
 def _may_lack_frames(run: Any, settings: Any) -> bool:
     """Tell whether a run is to be denoised; one that Tiled fails to read is, to be named then."""
-    from ..catalog import is_complete
+    from bluesky_denoise.catalog import is_complete
 
     try:
         return not is_complete(run, settings.streams, settings.tiled_container)
@@ -114,7 +114,7 @@ def _may_lack_frames(run: Any, settings: Any) -> bool:
 @app.command("replay-backup")
 def replay_backup_command(settings: SettingsFile) -> None:
     """Write to Tiled what was kept in the backup directory while it was down."""
-    from ..tiled_sink import replay_backup
+    from bluesky_denoise.tiled_sink import replay_backup
 
     loaded = _settings(settings)
     with open_catalog(loaded.tiled_uri, loaded):
@@ -139,8 +139,8 @@ def restore(
     A file whose run is in Tiled, with all streams and events, is renamed to end in `.restored`. It
     is never removed.
     """
-    from ..backup import backup_files
-    from ..restore import restore_run
+    from bluesky_denoise.backup import backup_files
+    from bluesky_denoise.restore import restore_run
 
     files: list[Path] = []
     for path in backups:
@@ -156,8 +156,8 @@ def restore(
 
 def _newest_with_frames(catalog: Any, settings: Any) -> Any:
     """Return the newest run that settings may be tried on."""
-    from ..runs.derived_run import is_derived
-    from ..trial import has_frame_keys
+    from bluesky_denoise.runs.derived_run import is_derived
+    from bluesky_denoise.trial import has_frame_keys
 
     for run in reversed(catalog.values().tail(_LOOKED_AT)):
         start = run.metadata.get("start")
@@ -222,8 +222,8 @@ def _speed(stream: Any) -> str:
 
 def _denoise_runs(runs: list, settings: Any, again: bool) -> None:
     """Denoise runs; of what has the result, nothing unless `again`."""
-    from ..reprocessing import StoredResults, has_result, mark_interrupted, reprocess
-    from ..router import DenoiseRouter
+    from bluesky_denoise.reprocessing import StoredResults, has_result, mark_interrupted, reprocess
+    from bluesky_denoise.router import DenoiseRouter
 
     router = DenoiseRouter(settings)
     of = router.provenance, settings.streams, settings.tiled_container
@@ -252,7 +252,7 @@ def _denoise_runs(runs: list, settings: Any, again: bool) -> None:
 
 
 def _settings(path: Path) -> Any:
-    from ..settings import DenoiseSettings
+    from bluesky_denoise.settings import DenoiseSettings
 
     try:
         return DenoiseSettings.from_yaml(path)

@@ -20,23 +20,23 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
-from ..denoiser import Denoiser
-from ..errors import DenoiseError, SettingsError
-from ..evaluation.frame_sets import FrameSet, frame_set, read_frame_set
-from ..evaluation.gates import judge
-from ..evaluation.methods import baselines, network
-from ..evaluation.names import TAKEN_METHODS, TAKEN_SETS, told_apart
-from ..evaluation.results import Evaluation, write_json
-from ..evaluation.run import Gallery, score_measured, score_simulated, time_on
-from ..evaluation.table import Table, without_repeats
-from ..evaluation.tables import all_tables, gate_table
-from ..frame_files import find_files
-from ..masks import load_mask
-from ..models.checkpoint import is_card
-from ..simulation import recorded_frames
-from ..support.whole_files import check_place
-from ..tiled_address import without_api_key
-from ..training.tiled_runs import RUN, catalog, open_run, run_frames
+from bluesky_denoise.denoiser import Denoiser
+from bluesky_denoise.errors import DenoiseError, SettingsError
+from bluesky_denoise.evaluation.frame_sets import FrameSet, frame_set, read_frame_set
+from bluesky_denoise.evaluation.gates import judge
+from bluesky_denoise.evaluation.methods import baselines, network
+from bluesky_denoise.evaluation.names import TAKEN_METHODS, TAKEN_SETS, told_apart
+from bluesky_denoise.evaluation.results import Evaluation, write_json
+from bluesky_denoise.evaluation.run import Gallery, score_measured, score_simulated, time_on
+from bluesky_denoise.evaluation.table import Table, without_repeats
+from bluesky_denoise.evaluation.tables import all_tables, gate_table
+from bluesky_denoise.frame_files import find_files
+from bluesky_denoise.masks import load_mask
+from bluesky_denoise.models.checkpoint import is_card
+from bluesky_denoise.simulation import recorded_frames
+from bluesky_denoise.support.whole_files import check_place
+from bluesky_denoise.tiled_address import without_api_key
+from bluesky_denoise.training.tiled_runs import RUN, catalog, open_run, run_frames
 
 __all__ = ["evaluate"]
 
@@ -141,7 +141,7 @@ def evaluate(
         with _told(f"Scores: {json}", failed, console):
             write_json(result, json, gates)
     if report is not None:
-        from ..evaluation.report import write_report
+        from bluesky_denoise.evaluation.report import write_report
 
         with _told(f"Report: {report}", failed, console):
             write_report(result, gates, gallery, report)
@@ -304,7 +304,7 @@ def _paper_files(steps: int | None) -> list[Path]:
 
 def _train_paper(path: Path, steps: int, console: Console) -> None:
     """Train a network of the paper as ours is trained, for a stated number of steps."""
-    from ..training.fit import FitSettings, fit
+    from bluesky_denoise.training.fit import FitSettings, fit
 
     # A training that was killed leaves weights, too, and goes on from its last state.
     if path.exists() and not path.with_suffix(".resume").exists():

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..errors import DenoiseError
+from bluesky_denoise.errors import DenoiseError
 
 __all__ = [
     "LOCAL",
@@ -83,8 +83,8 @@ def _each(what: str, items: list[tuple[str, Any]], work: Callable[[Any, Report],
 @contextlib.contextmanager
 def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
     """Open the catalog of raw runs, and close it again."""
-    from ..in_tiled.layouts import connect, why_not_opened
-    from ..settings import DenoiseSettings
+    from bluesky_denoise.in_tiled.layouts import connect, why_not_opened
+    from bluesky_denoise.settings import DenoiseSettings
 
     given = ("as `tiled_uri` of the settings",) if settings else ()
     try:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from bluesky_tiled_plugins.exporters import build_descriptor_docs
 
-from ..errors import DenoiseError
-from ..sources.exposure import find_exposure
-from ..sources.frame_keys import is_frame_key
-from .event_array import EventArray, is_array, why_no_array
-from .stream_table import read_table
-from .streams import METADATA_KEY, arrays_of
+from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.in_tiled.event_array import EventArray, is_array, why_no_array
+from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.in_tiled.streams import METADATA_KEY, arrays_of
+from bluesky_denoise.sources.exposure import find_exposure
+from bluesky_denoise.sources.frame_keys import is_frame_key
 
 __all__ = ["archived_documents", "archived_events", "descriptors_of", "raw_rows"]
 

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 from tiled.utils import path_from_uri
 
-from ..errors import DenoiseError
+from bluesky_denoise.errors import DenoiseError
 
 __all__ = ["EventArray", "is_array", "why_no_array", "why_not_read"]
 

@@ -10,11 +10,11 @@ from tiled.client.context import CannotPrompt
 from tiled.client.utils import ClientError
 from tiled.structures.core import Spec
 
-from ..documents import Document
-from ..errors import TiledUnavailable
-from ..settings import DenoiseSettings
-from .stream_table import parts_of
-from .streams import StreamWriter, read_a_pixel, streams_of
+from bluesky_denoise.documents import Document
+from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.in_tiled.stream_table import parts_of
+from bluesky_denoise.in_tiled.streams import StreamWriter, read_a_pixel, streams_of
+from bluesky_denoise.settings import DenoiseSettings
 
 __all__ = [
     "DerivedRunWriter",

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ..backup import BackupFile, read_backup
-from ..documents import Document
-from ..settings import DenoiseSettings
-from .layouts import Writer
+from bluesky_denoise.backup import BackupFile, read_backup
+from bluesky_denoise.documents import Document
+from bluesky_denoise.in_tiled.layouts import Writer
+from bluesky_denoise.settings import DenoiseSettings
 
 __all__ = ["PendingRun"]
 

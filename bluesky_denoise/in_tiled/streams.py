@@ -17,10 +17,10 @@ from tiled.client.utils import ClientError, handle_error
 from tiled.structures.core import Spec
 from tiled.utils import safe_json_dump
 
-from ..documents import Document
-from ..errors import TiledUnavailable
-from ..runs.derived_run import raw_stream_of
-from .stream_table import is_table
+from bluesky_denoise.documents import Document
+from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.in_tiled.stream_table import is_table
+from bluesky_denoise.runs.derived_run import raw_stream_of
 
 __all__ = [
     "METADATA_KEY",

@@ -1,14 +1,14 @@
 """Plans and stubs for short exposures and denoised numbers, in bluesky's own idiom."""
 
-from .adaptive import adaptive_denoised_scan, adaptive_exposure_scan
-from .exposures import (
+from bluesky_denoise.plans.adaptive import adaptive_denoised_scan, adaptive_exposure_scan
+from bluesky_denoise.plans.exposures import (
     exposure_signal,
     keep_exposures_wrapper,
     short_exposure_decorator,
     short_exposure_wrapper,
 )
-from .paired import paired_exposures
-from .scans import (
+from bluesky_denoise.plans.paired import paired_exposures
+from bluesky_denoise.plans.scans import (
     denoised_count,
     denoised_per_shot,
     denoised_per_step,
@@ -16,8 +16,8 @@ from .scans import (
     read_denoised,
     shown_in_wrapper,
 )
-from .stopping import ExposureTally
-from .weak_peak import find_weak_peak
+from bluesky_denoise.plans.stopping import ExposureTally
+from bluesky_denoise.plans.weak_peak import find_weak_peak
 
 __all__ = [
     "ExposureTally",

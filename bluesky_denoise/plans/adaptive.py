@@ -12,9 +12,9 @@ from bluesky.protocols import NamedMovable, Readable
 from bluesky.utils import MsgGenerator
 from ophyd import Component, Device, Kind, Signal
 
-from ..devices import DenoisedSignals
-from ..errors import SettingsError
-from .checks import (
+from bluesky_denoise.devices import DenoisedSignals
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans.checks import (
     check_above_zero,
     check_detectors,
     check_number_of,
@@ -23,17 +23,22 @@ from .checks import (
     detector_of,
     number,
 )
-from .descriptions import images_per_event
-from .exposure_values import read_values, set_values, tried_wrapper
-from .exposures import (
+from bluesky_denoise.plans.descriptions import images_per_event
+from bluesky_denoise.plans.exposure_values import read_values, set_values, tried_wrapper
+from bluesky_denoise.plans.exposures import (
     exposure_signal,
     set_exposure_wrapper,
     summed_exposures_signal,
     with_exposures,
 )
-from .reference import reference_points
-from .scans import plan_metadata, read_denoised, shown_in_wrapper, shown_with_references
-from .stopping import ExposureTally
+from bluesky_denoise.plans.reference import reference_points
+from bluesky_denoise.plans.scans import (
+    plan_metadata,
+    read_denoised,
+    shown_in_wrapper,
+    shown_with_references,
+)
+from bluesky_denoise.plans.stopping import ExposureTally
 
 __all__ = ["adaptive_denoised_scan", "adaptive_exposure_scan"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import bluesky.plan_stubs as bps
 from bluesky.utils import MsgGenerator
 
-from ..errors import SettingsError
+from bluesky_denoise.errors import SettingsError
 
 __all__ = [
     "put_exposure_back",

@@ -9,14 +9,19 @@ import bluesky.preprocessors as bpp
 from bluesky.protocols import Readable
 from bluesky.utils import Msg, MsgGenerator, make_decorator
 
-from ..errors import SettingsError
-from ..sources.exposure import seconds_per_unit
-from ..sources.frame_keys import is_frame_key
-from .checks import check_above_zero, check_list, described
-from .descriptions import described_there
-from .exposure_values import put_exposure_back, read_values, set_exposures, set_values
-from .own_runs import own_runs_wrapper
-from .prepared import prepared_wrapper
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans.checks import check_above_zero, check_list, described
+from bluesky_denoise.plans.descriptions import described_there
+from bluesky_denoise.plans.exposure_values import (
+    put_exposure_back,
+    read_values,
+    set_exposures,
+    set_values,
+)
+from bluesky_denoise.plans.own_runs import own_runs_wrapper
+from bluesky_denoise.plans.prepared import prepared_wrapper
+from bluesky_denoise.sources.exposure import seconds_per_unit
+from bluesky_denoise.sources.frame_keys import is_frame_key
 
 __all__ = [
     "ExposureReading",

@@ -6,9 +6,9 @@ from typing import Any
 import bluesky.preprocessors as bpp
 from bluesky.utils import Msg, MsgGenerator
 
-from ..errors import SettingsError
-from ..sources.exposure import exposure_keys
-from .checks import described
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans.checks import described
+from bluesky_denoise.sources.exposure import exposure_keys
 
 __all__ = ["own_runs_wrapper"]
 

@@ -8,17 +8,17 @@ import bluesky.plans as bp
 from bluesky.protocols import NamedMovable, Readable
 from bluesky.utils import MsgGenerator
 
-from ..devices import DenoisedSignals
-from ..errors import SettingsError
-from .checks import check_above_zero, check_detectors
-from .exposure_values import set_values, try_exposures
-from .exposures import (
+from bluesky_denoise.devices import DenoisedSignals
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans.checks import check_above_zero, check_detectors
+from bluesky_denoise.plans.exposure_values import set_values, try_exposures
+from bluesky_denoise.plans.exposures import (
     exposure_readings,
     exposure_signal,
     keep_exposures_wrapper,
     with_exposures,
 )
-from .scans import read_denoised, shown_in_wrapper
+from bluesky_denoise.plans.scans import read_denoised, shown_in_wrapper
 
 __all__ = ["paired_exposures"]
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..errors import SettingsError
+from bluesky_denoise.errors import SettingsError
 
 __all__ = ["LEAST_P_VALUE", "PeakCandidate", "search_peak"]
 

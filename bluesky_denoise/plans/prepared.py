@@ -6,7 +6,7 @@ from typing import Any
 import bluesky.preprocessors as bpp
 from bluesky.utils import Msg, MsgGenerator
 
-from ..errors import SettingsError
+from bluesky_denoise.errors import SettingsError
 
 __all__ = ["prepared_wrapper"]
 

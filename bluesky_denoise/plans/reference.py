@@ -10,16 +10,12 @@ from bluesky.protocols import Reading
 from bluesky.utils import MsgGenerator
 from ophyd import Component, Device, Kind, Signal
 
-from ..devices import DenoisedSignals
-from ..errors import SettingsError
-from .checks import check_above_zero, check_whole, number
-from .exposure_values import read_values, set_values
-from .exposures import (
-    exposure_readings,
-    exposure_signal,
-    with_exposures,
-)
-from .positions import read_positions
+from bluesky_denoise.devices import DenoisedSignals
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans.checks import check_above_zero, check_whole, number
+from bluesky_denoise.plans.exposure_values import read_values, set_values
+from bluesky_denoise.plans.exposures import exposure_readings, exposure_signal, with_exposures
+from bluesky_denoise.plans.positions import read_positions
 
 __all__ = ["ReferencePoints", "reference_points"]
 

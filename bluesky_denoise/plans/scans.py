@@ -9,12 +9,12 @@ import bluesky.preprocessors as bpp
 from bluesky.protocols import NamedMovable, Readable, Reading
 from bluesky.utils import Msg, MsgGenerator, get_hinted_fields
 
-from ..devices import DenoisedSignals
-from .checks import check_detectors, check_stream
-from .exposure_values import tried_wrapper
-from .exposures import exposure_signal, keep_exposures_wrapper, with_exposures
-from .positions import read_positions
-from .reference import ReferencePoints, reference_points
+from bluesky_denoise.devices import DenoisedSignals
+from bluesky_denoise.plans.checks import check_detectors, check_stream
+from bluesky_denoise.plans.exposure_values import tried_wrapper
+from bluesky_denoise.plans.exposures import exposure_signal, keep_exposures_wrapper, with_exposures
+from bluesky_denoise.plans.positions import read_positions
+from bluesky_denoise.plans.reference import ReferencePoints, reference_points
 
 __all__ = [
     "denoised_count",

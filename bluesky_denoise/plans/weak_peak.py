@@ -13,9 +13,9 @@ from bluesky.protocols import NamedMovable, Readable, Reading
 from bluesky.utils import MsgGenerator, get_hinted_fields
 from ophyd import Component, Device, Kind, Signal
 
-from ..devices import DenoisedSignals
-from ..errors import SettingsError
-from .checks import (
+from bluesky_denoise.devices import DenoisedSignals
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans.checks import (
     check_above_zero,
     check_detectors,
     check_number_of,
@@ -23,16 +23,16 @@ from .checks import (
     check_whole,
     number,
 )
-from .exposure_values import tried_wrapper
-from .exposures import (
+from bluesky_denoise.plans.exposure_values import tried_wrapper
+from bluesky_denoise.plans.exposures import (
     exposure_readings,
     exposure_signal,
     set_exposure_wrapper,
     with_exposures,
 )
-from .peak_search import LEAST_P_VALUE, PeakCandidate, search_peak
-from .reference import reference_points
-from .scans import plan_metadata, read_denoised, shown_in_wrapper
+from bluesky_denoise.plans.peak_search import LEAST_P_VALUE, PeakCandidate, search_peak
+from bluesky_denoise.plans.reference import reference_points
+from bluesky_denoise.plans.scans import plan_metadata, read_denoised, shown_in_wrapper
 
 __all__ = ["find_weak_peak"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import event_model
 from event_model.documents import EventDescriptor, RunStart, RunStop
 
-from .derived_stream import DerivedEvent, DerivedStream
-from .results import Regions
+from bluesky_denoise.runs.derived_stream import DerivedEvent, DerivedStream
+from bluesky_denoise.runs.results import Regions
 
 __all__ = [
     "DerivedRun",

@@ -14,9 +14,9 @@ import event_model
 import numpy as np
 from event_model.documents import EventDescriptor, RunStart
 
-from ..sources.frame_keys import RAW_KEY, SIGMA
-from .frame_store import GROUP, FrameStore
-from .results import Regions, audit_keys, event_keys, hinted_keys, number_keys
+from bluesky_denoise.runs.frame_store import GROUP, FrameStore
+from bluesky_denoise.runs.results import Regions, audit_keys, event_keys, hinted_keys, number_keys
+from bluesky_denoise.sources.frame_keys import RAW_KEY, SIGMA
 
 __all__ = ["DerivedEvent", "DerivedStream"]
 

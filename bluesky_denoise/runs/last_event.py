@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..sources.frame_keys import frame_keys
+from bluesky_denoise.sources.frame_keys import frame_keys
 
 __all__ = ["LastEvent", "RawEvent"]
 

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
-from ..errors import FrameNotReady
-from ..frames import DenoiserLike
-from ..settings import DenoiseSettings
-from ..sources.datum_files import DatumFiles
-from ..sources.frame_keys import is_frame_key
-from ..sources.readers import FrameSource, as_stack, open_source, read_until
-from ..sources.resources import RESOURCE_PATCHES
-from .derived_run import DerivedRun
-from .derived_stream import DerivedEvent
-from .raw_stream import RawStream, Row, open_stream
-from .row_denoiser import RowDenoiser
+from bluesky_denoise.errors import FrameNotReady
+from bluesky_denoise.frames import DenoiserLike
+from bluesky_denoise.runs.derived_run import DerivedRun
+from bluesky_denoise.runs.derived_stream import DerivedEvent
+from bluesky_denoise.runs.raw_stream import RawStream, Row, open_stream
+from bluesky_denoise.runs.row_denoiser import RowDenoiser
+from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.sources.datum_files import DatumFiles
+from bluesky_denoise.sources.frame_keys import is_frame_key
+from bluesky_denoise.sources.readers import FrameSource, as_stack, open_source, read_until
+from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
 __all__ = ["DenoisedRun"]
 

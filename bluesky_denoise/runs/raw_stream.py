@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ..columns import LONGEST_OF_KEY, check_columns
-from ..errors import DenoiseError, FrameShapeError, MaskError, SettingsError
-from ..roi import ROI
-from ..settings import DenoiseSettings, is_hidden
-from ..sources.exposure import Exposure, find_exposure
-from ..sources.frame_keys import (
+from bluesky_denoise.columns import LONGEST_OF_KEY, check_columns
+from bluesky_denoise.errors import DenoiseError, FrameShapeError, MaskError, SettingsError
+from bluesky_denoise.roi import ROI
+from bluesky_denoise.runs.derived_stream import DerivedEvent
+from bluesky_denoise.settings import DenoiseSettings, is_hidden
+from bluesky_denoise.sources.exposure import Exposure, find_exposure
+from bluesky_denoise.sources.frame_keys import (
     TAKE_ONE,
     also_called,
     check_frame_shape,
@@ -22,7 +23,6 @@ from ..sources.frame_keys import (
     is_frame_key,
     under_names,
 )
-from .derived_stream import DerivedEvent
 
 __all__ = ["RawStream", "Row", "Take", "open_stream"]
 

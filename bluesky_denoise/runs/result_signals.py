@@ -8,8 +8,8 @@ from typing import Any
 from ophyd import Component, Kind
 from ophyd.signal import InternalSignal
 
-from ..errors import SettingsError
-from .results import audit_keys, hinted_keys, number_keys
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.runs.results import audit_keys, hinted_keys, number_keys
 
 __all__ = ["attribute_of", "default_of", "frames_of", "is_part", "result_components"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..audit import audit_frame
-from ..frame_checks import valid_pixels
-from ..frames import Frame
-from ..roi import ROI, measure_roi
+from bluesky_denoise.audit import audit_frame
+from bluesky_denoise.frame_checks import valid_pixels
+from bluesky_denoise.frames import Frame
+from bluesky_denoise.roi import ROI, measure_roi
 
 __all__ = [
     "ROI_NUMBERS",

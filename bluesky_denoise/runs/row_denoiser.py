@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DenoiseError, MaskError
-from ..frame_checks import valid_pixels
-from ..frames import DenoiserLike, Frame
-from ..settings import DenoiseSettings
-from ..sources.frame_keys import TAKE_ONE
-from ..sources.readers import as_stack
-from .derived_stream import DerivedEvent
-from .raw_stream import RawStream, Row
-from .results import audit, measure
+from bluesky_denoise.errors import DenoiseError, MaskError
+from bluesky_denoise.frame_checks import valid_pixels
+from bluesky_denoise.frames import DenoiserLike, Frame
+from bluesky_denoise.runs.derived_stream import DerivedEvent
+from bluesky_denoise.runs.raw_stream import RawStream, Row
+from bluesky_denoise.runs.results import audit, measure
+from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.sources.frame_keys import TAKE_ONE
+from bluesky_denoise.sources.readers import as_stack
 
 __all__ = ["RowDenoiser"]
 

@@ -4,9 +4,9 @@ The detectors are in `ophyd_devices` and `ophyd_async_devices`, which import the
 control layer; what is named here needs numpy and h5py only.
 """
 
-from .generators import FrameGenerator, ReplayFrames, SceneFrames
-from .recorded import Recorded, recorded_frames, reference
-from .scenes import Peak, Scene, diffraction_scene, gaussian_peak
+from bluesky_denoise.simulation.generators import FrameGenerator, ReplayFrames, SceneFrames
+from bluesky_denoise.simulation.recorded import Recorded, recorded_frames, reference
+from bluesky_denoise.simulation.scenes import Peak, Scene, diffraction_scene, gaussian_peak
 
 __all__ = [
     "FrameGenerator",

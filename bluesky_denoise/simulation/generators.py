@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import FrameShapeError, FrameValueError, SettingsError
-from .scenes import Scene, gaussian_peak
+from bluesky_denoise.errors import FrameShapeError, FrameValueError, SettingsError
+from bluesky_denoise.simulation.scenes import Scene, gaussian_peak
 
 __all__ = ["FrameGenerator", "ReplayFrames", "SceneFrames"]
 

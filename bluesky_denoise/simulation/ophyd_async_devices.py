@@ -27,9 +27,9 @@ from ophyd_async.core import (
     soft_signal_rw,
 )
 
-from ..errors import SettingsError
-from .frame_writer import DATASET, FrameWriter
-from .generators import FrameGenerator
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.simulation.frame_writer import DATASET, FrameWriter
+from bluesky_denoise.simulation.generators import FrameGenerator
 
 __all__ = ["AsyncReplayDetector", "ReplayDriver"]
 

@@ -14,9 +14,9 @@ from ophyd import Component, Device, DeviceStatus, Kind, Signal
 from ophyd.signal import InternalSignal
 from ophyd.sim import SynAxis
 
-from ..errors import SettingsError
-from .frame_writer import FrameWriter
-from .generators import FrameGenerator
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.simulation.frame_writer import FrameWriter
+from bluesky_denoise.simulation.generators import FrameGenerator
 
 __all__ = ["AreaDetectorReplay", "ReplayDetector", "SimulatedMotor"]
 

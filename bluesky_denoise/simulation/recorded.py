@@ -6,7 +6,7 @@ from importlib import resources
 import h5py
 import numpy as np
 
-from ..errors import SettingsError
+from bluesky_denoise.errors import SettingsError
 
 __all__ = ["Recorded", "recorded_frames", "reference"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import ExposureNotFound
-from .frame_keys import is_frame_key
+from bluesky_denoise.errors import ExposureNotFound
+from bluesky_denoise.sources.frame_keys import is_frame_key
 
 __all__ = ["Exposure", "exposure_keys", "find_exposure", "seconds_per_unit"]
 

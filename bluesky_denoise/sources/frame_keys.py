@@ -5,7 +5,7 @@ from typing import Any
 
 from event_model.documents import EventDescriptor
 
-from ..errors import FrameShapeError
+from bluesky_denoise.errors import FrameShapeError
 
 __all__ = [
     "RAW_KEY",

@@ -22,9 +22,9 @@ from event_model.documents import EventDescriptor, StreamResource
 from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
 
-from ..errors import DenoiseError, FrameNotReady, FrameShapeError
-from .frame_keys import TAKE_ONE
-from .stored_rows import are_stored
+from bluesky_denoise.errors import DenoiseError, FrameNotReady, FrameShapeError
+from bluesky_denoise.sources.frame_keys import TAKE_ONE
+from bluesky_denoise.sources.stored_rows import are_stored
 
 __all__ = ["SOURCES", "AdapterSource", "FrameSource", "HDF5Source", "as_stack", "open_source"]
 

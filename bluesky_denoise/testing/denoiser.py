@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FrameShapeError
-from ..frames import Denoised
+from bluesky_denoise.errors import FrameShapeError
+from bluesky_denoise.frames import Denoised
 
 __all__ = ["UnitDenoiser"]
 

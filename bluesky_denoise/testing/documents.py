@@ -11,7 +11,7 @@ from event_model import (
     unpack_event_page,
 )
 
-from ..documents import Document
+from bluesky_denoise.documents import Document
 
 __all__ = ["DocumentCollector", "assert_emitted", "validate_documents"]
 

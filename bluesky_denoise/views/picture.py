@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from ..catalog import FROM_ARCHIVE
-from ..errors import DenoiseError
-from ..in_tiled.archive import raw_rows
-from ..in_tiled.event_array import EventArray
-from ..in_tiled.stream_table import read_table
-from ..in_tiled.streams import arrays_of
-from ..sources.frame_keys import SIGMA, is_sigma, raw_key
-from .screen import block_px, panels, show_blocks
+from bluesky_denoise.catalog import FROM_ARCHIVE
+from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.in_tiled.archive import raw_rows
+from bluesky_denoise.in_tiled.event_array import EventArray
+from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.in_tiled.streams import arrays_of
+from bluesky_denoise.sources.frame_keys import SIGMA, is_sigma, raw_key
+from bluesky_denoise.views.screen import block_px, panels, show_blocks
 
 __all__ = ["draw_event"]
 

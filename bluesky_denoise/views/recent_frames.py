@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DenoiseError
-from ..sources.datum_files import DatumFiles
-from ..sources.frame_keys import frame_keys
-from ..sources.readers import open_source, read_until
+from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.sources.datum_files import DatumFiles
+from bluesky_denoise.sources.frame_keys import frame_keys
+from bluesky_denoise.sources.readers import open_source, read_until
 
 __all__ = ["RecentFrames"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..frame_checks import valid_pixels
+from bluesky_denoise.frame_checks import valid_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
