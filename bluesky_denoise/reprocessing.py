@@ -247,7 +247,7 @@ def reprocess(
     settings: DenoiseSettings,
     *,
     denoiser: DenoiserLike | None = None,
-    progress: Callable[[int], None] = lambda events: None,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
     known: StoredResults | None = None,
 ) -> str:
     """Denoise an archived run again; the result goes beside the earlier ones.
@@ -261,7 +261,7 @@ def reprocess(
     denoiser :
         None: the model that the settings name is loaded.
     progress :
-        Called with the number of events done.
+        Called with the events done, and with how many there are; None where the run has no end.
     known :
         Results that are taken over, as they are, instead of denoising their frames.
 
@@ -293,6 +293,8 @@ def reprocess(
     if settings.tiled_uri:
         sink = TiledSink(settings, look=False)  # `_check_readable` does
         router.subscribe(_with_events_only(sink, _tags(run, settings)))
+    numbers = (run.metadata.get("stop") or {}).get("num_events", {})
+    total = sum(numbers.get(stream, 0) for stream in settings.streams) or None
     done, reason = 0, _INTERRUPTED
     try:
         streams: dict[str, str] = {}  # by descriptor
@@ -310,7 +312,7 @@ def reprocess(
             else:
                 router(name, doc)
             done += 1
-            progress(done)
+            progress(done, total)
         reason = f"the raw run has no end in Tiled; the {done} events that are there are denoised"
     finally:
         router.close(reason)

@@ -56,8 +56,8 @@ def test_an_archived_run_gives_the_same_frames_however_they_were_carried(
     )
     run = archived(RE, tiled, detector)
     done = []
-    reprocess(run, settings, progress=done.append)
-    assert done == [1, 2, 3, 4]
+    reprocess(run, settings, progress=lambda *steps: done.append(steps))
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
     stream = denoised_streams(run)[0].stream
     np.testing.assert_allclose(stream["det_image"].read().reshape(counts.shape), counts)
     np.testing.assert_allclose(stream.read()["motor"], [-1, -1 / 3, 1 / 3, 1])

@@ -50,8 +50,13 @@ def test_only_the_frames_that_lack_are_denoised_and_the_others_stay_as_they_are(
     assert not is_complete(run)
     denoiser, progress = audited(), []
     denoiser.denoise = whole_frames = Counted(denoiser.denoise)
-    reprocess(run, settings, denoiser=denoiser, known=known, progress=progress.append)
-    assert progress == [1, 2, 3, 4, 5]
+    reprocess(
+        *(run, settings),
+        denoiser=denoiser,
+        known=known,
+        progress=lambda done, total: progress.append(f"{done}/{total}"),
+    )
+    assert progress == ["1/5", "2/5", "3/5", "4/5", "5/5"]
     raw = run["primary"]["det_image"].read()
     assert whole_frames.seen == [raw[1].sum(), raw[3].sum()]
     assert is_complete(run)

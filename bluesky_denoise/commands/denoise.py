@@ -235,17 +235,9 @@ def _denoise_runs(runs: list, settings: Any, again: bool) -> None:
             console.print(
                 f"{run.metadata['start']['uid']}: {name} was interrupted", highlight=False
             )
-        numbers = (run.metadata.get("stop") or {}).get("num_events", {})
-        total = sum(numbers.get(stream, 0) for stream in settings.streams) or None
         known = None if again else StoredResults(run, *of)
-        derived = reprocess(
-            run,
-            settings,
-            denoiser=router.denoiser,
-            progress=lambda done: report(done, total),
-            known=known,
-        )
-        taken = f", {len(known)} of {total} events taken over as they were" if known else ""
+        derived = reprocess(run, settings, denoiser=router.denoiser, progress=report, known=known)
+        taken = f", {len(known)} events taken over as they were" if known else ""
         return f"denoised as run {derived}{taken}"
 
     each_run(runs, denoise)
