@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, Self
 from ophyd import Device
 from ophyd.status import DeviceStatus
 
+from bluesky_denoise.as_settings import SettingsLike, as_settings
 from bluesky_denoise.errors import DenoiseError, DenoiseTimeout, SettingsError
 from bluesky_denoise.newest_results import NewestResults, Result
 from bluesky_denoise.raw_sums import RawSums
@@ -77,7 +78,7 @@ class DenoisedSignals(Device):
         ``"nan"``: all numbers become NaN, ``denoise_ok`` False. With ``"raw"`` the raw
         documents must be seen, ``RE.subscribe(denoised.raw)``.
     settings :
-        Those of the denoiser; None: the attribute `settings` of `denoise`.
+        Those of the denoiser; or a YAML file of them. None: the attribute `settings` of `denoise`.
 
     Raises
     ------
@@ -107,11 +108,11 @@ class DenoisedSignals(Device):
         *,
         data_keys: Iterable[str] | None = None,
         rois: Iterable[str] | None = None,
-        settings: DenoiseSettings | None = None,
+        settings: SettingsLike | None = None,
         **kwargs: Any,
     ) -> Self:
         """Make a class that has a component for each number."""
-        settings = settings or getattr(denoise, "settings", None)
+        settings = _settings_of(denoise, settings)
         if data_keys is None:
             data_keys = getattr(settings, "data_keys", None) or ()
         by_key = getattr(settings, "rois", None) or {}
@@ -133,13 +134,13 @@ class DenoisedSignals(Device):
         streams: tuple[str, ...] | None = None,
         timeout_s: float = 10.0,
         on_timeout: Literal["raise", "raw", "nan"] = "raise",
-        settings: DenoiseSettings | None = None,
+        settings: SettingsLike | None = None,
     ) -> None:
         if not timeout_s > 0:
             raise SettingsError(f"timeout_s is {timeout_s!r}; expected more than 0 s.")
         if on_timeout not in ("raise", "raw", "nan"):
             raise SettingsError(f"on_timeout is {on_timeout!r}; expected 'raise', 'raw' or 'nan'.")
-        settings = settings or getattr(denoise, "settings", None)
+        settings = _settings_of(denoise, settings)
         if on_timeout == "raw" and settings is None:
             raise SettingsError(
                 "on_timeout='raw' needs the regions, mask and exposures of the denoiser; give "
@@ -296,6 +297,10 @@ class DenoisedSignals(Device):
             else:
                 still.append(item)
         self._waiting = still
+
+
+def _settings_of(denoise: Any, settings: SettingsLike | None) -> DenoiseSettings | None:
+    return getattr(denoise, "settings", None) if settings is None else as_settings(settings)
 
 
 class _ResultStatus(DeviceStatus):

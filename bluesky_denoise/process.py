@@ -6,9 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Self
 
+from bluesky_denoise.as_settings import SettingsLike, as_settings
 from bluesky_denoise.child.backlog import Backlog
 from bluesky_denoise.child.connection import Child
 from bluesky_denoise.child.open_runs import OpenRun, OpenRuns
@@ -22,7 +22,7 @@ from bluesky_denoise.errors import (
 )
 from bluesky_denoise.runs.derived_run import is_derived
 from bluesky_denoise.runs.last_event import LastEvent, RawEvent
-from bluesky_denoise.settings import DenoiseSettings, overridden
+from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.support.subscribers import Subscribers
 
 __all__ = ["DenoiseProcess"]
@@ -73,22 +73,8 @@ class DenoiseProcess:
     >>> denoise.wait(60)
     """
 
-    def __init__(
-        self, settings: DenoiseSettings | str | Path | None = None, **overrides: Any
-    ) -> None:
-        if isinstance(settings, str | Path):
-            settings = DenoiseSettings.from_yaml(settings, **overrides)
-        elif not isinstance(settings, DenoiseSettings | None):
-            raise SettingsError(
-                f"Settings of a {type(settings).__name__} were given; expected DenoiseSettings, a "
-                "YAML file of them, or keywords."
-            )
-        elif settings is None:
-            settings = DenoiseSettings(**overrides)
-        elif overrides:
-            given = {key: getattr(settings, key) for key in settings.model_fields_set}
-            settings = DenoiseSettings(**overridden(given, overrides))
-        self._settings = settings
+    def __init__(self, settings: SettingsLike | None = None, **overrides: Any) -> None:
+        self._settings = settings = as_settings(settings, **overrides)
         self._subscribers = Subscribers()
         # Held by whoever changes what others look at. Without it the RunEngine's threads follow
         # the last event, and that of the receiver what comes of open runs.

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from bluesky_denoise.as_settings import SettingsLike, as_settings
 from bluesky_denoise.catalog import (
     FROM_ARCHIVE,
     DenoisedStream,
@@ -244,7 +245,7 @@ def mark_interrupted(run: Any) -> list[str]:
 
 def reprocess(
     run: Any,
-    settings: DenoiseSettings,
+    settings: SettingsLike,
     *,
     denoiser: DenoiserLike | None = None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
@@ -257,7 +258,7 @@ def reprocess(
     run :
         A run from a Tiled catalog, or from a databroker one, as for `denoised_streams`.
     settings :
-        What to denoise, with which model, and where to write it.
+        What to denoise, with which model, and where to write it; or a YAML file of it.
     denoiser :
         None: the model that the settings name is loaded.
     progress :
@@ -279,6 +280,7 @@ def reprocess(
     TiledUnavailable
         If it could not be written; the documents are kept in the backup directory.
     """
+    settings = as_settings(settings)
     if not settings.tiled_uri and not settings.frames_directory:
         raise SettingsError(
             "The result would be nowhere: the settings have neither `tiled_uri` nor "

@@ -10,6 +10,7 @@ from typing import Any
 import event_model
 import numpy as np
 
+from bluesky_denoise.as_settings import SettingsLike, as_settings
 from bluesky_denoise.documents import Document
 from bluesky_denoise.errors import ModelNotFound, SettingsError
 from bluesky_denoise.frames import DenoiserLike
@@ -38,7 +39,8 @@ class DenoiseRouter:
     Parameters
     ----------
     settings :
-        What to denoise, and where frames are saved. Tiled is not written here.
+        What to denoise, and where frames are saved; or a YAML file of it. Tiled is not written
+        here.
     denoiser :
         None: the model that the settings name is loaded.
 
@@ -62,9 +64,9 @@ class DenoiseRouter:
     """
 
     def __init__(
-        self, settings: DenoiseSettings | None = None, denoiser: DenoiserLike | None = None
+        self, settings: SettingsLike | None = None, denoiser: DenoiserLike | None = None
     ) -> None:
-        self.settings = settings or DenoiseSettings()
+        self.settings = as_settings(settings)
         self.denoiser = denoiser or _load(self.settings)
         if self.settings.save_sigma and self.denoiser.denoise(_PROBE, 1.0).sigma is None:
             raise SettingsError(

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from bluesky_denoise.as_settings import SettingsLike, as_settings
 from bluesky_denoise.backup import backup_files, read_backup, take_backup
 from bluesky_denoise.documents import Document
 from bluesky_denoise.errors import TiledUnavailable
@@ -24,7 +25,6 @@ from bluesky_denoise.in_tiled.layouts import (
 )
 from bluesky_denoise.in_tiled.pending_run import PendingRun
 from bluesky_denoise.in_tiled.streams import NodeMissing
-from bluesky_denoise.settings import DenoiseSettings
 
 __all__ = ["TiledSink", "replay_backup"]
 
@@ -53,7 +53,7 @@ class TiledSink:
     Parameters
     ----------
     settings :
-        Address, key, layout, backup directory.
+        Address, key, layout, backup directory; or a YAML file of these.
     on_written :
         Called with the uid of the raw run when all of its derived run is in Tiled.
     on_kept :
@@ -65,13 +65,13 @@ class TiledSink:
 
     def __init__(
         self,
-        settings: DenoiseSettings,
+        settings: SettingsLike,
         on_written: Callable[[str], None] = lambda uid: None,
         on_kept: Callable[[str, str], None] = lambda uid, reason: None,
         *,
         look: bool = True,
     ) -> None:
-        self._settings = settings
+        self._settings = as_settings(settings)
         self._on_written, self._on_kept = on_written, on_kept
         # Held by whoever changes what waits, but not while Tiled is asked.
         self._changed = threading.Condition()
@@ -317,7 +317,7 @@ def _bytes(event: Mapping[str, Any]) -> int:
     return sum(value.nbytes for value in data.values() if isinstance(value, np.ndarray))
 
 
-def replay_backup(settings: DenoiseSettings) -> list[str]:
+def replay_backup(settings: SettingsLike) -> list[str]:
     """Write the runs of the backup directory to Tiled, and remove their files.
 
     Those that a session which lives still writes, or tries again itself, are left to it; the log
@@ -326,7 +326,7 @@ def replay_backup(settings: DenoiseSettings) -> list[str]:
     Parameters
     ----------
     settings :
-        The settings that the runs were denoised with.
+        The settings that the runs were denoised with; or a YAML file of them.
 
     Returns
     -------
@@ -341,6 +341,7 @@ def replay_backup(settings: DenoiseSettings) -> list[str]:
     Exception
         Whatever a Tiled that is away raises. The files of all that is not written are kept.
     """
+    settings = as_settings(settings)
     client = connect(settings)
     written, failed = [], []
     with client.context:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bluesky_denoise.as_settings import SettingsLike, as_settings
 from bluesky_denoise.catalog import as_tiled_run
 from bluesky_denoise.documents import Document
 from bluesky_denoise.errors import DenoiseError
@@ -77,7 +78,7 @@ def has_frame_keys(run: Any, streams: Sequence[str]) -> bool:
 
 
 def try_settings(
-    run: Any, settings: DenoiseSettings, events: int = 3, *, denoiser: DenoiserLike | None = None
+    run: Any, settings: SettingsLike, events: int = 3, *, denoiser: DenoiserLike | None = None
 ) -> list[TriedStream]:
     """Denoise the first frames of an archived run as if beside a scan, and write nothing.
 
@@ -86,7 +87,7 @@ def try_settings(
     run :
         A run of a Tiled catalog.
     settings :
-        What to try. Where they say that results go, nothing is written.
+        What to try; or a YAML file of it. Where they say that results go, nothing is written.
     events :
         How many of each stream, from its start.
     denoiser :
@@ -104,6 +105,7 @@ def try_settings(
     DenoiseError
         If nothing of this run can be denoised with them, with the reason.
     """
+    settings = as_settings(settings)
     dry = settings.model_copy(update={"frames_directory": None, "save_sigma": False})
     router = DenoiseRouter(dry, denoiser)
     raw = as_tiled_run(run)

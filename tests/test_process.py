@@ -49,10 +49,6 @@ def test_settings_may_be_a_file_of_them(tmp_path):
     with DenoiseProcess(tmp_path / "settings.yaml", batch_size=2) as denoise:
         assert denoise.settings.frames_directory == tmp_path / "frames"
         assert denoise.settings.batch_size == 2
-    with pytest.raises(SettingsError, match=r"nowhere\.yaml cannot be read"):
-        DenoiseProcess("nowhere.yaml")
-    with pytest.raises(SettingsError, match="Settings of a dict were given; expected"):
-        DenoiseProcess({"model": UNIT})
 
 
 def test_a_closed_denoiser_says_once_that_it_does_nothing(RE, logged):
