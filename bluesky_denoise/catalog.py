@@ -23,6 +23,7 @@ __all__ = [
     "denoised_streams",
     "ended_well",
     "events_of",
+    "find_stream",
     "frames_not_ok",
     "has_frames",
     "is_complete",
@@ -107,6 +108,39 @@ def denoised_streams(run: Any, container: str = "denoised") -> list[DenoisedStre
             }
             found.append(_describe(name, stream, provenance))
     return sorted(found, key=lambda item: item.time, reverse=True)
+
+
+def find_stream(run: Any, name: str | None = None, container: str = "denoised") -> DenoisedStream:
+    """Return one of the denoised streams of a raw run.
+
+    Parameters
+    ----------
+    run, container :
+        As for `denoised_streams`.
+    name :
+        Its name, of which the newest is taken, or the uid of its derived run, or the first
+        letters of that. None: the newest that was not cut short, if there is one.
+
+    Raises
+    ------
+    DenoiseError
+        If there is none.
+    """
+    streams, uid = denoised_streams(run, container), as_tiled_run(run).metadata["start"]["uid"]
+    if not streams:
+        raise DenoiseError(
+            f"Run {uid} has no denoised stream; make one with `bluesky-denoise reprocess`."
+        )
+    if name is None:
+        return next((s for s in streams if s.exit_status not in (None, "fail")), streams[0])
+    # Derived runs of their own all call it `denoised`: their uids tell them apart.
+    found = [s for s in streams if s.name == name or (name and s.run_uid.startswith(name))]
+    if not found:
+        raise DenoiseError(
+            f"Run {uid} has no {name!r}; it has "
+            f"{', '.join(f'{s.name} ({s.run_uid[:8]})' for s in streams)}."
+        )
+    return found[0]
 
 
 def _describe(name: str, stream: Any, provenance: dict[str, Any]) -> DenoisedStream:

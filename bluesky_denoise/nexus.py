@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bluesky_denoise.catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run
+from bluesky_denoise.catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run, find_stream
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.in_tiled.archive import raw_rows
 from bluesky_denoise.in_tiled.event_array import EventArray
@@ -27,7 +27,7 @@ _PACKED = {"compression": "gzip", "compression_opts": 4, "shuffle": True}  # rea
 
 def export_nexus(
     run: Any,
-    denoised: DenoisedStream,
+    denoised: DenoisedStream | str,
     path: str | Path,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -47,7 +47,7 @@ def export_nexus(
     run :
         The raw run, from Tiled.
     denoised :
-        One of its `denoised_streams`.
+        One of its `denoised_streams`, or the name of one, such as ``"denoised"``.
     path :
         The file; it appears when it is complete.
     progress :
@@ -63,13 +63,15 @@ def export_nexus(
     SettingsError
         If the file exists, or the stream has no events.
     DenoiseError
-        If Tiled does not tell which raw frames the denoised ones are of.
+        If the run has no such stream, or Tiled does not tell which raw frames it is of.
 
     References
     ----------
     https://manual.nexusformat.org/classes/base_classes/NXdata.html
     """
     path, run = Path(path), as_tiled_run(run)
+    if isinstance(denoised, str):
+        denoised = find_stream(run, denoised)
     if path.exists():
         raise SettingsError(f"{path} exists; remove it, or write to another file.")
     node = denoised.stream.base  # one request for the table; the stream's own keys take one each

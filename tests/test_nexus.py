@@ -15,7 +15,7 @@ from nexusformat.nexus import nxload
 from ophyd.sim import SynAxis
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
-from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.errors import DenoiseError, SettingsError
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
@@ -133,6 +133,14 @@ def test_a_file_that_could_not_be_finished_is_not_left_behind(run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         export_nexus(run, denoised_streams(run)[0], tmp_path / "run.nxs", progress=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_of_the_stream_will_do(run, tmp_path):
+    path = export_nexus(run, "denoised", tmp_path / "run.nxs")
+    with h5py.File(path) as file:
+        assert file["entry/denoise/run_uid"].asstr()[()] == denoised_streams(run)[0].run_uid
+    with pytest.raises(DenoiseError, match=r"has no 'primary'; it has denoised \("):
+        export_nexus(run, "primary", tmp_path / "other.nxs")
 
 
 def test_a_raw_stream_is_told_from_the_name_of_the_denoised_one(run):

@@ -141,7 +141,7 @@ def show(
     picture: Annotated[Path, typer.Option(help="Picture to write.")] = Path("denoised.png"),
 ) -> None:
     """Show raw against denoised as a picture, the numbers, the audit, and what made them."""
-    from bluesky_denoise.catalog import frames_not_ok
+    from bluesky_denoise.catalog import find_stream, frames_not_ok
     from bluesky_denoise.in_tiled.stream_table import read_table
     from bluesky_denoise.views.picture import draw_event
 
@@ -149,7 +149,7 @@ def show(
         picture = picture.with_name(f"{picture.name}.png")
     with open_catalog(uri) as catalog:
         run = find_run(catalog, uid)
-        chosen = _stream(run, uid, stream, container)
+        chosen = find_stream(run, stream, container)
         told = {key: getattr(chosen, key) for key in _SHOWN}
         table = read_table(chosen.stream.base)
         if table is None:
@@ -197,26 +197,6 @@ def _numbers(row: Any, event: int, data_keys: Any) -> Table:
     return table
 
 
-def _stream(run: Any, uid: str, name: str | None, container: str) -> Any:
-    from bluesky_denoise.catalog import denoised_streams
-
-    streams = denoised_streams(run, container)
-    if not streams:
-        raise DenoiseError(
-            f"Run {uid} has no denoised stream; make one with `bluesky-denoise reprocess`."
-        )
-    if name is None:  # the newest, and not one that was cut short where another is there
-        return next((s for s in streams if s.exit_status not in (None, "fail")), streams[0])
-    # Derived runs of their own all call it `denoised`: their uids tell them apart.
-    found = [s for s in streams if s.name == name or (name and s.run_uid.startswith(name))]
-    if not found:
-        raise DenoiseError(
-            f"Run {uid} has no {name!r}; it has "
-            f"{', '.join(f'{s.name} ({s.run_uid[:8]})' for s in streams)}."
-        )
-    return found[0]
-
-
 def _without_raw(run: Any, chosen: Any) -> list[str]:
     """Return the denoised frames of a stream whose raw ones are not in Tiled."""
     from bluesky_denoise.sources.frame_keys import is_frame_key, is_sigma, raw_key
@@ -239,10 +219,11 @@ def export(
     container: Container = "denoised",
 ) -> None:
     """Write runs to NeXus files, raw and denoised, for silx, NeXpy, or any HDF5 reader."""
+    from bluesky_denoise.catalog import find_stream
     from bluesky_denoise.nexus import export_nexus
 
     def write(run: Any, report: Report) -> str:
-        chosen = _stream(run, run.metadata["start"]["uid"], stream, container)
+        chosen = find_stream(run, stream, container)
         path = directory / f"{run.metadata['start']['uid'][:8]}_{chosen.name}.nxs"
         told = f"in {export_nexus(run, chosen, path, progress=report)}"
         without = _without_raw(run, chosen)
