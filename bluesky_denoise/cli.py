@@ -14,6 +14,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from bluesky_denoise import __version__
 from bluesky_denoise.commands.catalog import app as catalog_app
 from bluesky_denoise.commands.denoise import app as denoise_app
 from bluesky_denoise.commands.terminal import console, fail
@@ -28,11 +29,26 @@ os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
 
 _MARK = "made_by_the_demo"
 
-app = typer.Typer(
-    help="Denoise detector frames on Bluesky's document stream.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+# In Markdown, the lines of a docstring are joined to paragraphs.
+_PLAIN = {"pretty_exceptions_enable": False, "rich_markup_mode": "markdown"}
+
+app = typer.Typer(no_args_is_help=True, **_PLAIN)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        console.print(f"bluesky-denoise {__version__}", highlight=False)
+        raise typer.Exit()
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show it and exit."),
+    ] = False,
+) -> None:
+    """Denoise detector frames on Bluesky's document stream."""
 
 
 @app.command()
@@ -204,7 +220,7 @@ def evaluate(context: typer.Context) -> None:
 
 def _forward(command: Callable, context: typer.Context) -> None:
     """Run a command of a module that is slow to import, with its own arguments."""
-    forwarded = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    forwarded = typer.Typer(add_completion=False, **_PLAIN)
     forwarded.command()(command)
     forwarded(args=context.args, prog_name=f"bluesky-denoise {context.info_name}")
 

@@ -18,6 +18,7 @@ from live_path import UNIT, Camera, poisson, wait_for
 from ophyd.sim import SynAxis
 from tiled.client import from_uri
 
+from bluesky_denoise import __version__
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.cli import _denoised_keys, _moved_from
 from bluesky_denoise.commands.terminal import console
@@ -237,6 +238,22 @@ def test_forwarded_commands_show_their_own_help(command, name):
     shown = command(name, "--help")
     assert f"Usage: bluesky-denoise {name}" in shown
     assert "--install-completion" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("reprocess", "and of one that was begun only the frames that lack are denoised."),
+        ("finetune", "no better than those they were made from are not written"),
+    ],
+)
+def test_sentences_of_the_help_are_not_broken_off(command, monkeypatch, name, sentence):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert sentence in command(name, "--help")
+
+
+def test_the_version_is_told(command):
+    assert command("--version") == f"bluesky-denoise {__version__}\n"
 
 
 def test_a_stream_whose_frames_could_not_be_saved_shows_its_numbers(command, uid, tmp_path):
