@@ -239,7 +239,7 @@ class DenoiseSettings(BaseModel):
             check_address(uri or "http://none")
         except ValueError as error:
             raise ValueError(f"{error}; expected {EXPECTED['tiled_uri']}") from None
-        return uri
+        return uri or None
 
     @field_validator("data_keys", "streams", "exposure_keys", mode="before")
     @classmethod

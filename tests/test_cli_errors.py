@@ -64,6 +64,11 @@ def test_backups_without_a_server_are_one_line_of_error(command, tmp_path):
     assert "Give its address as `tiled_uri` of the settings." in said  # it takes no --uri
 
 
+def test_an_empty_address_is_told(command):
+    said = command("runs", "--uri", "", code=1)
+    assert "--uri is empty; give the address of the Tiled server." in said
+
+
 def test_a_port_that_is_taken_is_named(command, tmp_path):
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "catalog.db").touch()

@@ -92,7 +92,11 @@ def open_catalog(uri: str | None, settings: Any = None) -> Iterator[Any]:
     except DenoiseError as error:
         fail(str(error))
     if settings.tiled_uri is None:
-        fail("The settings name no Tiled server; add `tiled_uri`.")
+        fail(
+            "The settings name no Tiled server; add `tiled_uri`."
+            if given
+            else "--uri is empty; give the address of the Tiled server."
+        )
     try:
         client = connect(settings.model_copy(update={"tiled_layout": "stream"}))
     except Exception as error:
