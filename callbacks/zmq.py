@@ -22,10 +22,13 @@ import signal  # noqa: E402
 from functools import partial  # noqa: E402
 
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher  # noqa: E402
+from zmq import ZMQError  # noqa: E402
 
 from bluesky_denoise import DenoiseRouter, DenoiseSettings, GapFiller, TiledSink  # noqa: E402
 from bluesky_denoise.errors import DenoiseError  # noqa: E402
 from bluesky_denoise.in_tiled.layouts import connect  # noqa: E402
+
+EXPECTED = "expected an address such as localhost:5578"
 
 
 class Dispatcher(RemoteDispatcher):
@@ -56,9 +59,11 @@ def main() -> None:
     try:
         settings = DenoiseSettings.from_yaml(arguments.settings)
         router = DenoiseRouter(settings)
+        publisher = Publisher(arguments.publish, prefix=b"denoised")
     except DenoiseError as error:
         sys.exit(str(error))
-    publisher = Publisher(arguments.publish, prefix=b"denoised")
+    except ZMQError as error:
+        sys.exit(f"--publish {arguments.publish!r}: {error}; {EXPECTED}")
     router.subscribe(publisher)
     sink = open_catalog = None
     if settings.tiled_uri:
@@ -74,6 +79,8 @@ def main() -> None:
         dispatcher.start()
     except KeyboardInterrupt:
         pass
+    except ZMQError as error:
+        sys.exit(f"--subscribe {arguments.subscribe!r}: {error}; {EXPECTED}")
     finally:
         filler.close()
         router.close()

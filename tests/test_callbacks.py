@@ -132,6 +132,18 @@ def test_what_listens_to_the_bus_says_what_is_wrong_with_its_settings(environmen
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("option", ["--subscribe", "--publish"])
+def test_an_address_of_the_bus_that_is_none_is_told_in_a_line(environment, tmp_path, option):
+    (tmp_path / "settings.yaml").write_text(f"model: {UNIT!r}\n")
+    arguments = ["callbacks/zmq.py", str(tmp_path / "settings.yaml"), option, "nonsense"]
+    process = start(arguments, environment)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"{option} 'nonsense': Invalid argument" in output
+    assert "expected an address such as localhost:5578" in output
+    assert "Traceback" not in output
+
+
 @pytest.fixture
 def proxy():
     """Run Bluesky's 0MQ proxy; yield its two ports."""
