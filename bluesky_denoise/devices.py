@@ -159,10 +159,10 @@ class DenoisedSignals(Device):
         else:
             self.raw = LastEvent(self.streams, getattr(settings, "data_keys", None))
         self._keys = {attribute_of(key): key for key in self._result_keys}
-        self.frames_of = {attribute_of(key): of for key, of in self._frames_of.items()}
+        keys = {key: self._frames_of[key] for key in self._result_keys if key in self._frames_of}
+        self.frames_of = {attribute_of(key): of for key, of in keys.items()}
         """By number, the data key that it is of; those that any frames have are not in it."""
         self._lock = threading.RLock()
-        keys = {key: self._frames_of[key] for key in self._result_keys if key in self._frames_of}
         self._newest = NewestResults(self.name, self.streams, self._result_keys, keys)
         self._waiting: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
         self._wanted: RawEvent | None = None  # last, until its derived run has ended

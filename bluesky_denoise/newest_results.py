@@ -85,18 +85,13 @@ class NewestResults:
         if raw_run is None or stream not in self._streams or "raw_seq_num" not in doc["data_keys"]:
             return
         run = self._streams_of[doc["uid"]] = raw_run, stream
-        if missing := self._missing(doc["data_keys"]):
-            self.missing[run] = (
-                f"{self._name} is to show {', '.join(missing)}, which the denoised stream of run "
-                f"{raw_run:.8} does not have; it has {', '.join(doc['data_keys'])}. Build it with "
-                "`data_keys` and `rois` that the denoiser has, and its `settings`, which tell of "
-                "which frames they are."
-            )
+        if why := self._why_useless(raw_run, doc["data_keys"]):
+            self.missing[run] = why
             # Whoever triggers it in this run is told; others need not care.
             logger.info("%s", self.missing[run])
 
-    def _missing(self, there: Collection[str]) -> list[str]:
-        """Return the numbers that a stream should have, seen from the frames that it has."""
+    def _why_useless(self, raw_run: str, there: Collection[str]) -> str:
+        """Say which numbers a stream should have, seen from the frames that it has."""
         frames = {key.removesuffix("_raw_total") for key in there if key.endswith("_raw_total")}
         wanted = set(self._frames_of.values())
         # What stands for a device with several images comes under the names of these.
@@ -106,11 +101,25 @@ class NewestResults:
             for data_key in wanted - frames
             if not any(is_part(frame, data_key) for frame in others)
         }
-        if absent == wanted:
-            absent = set()
-        return [
-            key for key in self._keys if key not in there and self._frames_of.get(key) not in absent
+        has_none = absent == wanted
+        missing = [
+            key
+            for key in self._keys
+            if key not in there and (has_none or self._frames_of.get(key) not in absent)
         ]
+        if not missing:
+            return ""
+        if wanted and has_none:
+            return (
+                f"{self._name} has the numbers of {', '.join(sorted(wanted))}; the frames that are "
+                f"denoised of run {raw_run:.8} are {', '.join(sorted(frames))}. Name these in "
+                "`data_keys` or `rois`."
+            )
+        return (
+            f"{self._name} is to show {', '.join(missing)}, which the denoised stream of run "
+            f"{raw_run:.8} does not have; it has {', '.join(there)}. Build it with `data_keys` and "
+            "`rois` that the denoiser has, and its `settings`, which tell of which frames they are."
+        )
 
     def _stop(self, doc: Mapping[str, Any]) -> None:
         raw_run = self._runs.pop(doc["run_start"], None)

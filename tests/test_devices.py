@@ -1,4 +1,5 @@
 import gc
+import re
 import threading
 import weakref
 
@@ -273,13 +274,26 @@ def test_numbers_may_lack_only_of_frames_that_are_not_there(
     if missing:
         error = str(status.exception(1))
         named = error.partition("which the denoised stream")[0]
-        assert [key for key in (*data_keys, *rois) if f" {key}_" in named] == missing
+        assert [key for key in (*data_keys, *rois) if re.search(f" {key}[_,;]", named)] == missing
         assert logged().count(error) == 1
     else:
         status.wait(1)
         totals = {key: getattr(signals, f"{key}_raw_total").get() for key in data_keys}
         expected = {key: 7.0 if key in there else np.nan for key in data_keys}
         assert totals == pytest.approx(expected, nan_ok=True)
+
+
+def test_regions_of_a_detector_that_no_run_has_are_told_with_the_frames_that_there_are():
+    derived = Derived("pil_image")
+    regions = {"pilatus": {"satellite": {"rows": [0, 9], "cols": [0, 9]}}}
+    signals = DenoisedSignals(derived, settings=settings(rois=regions))
+    at(signals, 1)
+    status = signals.trigger()
+    derived.open("raw-run")
+    assert str(status.exception(1)) == (
+        "denoised has the numbers of pilatus; the frames that are denoised of run raw-run are "
+        "pil_image. Name these in `data_keys` or `rois`."
+    )
 
 
 def test_before_the_first_frame_all_is_nan_and_read_only(derived):

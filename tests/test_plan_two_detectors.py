@@ -138,3 +138,11 @@ def test_a_plan_that_needs_the_other_detector_is_refused(name, kind, RE, raw, mo
     assert "start" not in raw.by_name
     RE(needing("low", [lo], motor, denoised)[name])
     assert raw.by_name["stop"][-1]["exit_status"] == "success"
+
+
+def test_regions_of_a_detector_that_is_not_scanned_are_refused_before_the_run(RE, raw, motor, lo):
+    denoised = signals(RE, {"pilatus": {"low": SPOT}}, None)
+    message = r"has the numbers of pilatus; lo read .*lo_image.*name its frames in the `rois` of"
+    with pytest.raises(SettingsError, match=message):
+        RE(denoised_scan([lo], motor, 0, 1, 2, denoised=denoised))
+    assert "start" not in raw.by_name

@@ -85,12 +85,13 @@ def check_detectors(
             f"{denoised.name} follows the streams {', '.join(denoised.streams)}; the frames of "
             f"this plan go into {stream!r}. Name it in the `streams` of the denoiser."
         )
-    wanted = denoised.data_keys
+    # Without data keys, those that the regions are set by.
+    wanted = denoised.data_keys or tuple(dict.fromkeys(denoised.frames_of.values()))
     if wanted and not _may_read(detectors, wanted):
         raise SettingsError(
             f"{denoised.name} has the numbers of {', '.join(wanted)}; {_what_is_read(detectors)}. "
-            "Scan the detector that is denoised, or name its frames in the `data_keys` of the "
-            "denoiser."
+            "Scan the detector that is denoised, or name its frames in the "
+            f"`{'data_keys' if denoised.data_keys else 'rois'}` of the denoiser."
         )
 
 
