@@ -1,5 +1,7 @@
 """Frames in all the ways in which documents carry them, and standard errors."""
 
+import re
+
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
@@ -351,3 +353,42 @@ def test_a_denoiser_that_gives_no_standard_errors_is_refused_if_they_are_asked_f
     DenoiseRouter(settings(), denoiser)
     with pytest.raises(SettingsError, match="`save_sigma`: the denoiser 'unit' gives no standard"):
         DenoiseRouter(settings(save_sigma=True), denoiser)
+
+
+OTHERS = {"motor": (), "mca": (2048,), "matrix": (3, 3)}
+LEFT_OUT = {
+    "colours": ((48, 40, 3), r"has shape \[48, 40, 3\], which is colours; .*ColorMode Mono"),
+    "strip": ((1, 1280), r"has shape \[1, 1280\]; without `data_keys`, frames of 16 x 16"),
+    "small": ((8, 8), r"has shape \[8, 8\]; without `data_keys`.*Name there all that is to be"),
+}
+
+
+@pytest.mark.parametrize("level", ["WARNING", "INFO"])
+def test_images_that_are_left_out_are_told_once_in_a_run(RE, raw, build, caplog, level):
+    build(streams=("primary", "dark"))
+    caplog.set_level("INFO", "bluesky_denoise")
+    shapes = OTHERS | {name: shape for name, (shape, _) in LEFT_OUT.items()}
+    signals = [
+        SynSignal(func=lambda shape=shape: np.ones(shape)[()], name=name)
+        for name, shape in shapes.items()
+    ]
+    if level == "INFO":  # something is denoised
+        signals.append(Camera(name="det", func=poisson()))
+
+    @bpp.run_decorator()
+    def plan():
+        yield from bps.trigger_and_read(signals, "primary")
+        yield from bps.trigger_and_read(signals, "dark")
+
+    RE(plan())
+    told = [r for r in caplog.records if "data_keys`" in r.message or "colours;" in r.message]
+    assert [record.levelname for record in told] == [level] * len(LEFT_OUT)
+    for record, (name, (_, why)) in zip(told, LEFT_OUT.items(), strict=True):
+        assert re.search(f"stream primary: Data key '{name}' {why}", record.message)
+
+
+def test_an_image_that_is_left_out_is_denoised_where_it_is_named(RE, raw, build):
+    _, derived = build(data_keys=["strip"], exposure_s=1.0)
+    strip = SynSignal(func=lambda: np.full((1, 1280), 3), name="strip")
+    RE(bp.count([strip], 1))
+    np.testing.assert_array_equal(rates(derived, "strip"), np.full((1, 1, 1280), 3.0))

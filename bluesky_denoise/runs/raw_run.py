@@ -16,7 +16,7 @@ from bluesky_denoise.runs.raw_stream import RawStream, Row, open_stream
 from bluesky_denoise.runs.row_denoiser import RowDenoiser
 from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.sources.datum_files import DatumFiles
-from bluesky_denoise.sources.frame_keys import is_frame_key
+from bluesky_denoise.sources.frame_keys import is_frame_key, left_out
 from bluesky_denoise.sources.readers import FrameSource, as_stack, open_source, read_until
 from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
@@ -69,6 +69,7 @@ class DenoisedRun:
         self._skipping = ""
         self._known: DerivedEvent | None = None
         self._passed_over: dict[str, None] = {}  # streams with frames that are not wanted
+        self._left_out: set[str] = set()  # images of which was told why they are not denoised
         self._problems: list[str] = []
         self._skipped = 0
         # Resource and Datum become StreamResource and StreamDatum: one path for all.
@@ -129,12 +130,20 @@ class DenoisedRun:
                 *(self.uid, ", ".join(self._passed_over), ", ".join(self._settings.streams)),
             )
 
+    def _tell_of_left_out(self, doc: Mapping[str, Any], level: int) -> None:
+        for key, why in left_out(doc).items():
+            if key not in self._left_out:
+                self._left_out.add(key)
+                logger.log(level, "Run %.8s, stream %s: %s", self.uid, doc["name"], why)
+
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
         known = self._by_name.get(doc["name"])
         names = known.names if known else ()
         stream = open_stream(doc, self._settings, self._motors, self._problem, names)
+        wanted = doc["name"] in self._settings.streams
+        if wanted and self._settings.data_keys is None:
+            self._tell_of_left_out(doc, logging.WARNING if stream is None else logging.INFO)
         if stream is None:
-            wanted = doc["name"] in self._settings.streams
             if not wanted and any(map(is_frame_key, doc["data_keys"].values())):
                 self._passed_over[doc["name"]] = None
             return

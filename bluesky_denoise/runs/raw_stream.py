@@ -310,7 +310,9 @@ def _warn_of_no_size(descriptor: Mapping[str, Any]) -> None:
         key
         for device, owned in descriptor.get("object_keys", {}).items()
         for key in owned
-        if key in (device, f"{device}_image") and "external" in specs[key]
+        if key in (device, f"{device}_image")
+        and "external" in specs[key]
+        and not is_frame_key(specs[key], 1)
     ]
     if detectors:
         logger.warning(

@@ -16,6 +16,7 @@ __all__ = [
     "frame_keys",
     "is_frame_key",
     "is_sigma",
+    "left_out",
     "raw_key",
     "under_names",
 ]
@@ -26,6 +27,9 @@ differ."""
 
 SIGMA = "_sigma"
 """Ends the data keys of standard errors."""
+
+_LARGEST_MATRIX = 4
+"""Arrays of so many rows and columns at most are no images."""
 
 TAKE_ONE = (
     "A detector tells the size of its last frame: where region, binning or colours were changed "
@@ -93,6 +97,27 @@ def frame_keys(descriptor: EventDescriptor, wanted: Sequence[str] | None) -> dic
     order = list(wanted)  # the first has the regions that are set without a data key
     found_in_order = sorted(found, key=lambda n: order.index(n) if n in order else len(order))
     return {name: found[name] for name in found_in_order}
+
+
+def left_out(descriptor: EventDescriptor) -> dict[str, str]:
+    """Return why images of a raw stream are denoised only if they are named, by data key."""
+    found = {}
+    for key, spec in descriptor["data_keys"].items():
+        shape = list(spec.get("shape") or ())
+        if is_frame_key(spec) or not is_frame_key(spec, 1):
+            continue
+        if max(side or 0 for side in shape[-2:]) <= _LARGEST_MATRIX:
+            continue
+        try:
+            check_frame_shape(spec, key)
+        except FrameShapeError as error:
+            found[key] = f"{error} No setting includes it (areaDetector: ColorMode Mono)."
+        else:
+            found[key] = (
+                f"Data key {key!r} has shape {shape}; without `data_keys`, frames of 16 x 16 "
+                "pixels or more are denoised. Name there all that is to be, this one too."
+            )
+    return found
 
 
 def also_called(descriptor: EventDescriptor, name: str, key: str) -> list[str]:
