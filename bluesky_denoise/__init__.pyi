@@ -14,6 +14,7 @@ from bluesky_denoise.gaps import GapFiller as GapFiller
 from bluesky_denoise.in_turn import InTurn as InTurn
 from bluesky_denoise.nexus import export_nexus as export_nexus
 from bluesky_denoise.process import DenoiseProcess as DenoiseProcess
+from bluesky_denoise.raw_runs import raw_writer as raw_writer
 from bluesky_denoise.reprocessing import reprocess as reprocess
 from bluesky_denoise.roi import ROI as ROI
 from bluesky_denoise.roi import measure_roi as measure_roi

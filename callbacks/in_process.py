@@ -10,15 +10,11 @@ import sys
 
 from bluesky import RunEngine
 from bluesky.plans import count, scan  # noqa: F401 (for the prompt)
-from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 
-from bluesky_denoise import DenoiseProcess, DenoiseSettings
-from bluesky_denoise.backup import RawBackup
+from bluesky_denoise import DenoiseProcess, DenoiseSettings, raw_writer
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.in_tiled.layouts import why_not_opened
-from bluesky_denoise.in_turn import InTurn
-from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
 if len(sys.argv) != 2:
     sys.exit("Give the file of settings: ipython -i callbacks/in_process.py settings.yaml")
@@ -37,8 +33,6 @@ except Exception as error:
 
 RE = RunEngine()
 # Raw data first, and on its own; what Tiled does not take is kept, and the scan goes on.
-raw_backup = RawBackup(settings.backup_path / "raw")
-raw_writer = TiledWriter(cat, batch_size=1, patches=RESOURCE_PATCHES, backup_dictionary=raw_backup)
-RE.subscribe(InTurn(raw_writer))  # signals that are monitored have threads of their own
+RE.subscribe(raw_writer(cat, settings.backup_path / "raw"))
 denoise = DenoiseProcess(settings)
 RE.subscribe(denoise)

@@ -9,12 +9,10 @@ from pathlib import Path
 import bluesky.plans as bp
 from bluesky import RunEngine
 from bluesky.callbacks import LiveTable
-from bluesky_tiled_plugins import TiledWriter
 from ophyd.sim import motor
 from tiled.client import from_uri
 
-from bluesky_denoise import DenoiseProcess, DenoiseSettings, embedded_tiled
-from bluesky_denoise.backup import RawBackup
+from bluesky_denoise import DenoiseProcess, DenoiseSettings, embedded_tiled, raw_writer
 from bluesky_denoise.simulation import SceneFrames, diffraction_scene
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
 
@@ -25,8 +23,7 @@ def main(directory: Path) -> None:
     RE = RunEngine()
     with embedded_tiled(directory) as uri:
         cat = from_uri(uri)
-        kept = RawBackup(directory / "raw_backup")  # what Tiled does not take
-        RE.subscribe(TiledWriter(cat, batch_size=1, backup_dictionary=kept))
+        RE.subscribe(raw_writer(cat, directory / "raw_backup"))
         settings = DenoiseSettings(tiled_uri=uri, frames_directory=directory / "denoised")
         with DenoiseProcess(settings) as denoise:
             columns = ["motor", "det_image_denoised_total", "latency_s"]

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import bluesky.plans as bp
 from bluesky import RunEngine
-from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 
-from bluesky_denoise import DenoiseSettings, denoised_streams, embedded_tiled, reprocess
+from bluesky_denoise import (
+    DenoiseSettings,
+    denoised_streams,
+    embedded_tiled,
+    raw_writer,
+    reprocess,
+)
 from bluesky_denoise.simulation import ReplayFrames, recorded_frames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
 
@@ -23,7 +28,7 @@ def main(directory: Path) -> None:
     RE = RunEngine()
     with embedded_tiled(directory) as uri:
         cat = from_uri(uri)
-        RE.subscribe(TiledWriter(cat, batch_size=1))
+        RE.subscribe(raw_writer(cat, directory / "raw_backup"))
         RE(bp.count([pilatus], 3))
 
         settings = DenoiseSettings(tiled_uri=uri, frames_directory=directory / "denoised")

@@ -14,7 +14,6 @@ import json
 import bluesky.plans as bp
 import numpy as np
 from bluesky import RunEngine
-from bluesky_tiled_plugins import TiledWriter
 from ophyd import Component, DetectorBase, SingleTrigger
 from ophyd.areadetector.cam import CamBase
 from ophyd.areadetector.filestore_mixins import (
@@ -23,8 +22,13 @@ from ophyd.areadetector.filestore_mixins import (
 from ophyd.areadetector.plugins import HDF5Plugin_V34, TIFFPlugin_V34
 from tiled.client import from_uri
 
-from bluesky_denoise import DenoiseProcess, DenoiseSettings, denoised_streams, reprocess
-from bluesky_denoise.sources.resources import RESOURCE_PATCHES
+from bluesky_denoise import (
+    DenoiseProcess,
+    DenoiseSettings,
+    denoised_streams,
+    raw_writer,
+    reprocess,
+)
 
 WHERE, URI = {where!r}, {uri!r}
 
@@ -55,7 +59,7 @@ def main():
         model="bluesky_denoise.testing:UnitDenoiser", tiled_uri=URI, frames_directory=WHERE + "/out"
     )
     denoise = DenoiseProcess(settings)
-    RE.subscribe(TiledWriter(cat, batch_size=1, patches=RESOURCE_PATCHES))
+    RE.subscribe(raw_writer(cat, WHERE + "/raw_backup"))
     RE.subscribe(denoise)
     detectors = [
         detector("tiff", "TIFF1:", TIFFPlugin_V34, FileStoreTIFFIterativeWrite),

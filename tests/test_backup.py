@@ -7,13 +7,13 @@ import bluesky.plans as bp
 import httpx
 import numpy as np
 import pytest
-from bluesky_tiled_plugins import TiledWriter
 from live_path import SHAPE, Camera, is_whole, poisson, settings, wait_for
 from ophyd import Signal
 from process_fixtures import replay
 from tiled.client import from_uri
 
-from bluesky_denoise.backup import BackupFile, RawBackup, backup_files, read_backup, take_backup
+from bluesky_denoise.backup import BackupFile, backup_files, read_backup, take_backup
+from bluesky_denoise.raw_runs import raw_writer
 from bluesky_denoise.restore import restore_run
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_documents
@@ -203,8 +203,7 @@ def test_a_server_error_ends_no_scan_and_the_raw_run_comes_back(RE, tiled, raw, 
             return httpx.Response(500, request=request, text="broken")
         return send(request, **kwargs)
 
-    writer = TiledWriter(client, batch_size=1, backup_dictionary=RawBackup(tmp_path / "raw"))
-    RE.subscribe(writer)
+    RE.subscribe(raw_writer(client, tmp_path / "raw"))
     client.context.http_client.send = fail
     (uid,) = RE(bp.count([replay(), Signal(name="number", value=np.int64(3))], 3))
     client.context.http_client.send = send

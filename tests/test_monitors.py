@@ -7,14 +7,13 @@ from contextlib import contextmanager, suppress
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import numpy as np
-from bluesky_tiled_plugins import TiledWriter
 from live_path import settings, wait_for
 from ophyd import Signal
 from process_fixtures import FRAMES, replay
 from tiled.client import from_uri
 
-from bluesky_denoise.backup import RawBackup
 from bluesky_denoise.in_turn import InTurn
+from bluesky_denoise.raw_runs import raw_writer
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
 
@@ -39,8 +38,7 @@ def changing(signal, every_s=0.002):
 
 def test_a_monitor_does_not_break_the_raw_writer(RE, tiled, raw, tmp_path):
     client, current = from_uri(tiled.uri), Signal(name="current", value=0.0)
-    writer = TiledWriter(client, batch_size=1, backup_dictionary=RawBackup(tmp_path / "raw"))
-    RE.subscribe(InTurn(writer))
+    RE.subscribe(raw_writer(client, tmp_path / "raw"))
     with changing(current):
         (uid,) = RE(bpp.monitor_during_wrapper(bp.count([replay()], 3), [current]))
     assert not (tmp_path / "raw").exists()

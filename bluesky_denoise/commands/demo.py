@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from bluesky import RunEngine
 from bluesky import plans as bp
-from bluesky_tiled_plugins import TiledWriter
 from ophyd.sim import SynAxis
 from tiled.client import from_uri
 
 from bluesky_denoise.evaluation.baselines import best_gaussian
 from bluesky_denoise.evaluation.metrics import line_contrast, noise_corrected_error
 from bluesky_denoise.process import DenoiseProcess
+from bluesky_denoise.raw_runs import raw_writer
 from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.simulation import ReplayFrames, recorded_frames, reference
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
@@ -61,7 +61,7 @@ def scan_and_denoise(
     angle = SynAxis(name="angle")
     client = from_uri(uri)
     RE = RunEngine()
-    RE.subscribe(TiledWriter(client, batch_size=1))
+    RE.subscribe(raw_writer(client, directory / "raw_backup"))
     settings = DenoiseSettings(tiled_uri=uri, frames_directory=directory / "denoised_frames")
     with DenoiseProcess(settings) as denoise:
 

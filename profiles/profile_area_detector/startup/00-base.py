@@ -3,13 +3,10 @@
 from pathlib import Path
 
 from bluesky import RunEngine
-from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 
-from bluesky_denoise.backup import RawBackup
+from bluesky_denoise import raw_writer
 from bluesky_denoise.errors import SettingsError
-from bluesky_denoise.in_turn import InTurn
-from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 from bluesky_denoise.startup import closed_at_exit, newest_scan_id, profile_directory
 from bluesky_denoise.support.yaml_files import read_yaml
 
@@ -35,11 +32,5 @@ if BEAMLINE.get("tiled_uri"):
             "it, correct the address or TILED_API_KEY, or leave `tiled_uri` out."
         ) from None
     RE.md["scan_id"] = newest_scan_id(cat)
-    # A server error must not end a scan: what Tiled does not take is kept here.
-    raw_writer = TiledWriter(
-        cat,
-        batch_size=1,
-        patches=RESOURCE_PATCHES,
-        backup_dictionary=RawBackup(PROFILE / "raw_backup"),
-    )
-    RE.subscribe(InTurn(raw_writer))  # signals that are monitored have threads of their own
+    # A server error must not end a scan: what Tiled does not take is kept there.
+    RE.subscribe(raw_writer(cat, PROFILE / "raw_backup"))

@@ -6,12 +6,10 @@ import tempfile
 from pathlib import Path
 
 from bluesky import RunEngine
-from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 
-from bluesky_denoise.backup import RawBackup
+from bluesky_denoise import raw_writer
 from bluesky_denoise.errors import SettingsError
-from bluesky_denoise.in_turn import InTurn
 from bluesky_denoise.server import embedded_tiled
 from bluesky_denoise.startup import closed_at_exit, newest_scan_id, profile_directory
 from bluesky_denoise.support.yaml_files import read_yaml
@@ -44,5 +42,4 @@ WEB_PAGE = TILED_URI.replace("/api/v1?", "/ui/browse/?")
 cat = from_uri(TILED_URI)
 
 RE = RunEngine({"scan_id": newest_scan_id(cat)})
-raw_writer = TiledWriter(cat, batch_size=1, backup_dictionary=RawBackup(DATA / "raw_backup"))
-RE.subscribe(InTurn(raw_writer))  # signals that are monitored have threads of their own
+RE.subscribe(raw_writer(cat, DATA / "raw_backup"))
