@@ -55,13 +55,13 @@ def test_pixels_that_are_kept_have_the_error_of_their_counts(denoiser):
     assert found.sigma[20, 30] == pytest.approx(200, rel=0.02)
 
 
-def test_empty_pixels_that_are_kept_have_the_error_of_one_count(denoiser):
+def test_an_empty_pixel_beside_a_spot_is_as_known_as_those_around_it(denoiser):
     counts = np.random.default_rng(0).poisson(0.3, (48, 64))
-    counts[19:22, 29:32] = 60  # stays as counted, with its neighbours
+    counts[19:22, 29:32] = 60  # stays as counted
     counts[18, 30] = 0
     found = denoiser.denoise(counts, 2.0)
-    assert found.rate[18, 30] == 0
-    assert found.sigma[18, 30] == pytest.approx(1 / 2.0, rel=0.01)
+    assert found.sigma[18, 30] < 0.2  # one count would be 0.5
+    assert abs(found.rate[18, 30] - 0.15) < 3 * found.sigma[18, 30]
     assert np.median(found.sigma) < 0.02  # away from it many pixels share what they know
 
 
