@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/bluesky-denoise demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
