@@ -111,9 +111,11 @@ def try_settings(
     raw = as_tiled_run(run)
     documents = list(archived_documents(raw, settings.streams, most=events))
     audited = _denoise(router, documents)
-    plain = DenoiseRouter(dry.model_copy(update={"audit": False}), router.denoiser)
-    with _quiet():  # all has been said
-        seconds = _denoise(plain, documents).seconds
+    seconds = audited.seconds
+    if settings.audit:
+        plain = DenoiseRouter(dry.model_copy(update={"audit": False}), router.denoiser)
+        with _quiet():  # all has been said
+            seconds = _denoise(plain, documents).seconds
     if not audited.events:
         why = audited.reason or f"it has no frames in {', '.join(settings.streams)}"
         raise DenoiseError(f"Run {raw.metadata['start']['uid']} cannot be denoised: {why}")

@@ -1,5 +1,7 @@
 """Settings tried on archived runs, by `try_settings` and the command `check`."""
 
+import time
+
 import bluesky.plans as bp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from ophyd.sim import det as point_detector
 from ophyd.sim import motor
 
 from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.runs import row_denoiser
 from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.testing import UnitDenoiser
 from bluesky_denoise.trial import try_settings
@@ -64,13 +67,20 @@ def test_a_run_that_cannot_be_denoised_at_all_is_refused_with_the_reason(RE, til
         try_settings(run, DenoiseSettings(), denoiser=UnitDenoiser())
 
 
-def test_the_time_of_the_audit_is_told_apart(RE, tiled):
+def test_the_time_of_the_audit_is_told_apart(RE, tiled, monkeypatch):
     run = _run(RE, tiled, poisson(shape=(64, 64)))
+
+    def slow(*args):
+        time.sleep(0.3)
+        return audit(*args)
+
+    audit = row_denoiser.audit
+    monkeypatch.setattr(row_denoiser, "audit", slow)
     (audited,) = try_settings(run, DenoiseSettings(threads=1))
-    assert audited.audit_seconds > 0
+    assert audited.audit_seconds > 0.1
     assert {event["denoise_audit"] for event in audited.events} == {"passed"}
     (plain,) = try_settings(run, DenoiseSettings(threads=1, audit=False))
-    assert plain.audit_seconds < audited.audit_seconds
+    assert plain.audit_seconds == 0 < plain.seconds
     assert {event["denoise_audit"] for event in plain.events} == {"none"}
 
 
