@@ -103,6 +103,29 @@ def test_a_key_that_is_not_in_the_run_is_warned_of_with_those_there_are(RE, raw,
     )
 
 
+@pytest.mark.parametrize(("taken", "level"), [("ab", "WARNING"), ("a", "INFO")])
+def test_one_misspelt_key_of_several_is_told_once_in_a_run(RE, raw, build, caplog, taken, level):
+    caplog.set_level("INFO", "bluesky_denoise")
+    _, derived = build(data_keys=["a_image", "b_imag"], streams=("primary", "dark"))
+    cameras = [Camera(name=name, func=poisson()) for name in taken]
+
+    @bpp.run_decorator()
+    def plan():
+        for stream in ("primary", "dark"):
+            yield from bps.trigger_and_read(cameras, stream)
+
+    for _ in range(2):
+        RE(plan())
+    assert len(derived.by_name["event"]) == 4
+    told = [r for r in caplog.records if "no frames of b_imag, which `data_keys`" in r.message]
+    assert [record.levelname for record in told] == [level] * 2
+    expected = {
+        "ab": "images are a_image, b_image; not denoised: b_image; perhaps b_image is meant.",
+        "a": "the images are a_image.",
+    }
+    assert all(record.message.endswith(expected[taken]) for record in told)
+
+
 def test_a_run_without_the_detector_is_not_warned_of(RE, raw, build, caplog):
     build(data_keys=["det_image"])
     RE(bp.scan([Signal(name="diode", value=1.0)], SynAxis(name="motor"), 0, 1, 2))

@@ -1,5 +1,6 @@
 """One raw run on its way through the denoiser."""
 
+import difflib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from bluesky_denoise.runs.raw_stream import RawStream, Row, open_stream
 from bluesky_denoise.runs.row_denoiser import RowDenoiser
 from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.sources.datum_files import DatumFiles
-from bluesky_denoise.sources.frame_keys import is_frame_key, left_out
+from bluesky_denoise.sources.frame_keys import is_frame_key, left_out, not_found
 from bluesky_denoise.sources.readers import FrameSource, as_stack, open_source, read_until
 from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
@@ -70,6 +71,7 @@ class DenoisedRun:
         self._known: DerivedEvent | None = None
         self._passed_over: dict[str, None] = {}  # streams with frames that are not wanted
         self._left_out: set[str] = set()  # images of which was told why they are not denoised
+        self._not_found: set[str] = set()  # of `data_keys`, as was told
         self._problems: list[str] = []
         self._skipped = 0
         # Resource and Datum become StreamResource and StreamDatum: one path for all.
@@ -136,6 +138,26 @@ class DenoisedRun:
                 self._left_out.add(key)
                 logger.log(level, "Run %.8s, stream %s: %s", self.uid, doc["name"], why)
 
+    def _tell_of_not_found(self, doc: Mapping[str, Any], stream: RawStream) -> None:
+        """Tell of names in `data_keys` that a stream has nothing for: they may be misspelt."""
+        lacking = not_found(doc, self._settings.data_keys or ())
+        lacking = [name for name in lacking if name not in self._not_found]
+        if not lacking:
+            return
+        self._not_found.update(lacking)
+        images = [key for key, spec in doc["data_keys"].items() if is_frame_key(spec)]
+        others = [key for key in images if key not in stream.raw_keys.values()]
+        near = [m for name in lacking for m in difflib.get_close_matches(name, others, 1)]
+        # Where all images are denoised, this run is merely without one of the detectors.
+        logger.log(
+            logging.WARNING if others else logging.INFO,
+            "Run %.8s, stream %s: there are no frames of %s, which `data_keys` names; the images "
+            "are %s%s%s.",
+            *(self.uid, doc["name"], ", ".join(lacking), ", ".join(images)),
+            f"; not denoised: {', '.join(others)}" if others else "",
+            f"; perhaps {near[0]} is meant" if near else "",
+        )
+
     def _descriptor(self, doc: Mapping[str, Any]) -> None:
         known = self._by_name.get(doc["name"])
         names = known.names if known else ()
@@ -147,6 +169,7 @@ class DenoisedRun:
             if not wanted and any(map(is_frame_key, doc["data_keys"].values())):
                 self._passed_over[doc["name"]] = None
             return
+        self._tell_of_not_found(doc, stream)
         # A second descriptor of the same stream carries a new configuration on.
         if known:
             self.flush()  # what waits was taken with the old configuration

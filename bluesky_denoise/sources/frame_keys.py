@@ -17,6 +17,7 @@ __all__ = [
     "is_frame_key",
     "is_sigma",
     "left_out",
+    "not_found",
     "raw_key",
     "under_names",
 ]
@@ -118,6 +119,11 @@ def left_out(descriptor: EventDescriptor) -> dict[str, str]:
                 "pixels or more are denoised. Name there all that is to be, this one too."
             )
     return found
+
+
+def not_found(descriptor: EventDescriptor, wanted: Sequence[str]) -> list[str]:
+    """Return which of the data keys or devices that are asked for have no frames in a stream."""
+    return [name for name in wanted if not frame_keys(descriptor, [name])]
 
 
 def also_called(descriptor: EventDescriptor, name: str, key: str) -> list[str]:
