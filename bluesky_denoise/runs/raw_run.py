@@ -17,7 +17,7 @@ from bluesky_denoise.runs.raw_stream import RawStream, Row, open_stream
 from bluesky_denoise.runs.row_denoiser import RowDenoiser
 from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.sources.datum_files import DatumFiles
-from bluesky_denoise.sources.frame_keys import is_frame_key, left_out, not_found
+from bluesky_denoise.sources.frame_keys import frame_keys, is_frame_key, left_out, not_found
 from bluesky_denoise.sources.readers import FrameSource, as_stack, open_source, read_until
 from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
@@ -69,7 +69,7 @@ class DenoisedRun:
         self._datum_files = DatumFiles()
         self._skipping = ""
         self._known: DerivedEvent | None = None
-        self._passed_over: dict[str, None] = {}  # streams with frames that are not wanted
+        self._passed_over: dict[str, set[str]] = {}  # frames of streams that are not wanted
         self._left_out: set[str] = set()  # images of which was told why they are not denoised
         self._not_found: set[str] = set()  # of `data_keys`, as was told
         self._problems: list[str] = []
@@ -126,10 +126,26 @@ class DenoisedRun:
             handler(doc)
 
     def _tell_of_other_streams(self) -> None:
-        if self._passed_over and not self._by_name:
+        if not self._passed_over:
+            return
+        named = ", ".join(self._settings.streams)
+        if not self._by_name:
             logger.warning(
                 "Run %.8s is not denoised: it has frames in %s, and setting `streams` names %s",
-                *(self.uid, ", ".join(self._passed_over), ", ".join(self._settings.streams)),
+                *(self.uid, ", ".join(self._passed_over), named),
+            )
+            return
+        denoised = {key for stream in self._by_name.values() for key in stream.raw_keys.values()}
+        others = {stream: keys for stream, keys in self._passed_over.items() if keys}
+        if others:
+            nowhere = set().union(*others.values()) - denoised
+            told = [f"{', '.join(sorted(keys))} in {stream}" for stream, keys in others.items()]
+            logger.log(
+                # Dark frames, say, of a detector that is denoised are left out on purpose.
+                logging.WARNING if nowhere else logging.INFO,
+                "Run %.8s: not denoised are frames of %s; setting `streams` names %s. Name there "
+                "all streams that are to be denoised.",
+                *(self.uid, "; ".join(told), named),
             )
 
     def _tell_of_left_out(self, doc: Mapping[str, Any], level: int) -> None:
@@ -166,8 +182,10 @@ class DenoisedRun:
         if wanted and self._settings.data_keys is None:
             self._tell_of_left_out(doc, logging.WARNING if stream is None else logging.INFO)
         if stream is None:
-            if not wanted and any(map(is_frame_key, doc["data_keys"].values())):
-                self._passed_over[doc["name"]] = None
+            images = {key for key, spec in doc["data_keys"].items() if is_frame_key(spec)}
+            if not wanted and images:
+                asked_for = frame_keys(doc, self._settings.data_keys).values()
+                self._passed_over.setdefault(doc["name"], set()).update(images & {*asked_for})
             return
         self._tell_of_not_found(doc, stream)
         # A second descriptor of the same stream carries a new configuration on.
