@@ -31,6 +31,13 @@ from bluesky_denoise.in_tiled.layouts import connect  # noqa: E402
 EXPECTED = "expected an address such as localhost:5578"
 
 
+def check_port(option: str, address: str) -> None:
+    """Refuse a port that is none: 0MQ takes 70000 for another one, and says nothing."""
+    port = address.rpartition(":")[2]
+    if port.isdecimal() and not 0 < int(port) < 2**16:
+        sys.exit(f"{option} {address!r}: port {port} is none from 1 to 65535; {EXPECTED}")
+
+
 class Dispatcher(RemoteDispatcher):
     """It ends what waits for documents before it closes its loop; asyncio would complain."""
 
@@ -53,6 +60,8 @@ def main() -> None:
     parser.add_argument("--subscribe", default="localhost:5578", help="where documents come from")
     parser.add_argument("--publish", default="localhost:5577", help="where results go")
     arguments = parser.parse_args()
+    check_port("--subscribe", arguments.subscribe)
+    check_port("--publish", arguments.publish)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
 

@@ -144,6 +144,21 @@ def test_an_address_of_the_bus_that_is_none_is_told_in_a_line(environment, tmp_p
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("option", ["--subscribe", "--publish"])
+@pytest.mark.parametrize("address", ["localhost:70000", "tcp://localhost:0"])
+def test_a_port_of_the_bus_that_is_none_is_told_in_a_line(environment, tmp_path, option, address):
+    (tmp_path / "settings.yaml").write_text(f"model: {UNIT!r}\n")
+    arguments = ["callbacks/zmq.py", str(tmp_path / "settings.yaml"), option, address]
+    process = start(arguments, environment)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    port = address.rpartition(":")[2]
+    assert output == (
+        f"{option} {address!r}: port {port} is none from 1 to 65535; expected an address such as "
+        "localhost:5578\n"
+    )
+
+
 @pytest.fixture
 def proxy():
     """Run Bluesky's 0MQ proxy; yield its two ports."""
