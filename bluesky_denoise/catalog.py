@@ -18,6 +18,7 @@ from bluesky_denoise.sources.frame_keys import is_frame_key
 
 __all__ = [
     "FROM_ARCHIVE",
+    "NO_END",
     "DenoisedStream",
     "as_tiled_run",
     "denoised_streams",
@@ -28,10 +29,13 @@ __all__ = [
     "has_frames",
     "is_complete",
     "is_whole",
+    "is_whole_so_far",
 ]
 
 FROM_ARCHIVE = "from_archive"
 """Key of the provenance: true where no frame was lost on the way, as beside a scan."""
+NO_END = "the raw run has no end in Tiled"
+"""Begins the reason of a stream that has what there was of such a run."""
 _MAY_PASS = r"could not be saved in|\w+Error: "
 """In reasons of frames that may be denoised another time."""
 
@@ -225,6 +229,16 @@ def is_whole(denoised: DenoisedStream, raw_stop: Mapping[str, Any]) -> bool:
     wanted = (raw_stop.get("num_events") or {}).get(denoised.raw_stream, 0)
     has_all = denoised.provenance.get(FROM_ARCHIVE) or denoised.num_events >= wanted
     return bool(has_all and _none_is_missing(denoised))
+
+
+def is_whole_so_far(run: Any, denoised: DenoisedStream) -> bool:
+    """Tell whether a stream has all that Tiled has of a raw run without an end.
+
+    The scan goes on, or its session was killed; nobody can tell which.
+    """
+    done, taken = events_of(run, denoised)
+    ended = denoised.exit_status not in (None, "fail") or denoised.reason.startswith(NO_END)
+    return ended and done >= taken and _none_is_missing(denoised)
 
 
 def ended_well(exit_status: str | None, reason: str, raw_stop: Mapping[str, Any]) -> bool:

@@ -11,12 +11,14 @@ import numpy as np
 from bluesky_denoise.as_settings import SettingsLike, as_settings
 from bluesky_denoise.catalog import (
     FROM_ARCHIVE,
+    NO_END,
     DenoisedStream,
     as_tiled_run,
     denoised_streams,
     ended_well,
     has_frames,
     is_whole,
+    is_whole_so_far,
 )
 from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
 from bluesky_denoise.frames import DenoiserLike
@@ -197,17 +199,21 @@ def has_result(
     Returns
     -------
     str
-        Name of the denoised stream; empty where one is missing, or incomplete.
+        Name of the denoised stream; empty where one is missing, or incomplete. Of a raw run that
+        has no end, it must have all that is in Tiled.
     """
     raw = as_tiled_run(run)
-    stop = raw.metadata.get("stop") or {}
-    wanted = [name for name in streams if stop.get("num_events", {}).get(name)]
+    stop = raw.metadata.get("stop")
+    if stop is None:
+        wanted = [name for name in streams if name in raw]
+    else:
+        wanted = [name for name in streams if stop.get("num_events", {}).get(name)]
     made = {
         found.raw_stream: found.name
         for found in reversed(denoised_streams(raw, container))  # the newest counts
         if found.raw_stream in wanted
         and _what_matters(found.provenance) == _what_matters(provenance)
-        and is_whole(found, stop)
+        and (is_whole_so_far(raw, found) if stop is None else is_whole(found, stop))
     }
     return made[wanted[-1]] if wanted and made.keys() == set(wanted) else ""
 
@@ -276,7 +282,8 @@ def reprocess(
     SettingsError
         If the settings name no place for the result.
     DenoiseError
-        If the run holds nothing to denoise, it failed, or Tiled may not read the frames.
+        If the run holds nothing to denoise, it failed, Tiled may not read the frames, or the run
+        has no end: the result is there then, up to where the run has come.
     TiledUnavailable
         If it could not be written; the documents are kept in the backup directory.
     """
@@ -315,7 +322,7 @@ def reprocess(
                 router(name, doc)
             done += 1
             progress(done, total)
-        reason = f"the raw run has no end in Tiled; the {done} events that are there are denoised"
+        reason = f"{NO_END}; the {done} events that are there are denoised"
     finally:
         router.close(reason)
         left = sink.close() if sink else []

@@ -180,6 +180,30 @@ def test_a_run_that_is_held_since_before_its_end_is_denoised_to_its_end(
     assert denoised_streams(held[0])[0].num_events == 2
 
 
+def test_a_run_without_an_end_has_its_result_until_more_of_it_comes(
+    RE, raw, tiled, settings, camera
+):
+    RE(bp.count([camera], 3))
+    (uid,) = [doc["uid"] for doc in raw.by_name["start"]]
+    write, documents = TiledWriter(tiled.client, batch_size=1), iter(raw.documents)
+    provenance = DenoiseRouter(settings).provenance
+    for number in (2, 3):
+        for name, doc in documents:
+            write(name, doc)
+            if doc.get("seq_num") == number:
+                break
+        run = tiled.client[uid]
+        assert has_result(run, provenance) == ""
+        with pytest.raises(DenoiseError, match=f"the {number} events that are there are denoised"):
+            reprocess(run, settings, known=StoredResults(run, provenance))
+        assert has_result(run, provenance) == denoised_streams(run)[0].name
+    write(*next(documents))
+    assert has_result(run, provenance) == ""
+    reprocess(run, settings, known=StoredResults(run, provenance))
+    assert has_result(run, provenance) == "denoised_3"
+    assert [found.num_events for found in denoised_streams(run)] == [3, 3, 2]
+
+
 def test_a_raw_stream_with_a_number_is_not_taken_for_another(RE, tiled, settings, camera):
     @bpp.run_decorator()
     def plan():

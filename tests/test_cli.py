@@ -146,6 +146,10 @@ def test_a_raw_run_without_its_end_is_told_however_well_its_denoising_ended(
     listed = command("runs", "-n", "1")
     assert re.search(rf"{uid[:8]} .*│ 2 +│ +│ success, the raw run has no end", listed)
     assert "raw run: has no end in Tiled" in command("show", uid)
+    assert "no end in Tiled; the 2 events" in command("reprocess", "settings.yaml", bare, code=1)
+    for run in (bare, uid):
+        told = command("reprocess", "settings.yaml", run)
+        assert "has this result already, as denoised" in told
 
 
 def test_a_stream_that_was_cut_short_is_flagged_and_another_shown(command, uid, tiled):
