@@ -13,6 +13,7 @@ from bluesky_denoise.plans import (
     adaptive_denoised_scan,
     adaptive_exposure_scan,
     denoised_count,
+    denoised_scan,
     exposure_signal,
     find_weak_peak,
     paired_exposures,
@@ -419,6 +420,36 @@ def test_references_that_cannot_be_are_refused(RE, det, denoised, every, exposur
     plan = denoised_count([det], denoised=denoised, reference_every=every, reference_s=exposure_s)
     with pytest.raises(SettingsError, match=r"reference_.* is 0.*; expected a number above 0"):
         RE(plan)
+
+
+@pytest.mark.parametrize("plan", ["scan", "adaptive_denoised_scan", "adaptive", "coarse", "fine"])
+def test_references_that_are_shorter_than_other_frames_are_refused_before_the_run(
+    plan, RE, raw, det, motor, denoised
+):
+    asked = {"reference_every": 1, "reference_s": 0.4}
+    roi = [det], denoised, "satellite", motor, 0, 4, 5
+    limits = {"relative_error": 0.2, "max_frames": 4}
+    target = "denoised_satellite_intensity", motor, 0, 1, 0.2, 0.4, 20.0, False
+    plans = {
+        "scan": denoised_scan([det], motor, -1, 1, 3, denoised=denoised, **asked),
+        "adaptive_denoised_scan": adaptive_denoised_scan(
+            [det], *target, denoised=denoised, **asked
+        ),
+        "adaptive": adaptive_exposure_scan(*roi, exposure_s=0.5, **limits, **asked),
+        "coarse": find_weak_peak(*roi, exposure_s=0.5, fine_exposure_s=0.1, **asked),
+        "fine": find_weak_peak(*roi, exposure_s=0.1, fine_exposure_s=0.5, **asked),
+    }
+    with pytest.raises(SettingsError, match=r"reference_s is 0\.4, and .* exposed for 0\.5 s"):
+        RE(plans[plan])
+    assert not raw.documents
+    assert det.cam.acquire_time.get() == 0.5
+
+
+def test_references_are_compared_with_shortened_exposures(RE, raw, det, motor, denoised):
+    asked = {"reference_every": 1, "reference_s": 0.4}
+    plan = denoised_scan([det], motor, -1, 1, 2, denoised=denoised, **asked)
+    RE(short_exposure_wrapper(plan, [det], 5))
+    assert [e["det_cam_acquire_time"] for e in events_of(raw, "reference")] == [0.4] * 2
 
 
 def test_pairs_that_cannot_be_are_refused(RE, raw, det, motor, denoised):

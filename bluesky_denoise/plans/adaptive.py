@@ -149,6 +149,8 @@ def adaptive_exposure_scan(
     exposed = with_exposures(detectors)
     signals = [exposure_signal(detector) for detector in exposed]
     reference = reference_points(denoised, reference_every, reference_s)
+    if reference is not None:
+        reference.check_longer(exposure_s)
     point, total = _Point(name=f"{roi}_point"), _Total(name=f"{roi}_total")
     positions = np.linspace(start, stop, num)
     args = {

@@ -23,6 +23,7 @@ __all__ = [
     "check_whole",
     "described",
     "detector_of",
+    "detectors_of",
     "number",
 ]
 
@@ -85,8 +86,7 @@ def check_detectors(
             f"{denoised.name} follows the streams {', '.join(denoised.streams)}; the frames of "
             f"this plan go into {stream!r}. Name it in the `streams` of the denoiser."
         )
-    # Without data keys, those that the regions are set by.
-    wanted = denoised.data_keys or tuple(dict.fromkeys(denoised.frames_of.values()))
+    wanted = _frames_of(denoised)
     if wanted and not _may_read(detectors, wanted):
         raise SettingsError(
             f"{denoised.name} has the numbers of {', '.join(wanted)}; {_what_is_read(detectors)}. "
@@ -125,6 +125,17 @@ def detector_of(denoised: DenoisedSignals, attribute: str, detectors: Sequence[A
     data_key = denoised.frames_of.get(attribute)
     may = [d for d in detectors if data_key is not None and _may_read([d], [data_key])]
     return [*may, *detectors][0]
+
+
+def detectors_of(denoised: DenoisedSignals, detectors: Sequence[Any]) -> list[Any]:
+    """Return the detectors that may give frames that the signals are of."""
+    wanted = _frames_of(denoised)
+    return [detector for detector in detectors if not wanted or _may_read([detector], wanted)]
+
+
+def _frames_of(denoised: DenoisedSignals) -> tuple[str, ...]:
+    """Return the frames that signals are of; without data keys, those that regions are set by."""
+    return denoised.data_keys or tuple(dict.fromkeys(denoised.frames_of.values()))
 
 
 def _may_read(detectors: Sequence[Readable], data_keys: Iterable[str]) -> bool:

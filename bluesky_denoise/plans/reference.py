@@ -12,7 +12,7 @@ from ophyd import Component, Device, Kind, Signal
 
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import SettingsError
-from bluesky_denoise.plans.checks import check_above_zero, check_whole, number
+from bluesky_denoise.plans.checks import check_above_zero, check_whole, detectors_of, number
 from bluesky_denoise.plans.exposure_values import read_values, set_values
 from bluesky_denoise.plans.exposures import exposure_readings, exposure_signal, with_exposures
 from bluesky_denoise.plans.positions import read_positions
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _STREAM = "reference"
 _DISAGREE_SIGMA = 4.0
+_ROUNDED = 1.01
+"""By which factor a detector may round an exposure."""
 _NAN = float("nan")
 
 
@@ -63,6 +65,22 @@ class ReferencePoints:
         names = [f"{roi}_{what}" for roi in denoised.rois for what in ("pull", "denoised_ratio")]
         components = {name: Component(Signal, value=_NAN, kind=Kind.hinted) for name in names}
         self._agreement = type("Agreement", (Device,), components)(name="agreement")
+
+    def check_longer(self, *exposures_s: float) -> None:
+        """Raise `SettingsError` if a frame of the scan is exposed longer than the reference."""
+        longest_s = max(exposures_s, default=0.0)
+        if self.exposure_s * _ROUNDED < longest_s:
+            raise SettingsError(
+                f"reference_s is {self.exposure_s!r}, and the frames of the scan are exposed for "
+                f"{longest_s:.4g} s; expected a longer exposure than theirs. Give it in seconds, "
+                "or expose the frames shorter, by `short_exposure_wrapper` for instance."
+            )
+
+    def longer_wrapper(self, plan: MsgGenerator, detectors: Sequence[Any]) -> MsgGenerator:
+        """Check before a plan that the reference is longer than what detectors are set to."""
+        signals = [exposure_signal(d) for d in detectors_of(self._denoised, detectors)]
+        self.check_longer(*(yield from read_values(signals, [self.exposure_s] * len(signals))))
+        return (yield from plan)
 
     def after_point(
         self, detectors: Sequence[Any], step: Mapping[Any, Any], short: Mapping[str, Reading]

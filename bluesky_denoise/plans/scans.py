@@ -200,13 +200,13 @@ def denoised_scan(
         ``reference``; how well the denoised frame agrees with it goes into the stream
         ``agreement``. The denoiser must be set to denoise ``reference`` as well.
     reference_s :
-        The full exposure, seconds.
+        The full exposure, seconds; no shorter than that of the other frames.
 
     Raises
     ------
     SettingsError
         If no detector is the one that is denoised, the stream ``primary`` is not, or
-        references are asked for that cannot be had.
+        references are asked for that cannot be had, or would be shorter than other frames.
 
     Examples
     --------
@@ -279,5 +279,6 @@ def shown_with_references(
         exposed = with_exposures(detectors)
         signals = [exposure_signal(detector) for detector in exposed]
         plan = tried_wrapper(plan, signals, reference.exposure_s)
+        plan = reference.longer_wrapper(plan, exposed)
         plan = keep_exposures_wrapper(plan, exposed)
     return (yield from plan)

@@ -139,6 +139,8 @@ def find_weak_peak(
     exposures = [exposure_signal(detector) for detector in exposed]
     exposures_read = exposure_readings(exposed)
     reference = reference_points(denoised, reference_every, reference_s)
+    if reference is not None:
+        reference.check_longer(exposure_s, fine_s)
     result = _WeakPeak(name=f"{roi}_peak")
     args = {
         **{"roi": roi, "start": start, "stop": stop, "num": num, "exposure_s": exposure_s},
