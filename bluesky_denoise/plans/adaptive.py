@@ -14,6 +14,7 @@ from ophyd import Component, Device, Kind, Signal
 
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans.by_name import denoised_by_name
 from bluesky_denoise.plans.checks import (
     check_above_zero,
     check_detectors,
@@ -67,6 +68,7 @@ class _Total(Device):
     saved_s = Component(Signal, value=0.0, kind=Kind.hinted)
 
 
+@denoised_by_name
 def adaptive_exposure_scan(
     detectors: Sequence[Readable],
     denoised: DenoisedSignals,
@@ -102,7 +104,7 @@ def adaptive_exposure_scan(
     detectors :
         The first exposes the frames of the ROI; all of them are exposed alike.
     denoised :
-        The signals.
+        The signals; second, or by name, as in the other plans.
     roi :
         Name of the ROI.
     motor, start, stop, num :

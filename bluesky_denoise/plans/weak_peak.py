@@ -15,6 +15,7 @@ from ophyd import Component, Device, Kind, Signal
 
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.plans.by_name import denoised_by_name
 from bluesky_denoise.plans.checks import (
     check_above_zero,
     check_detectors,
@@ -55,6 +56,7 @@ class _WeakPeak(Device):
     fine_p_value = Component(Signal, value=_NAN, kind=Kind.normal)
 
 
+@denoised_by_name
 def find_weak_peak(
     detectors: Sequence[Readable],
     denoised: DenoisedSignals,
@@ -85,7 +87,7 @@ def find_weak_peak(
     detectors, motor, start, stop, num :
         As `bluesky.plans.scan` has them; at least 5 points.
     denoised :
-        The signals.
+        The signals; second, or by name, as in the other plans.
     roi :
         Name of the ROI.
     exposure_s :
