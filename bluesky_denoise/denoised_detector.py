@@ -37,6 +37,9 @@ class DenoisedDetector:
     ROI ``<name>_<roi>_intensity`` and the other numbers of `measure_roi`. Intensities are
     hinted, or the total where there are no ROIs. Whatever else the detector has, it has too.
 
+    It stands for the detector: give a plan the one or the other, never both. Ophyd refuses to
+    stage a detector twice, before the run begins (``RedundantStaging: ... is already staged``).
+
     Parameters
     ----------
     detector :

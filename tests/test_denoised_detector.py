@@ -12,6 +12,7 @@ from bluesky.utils import FailedStatus
 from live_path import SummingCamera, poisson
 from ophyd import DeviceStatus
 from ophyd.sim import SynSignal
+from ophyd.utils import RedundantStaging
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 from ophyd_async.sim import SimBlobDetector
 from typing_extensions import get_protocol_members, is_protocol
@@ -146,3 +147,14 @@ def test_a_denoised_detector_is_staged_and_configured_as_the_detector(RE, raw, d
     assert staged == [0.25, 0.5]
     (descriptor,) = raw.by_name["descriptor"]
     assert descriptor["configuration"]["det"]["data"] == {"det_cam_acquire_time": 0.25}
+
+
+@pytest.mark.parametrize("first", ["the detector", "what denoises it"])
+def test_a_detector_beside_what_denoises_it_is_refused_before_the_run(RE, raw, det, first):
+    """As the docstring says: ophyd's own error, whichever is staged first."""
+    both = [det, DenoisedDetector(det, UnitDenoiser())]
+    with pytest.raises(RedundantStaging, match="is already staged"):
+        RE(bp.count(both if first == "the detector" else both[::-1]))
+    assert not raw.documents
+    RE(bp.count(both[1:]))  # nothing is left staged
+    assert raw.by_name["stop"][0]["exit_status"] == "success"
