@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 from bluesky_denoise.as_settings import SettingsLike, as_settings
@@ -221,12 +221,11 @@ class DenoiseProcess:
         self._feeder.join(timeout)
         with self._changed:
             self._closed = True  # a child that has died meanwhile is not started again
-            runs = ", ".join(uid[:8] for uid in self._open) or "none"
+            runs = list(self._open)
         if not self._child.end(deadline - time.monotonic()):
             logger.error(
-                "The denoiser did not finish in time and is killed; runs cut short: %s. "
-                "`bluesky-denoise catch-up` completes them",
-                runs,
+                "The denoiser did not finish in time and is killed; %s%s",
+                *(_cut_short(runs), "; until then they have no end" if runs else ""),
             )
         self._receiver.join(1.0)
         self._child.close()
@@ -402,7 +401,7 @@ class DenoiseProcess:
             give_up = self._closing or (often and now - self._restarts[0] < _RESTARTS_WITHIN_S)
             self._restarts.append(now)
             self._lost |= {uid: reason for uid, run in lost.items() if not run.ended}
-        logger.error("%s; runs cut short: %s", reason, ", ".join(u[:8] for u in lost) or "none")
+        logger.error("%s; %s", reason, _cut_short(lost))
         for uid, run in lost.items():
             try:
                 documents, new = self._open.end_of(run, self.provenance, reason)
@@ -439,3 +438,13 @@ class DenoiseProcess:
             self._backlog.clear()
             self._open.clear()
             self._changed.notify_all()
+
+
+def _cut_short(runs: Collection[str]) -> str:
+    """Say which runs are cut short, and what to do about it."""
+    if not runs:
+        return "no run is cut short"
+    return (
+        f"runs cut short: {', '.join(uid[:8] for uid in runs)}. `bluesky-denoise catch-up "
+        "SETTINGS.yaml`, with the settings of this session, completes their denoised streams"
+    )

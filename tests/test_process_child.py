@@ -49,7 +49,8 @@ def test_a_child_that_is_killed_in_mid_run(RE, live, logged):
     stop = live.derived.by_name["stop"][0]
     assert (stop["exit_status"], stop["reason"]) == ("fail", reason)
     assert stop["num_events"] == {"denoised": 2}
-    assert f"{reason}; runs cut short: {uid[:8]}" in logged()
+    told = f"{reason}; runs cut short: {uid[:8]}. `bluesky-denoise catch-up SETTINGS.yaml`"
+    assert told in logged()
     assert live.denoise.pid != before
     assert live.raw.by_name["stop"][0]["exit_status"] == "success"
 

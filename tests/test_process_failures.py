@@ -31,7 +31,7 @@ from process_fixtures import FRAMES, NOWHERE, finished, replay
 from tiled.client import from_uri
 
 from bluesky_denoise.backup import backup_files, read_backup
-from bluesky_denoise.errors import DenoiseTimeout
+from bluesky_denoise.errors import DenoiseFailed, DenoiseTimeout
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
@@ -62,6 +62,21 @@ def test_what_waits_when_the_denoiser_is_closed_is_skipped_in_time(
     assert set(reasons) == {"", "skipped: the denoiser was closed before its turn"}
     assert derived.by_name["stop"][0]["exit_status"] == "success"
     assert "In 5 s at most, those that are left are skipped" in logged()
+
+
+def test_what_to_do_about_a_run_that_is_cut_short_is_told(RE, gate, tmp_path, logged):
+    options = settings(model="child_denoisers:Gated", frames_directory=tmp_path / "denoised")
+    denoise = DenoiseProcess(options)
+    RE.subscribe(denoise)
+    (uid,) = RE(bp.count([replay()], 3))
+    denoise.close(0.5)
+    assert (
+        f"did not finish in time and is killed; runs cut short: {uid[:8]}. `bluesky-denoise "
+        "catch-up SETTINGS.yaml`, with the settings of this session, completes their denoised "
+        "streams; until then they have no end" in logged()
+    )
+    with pytest.raises(DenoiseFailed, match=f"{uid[:8]}.*`bluesky-denoise catch-up` denoises"):
+        denoise.wait(60)
 
 
 def test_frames_of_a_fly_scan_that_wait_at_the_end_are_skipped_and_the_others_kept(
