@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,14 +82,37 @@ def test_what_finds_no_room_loses_its_frames_and_nothing_else(changed):
     assert skipped(backlog.take(9)) == [False, True]
 
 
-def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(changed, logged):
-    backlog = Backlog(changed, most=4, wait_s=1)
+class Simulated(threading.Condition):
+    """Waits on a clock of its own, `now`; each second that is waited for, something is done."""
+
+    now = 0.0
+    each_second = staticmethod(lambda: None)
+
+    def wait_for(self, predicate, timeout=None):
+        ends = self.now + timeout
+        while not predicate() and self.now < ends:
+            self.now = min(self.now + 1, ends)
+            self.each_second()
+        return predicate()
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    condition = Simulated()
+    clock = SimpleNamespace(monotonic=lambda: condition.now)
+    monkeypatch.setattr("bluesky_denoise.child.backlog.time", clock)
+    with condition:
+        yield condition
+
+
+def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(simulated, logged):
+    backlog = Backlog(simulated, most=4, wait_s=9)
     held = []
     for number in range(7):
-        began = time.monotonic()
+        began = simulated.now
         backlog.put("event", event(number), frames=True)
-        held.append(time.monotonic() - began)
-    assert [seconds > 0.8 for seconds in held] == [False] * 4 + [True, False, False]
+        held.append(simulated.now - began)
+    assert held == [0, 0, 0, 0, 9, 0, 0]
     assert logged().count("The denoiser is 4 events behind: frames are skipped") == 1
     assert skipped(backlog.take(1)) == [False]
     backlog.put("event", event(7), frames=True)  # three wait: more than half
@@ -97,32 +121,23 @@ def test_only_the_first_without_room_waits_and_frames_are_taken_again_at_half(ch
     assert skipped(backlog.take(9)) == [False, False, True, True, True, True, False]
 
 
-def test_a_denoiser_that_is_slow_holds_each_run_for_a_bounded_time_in_all(changed, logged):
-    backlog = Backlog(changed, most=4, wait_s=0.3)
-    taken, ended = [], threading.Event()
-
-    def denoise():
-        while not ended.wait(0.1):  # less than what a document may wait
-            with changed:
-                taken.extend(backlog.take(1))
-
-    slow = threading.Thread(target=denoise)
-    slow.start()
-    took = []
+def test_a_denoiser_that_is_slow_holds_each_run_for_a_bounded_time_in_all(simulated, logged):
+    """It takes one each second, while it is waited for."""
+    backlog = Backlog(simulated, most=4, wait_s=3)
+    taken, took = [], []
+    simulated.each_second = lambda: taken.extend(backlog.take(1))
     for _ in range(2):
         backlog.put("start", {}, frames=False)
-        began = time.monotonic()
+        taken += backlog.take(1)
+        began = simulated.now
         for number in range(20):
             backlog.put("event", event(number), frames=True)
-        took.append(time.monotonic() - began)
+        took.append(simulated.now - began)
         backlog.put("stop", {}, frames=False)
         taken += backlog.take(99)
-    ended.set()
-    changed.wait(0.2)  # it lets the other end
-    slow.join(5)
-    assert max(took) < 1  # 20 of them take 2 s to denoise
+    assert took == [3, 3]
     assert [name for name, _, _ in taken] == 2 * ["start", *(20 * ["event"]), "stop"]
-    assert 20 < sum(skipped(taken)) < 40
+    assert skipped(taken) == 2 * [*(8 * [False]), *(13 * [True]), False]
     assert logged().count("events behind: frames are skipped") == 2  # once in each run
 
 

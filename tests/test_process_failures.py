@@ -143,7 +143,7 @@ def test_a_full_queue_holds_the_scan_for_a_bounded_time_and_what_is_skipped_is_t
     options = settings(
         model="child_denoisers:Gated", frames_directory=tmp_path / "denoised", queue_size=4
     )
-    with DenoiseProcess(options, queue_wait_s=0.3) as denoise:
+    with DenoiseProcess(options, queue_wait_s=2) as denoise:
 
         def timed(name, doc):
             began = time.monotonic()
@@ -155,8 +155,7 @@ def test_a_full_queue_holds_the_scan_for_a_bounded_time_and_what_is_skipped_is_t
         (uid,) = RE(bp.count([replay()], 30))
         assert_emitted(raw.by_name, start=1, descriptor=1, event=30, stop=1)
         assert "event" not in derived.by_name
-        assert 0.3 <= max(held) < 2
-        assert sum(held) < 4
+        assert 2 <= sum(held) < 20  # of 26 that find no room
         with pytest.raises(DenoiseTimeout, match=rf"after 0\.1 s\. Still open: {uid[:8]}\."):
             denoise.wait(0.1)
         gate.touch()
