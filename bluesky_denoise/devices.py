@@ -44,8 +44,9 @@ class DenoisedSignals(Device):
     it comes after the event has been saved: use the plans and stubs of
     :mod:`bluesky_denoise.plans`, or ``yield from trigger_and_read([denoised], "signals")``.
     Read in the same event as its detector it would be one point late, which is refused
-    where no frame was saved before. Frames of streams that are not denoised do not count: after
-    a dark frame, say, the numbers, and their ``raw_seq_num``, are still those of the frame before.
+    where no frame was saved before. Frames of streams that are not denoised have no numbers: where
+    a dark frame, say, is all that has come since the last trigger, all numbers become NaN,
+    ``denoise_ok`` False.
 
     For each data key ``<key>_raw_total`` (counts), ``<key>_denoised_total`` (counts / s),
     ``<key>_exposure_s`` and ``<key>_audit_deviance``. For each ROI ``<roi>_intensity`` and
@@ -166,6 +167,7 @@ class DenoisedSignals(Device):
         self._newest = NewestResults(self.name, self.streams, self._result_keys, keys)
         self._waiting: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
         self._wanted: RawEvent | None = None  # last, until its derived run has ended
+        self._asked_for: RawEvent | None = None  # by the last trigger
         self._token = denoise.subscribe(self._derived)
 
     def __repr__(self) -> str:
@@ -197,12 +199,16 @@ class DenoisedSignals(Device):
                     f"where it is on another machine, `RE.subscribe({self.name}.raw)`."
                 )
                 _fail(status, DenoiseError(reason))
+            elif wanted.since and wanted._replace(since="") == self._asked_for:
+                self._show({"denoise_reason": f"not denoised: the frame of {wanted.since!r}"})
+                status.set_finished()
             elif not self._answer(wanted, status):
                 timer = threading.Timer(self.timeout_s, self._late, (wanted, status))
                 timer.daemon = True
                 self._waiting.append((wanted, status, timer))
                 timer.start()
             self._wanted = wanted
+            self._asked_for = wanted and wanted._replace(since="")
         return status
 
     def read(self) -> dict[str, dict[str, Any]]:

@@ -4,14 +4,17 @@ import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
+from beamline import denoised_here, detector, events_of
 from composed_runs import ComposedRun
 from derived_by_hand import Derived, at, signals_of
 from ophyd.sim import SynAxis
 
 from bluesky_denoise.newest_results import Result
+from bluesky_denoise.plans import read_denoised
 from bluesky_denoise.runs.last_event import LastEvent, RawEvent
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
+from bluesky_denoise.testing import UnitDenoiser
 
 
 def test_the_last_event_is_that_of_the_newest_run_that_is_open():
@@ -74,3 +77,26 @@ def test_only_what_was_denoised_since_answers_for_a_point_that_is_taken_again():
     assert Result(1, 20.0, {}).answers(RawEvent("run", "primary", 1, 20.0))
     assert not Result(1, 20.0, {}).answers(RawEvent("run", "primary", 2, 21.0))
     assert Result(3, 30.0, {}).answers(RawEvent("run", "primary", 3, 0.0))  # of a fly scan
+
+
+@pytest.mark.parametrize("on_timeout", ["raise", "raw"])
+def test_numbers_of_a_frame_before_do_not_stand_for_one_that_is_not_denoised(RE, raw, on_timeout):
+    det = detector(exposure_s=0.5)
+    denoised = denoised_here(RE, UnitDenoiser(), timeout_s=2, on_timeout=on_timeout)
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator()
+    def plan():
+        for streams in (("primary",), ("dark",), ("primary", "dark"), ("dark",), ()):
+            for stream in streams:
+                yield from bps.trigger_and_read([det], stream)
+            yield from read_denoised(denoised)
+
+    RE(plan())
+    read = events_of(raw, "signals")
+    assert [data["denoised_raw_seq_num"] for data in read] == [1, 0, 2, 0, 0]
+    assert [data["denoised_denoise_ok"] for data in read] == [True, False, True, False, False]
+    numbers = [data["denoised_satellite_intensity"] for data in read]
+    assert list(np.isfinite(numbers)) == [True, False, True, False, False]
+    assert read[1]["denoised_denoise_reason"] == "not denoised: the frame of 'dark'"
+    assert denoised.raw.value is None

@@ -20,6 +20,8 @@ class RawEvent(NamedTuple):
     time: float
     """Seconds since the epoch; 0 where only a stream datum has come of it. A point that is
     taken again after a pause has the same ``seq_num`` and a later time."""
+    since: str = ""
+    """Name of a stream that is not denoised, if frames have gone into it since."""
 
 
 class LastEvent:
@@ -40,6 +42,7 @@ class LastEvent:
         # By uid of the descriptor: run and stream; and the raw keys of its frames.
         self._followed: dict[str, tuple[str, str]] = {}
         self._frames: dict[str, set[str]] = {}
+        self._others: dict[str, tuple[str, str]] = {}  # as followed, of frames that are not
         self._resources: dict[str, tuple[str, str]] = {}  # stream resource -> run, data key
         self._events: dict[str, RawEvent] = {}  # by open run, that of the newest event last
 
@@ -51,10 +54,12 @@ class LastEvent:
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a raw run."""
         if name == "descriptor":
-            frames = frame_keys(doc, self._data_keys) if doc["name"] in self._streams else {}
-            if frames:
-                self._followed[doc["uid"]] = doc["run_start"], doc["name"]
+            frames, stream = frame_keys(doc, self._data_keys), (doc["run_start"], doc["name"])
+            if frames and doc["name"] in self._streams:
+                self._followed[doc["uid"]] = stream
                 self._frames[doc["uid"]] = set(frames.values())
+            elif frames:
+                self._others[doc["uid"]] = stream
         elif name == "stream_resource":
             self._resources[doc["uid"]] = doc.get("run_start", ""), doc["data_key"]
         elif name in ("event", "event_page", "stream_datum"):
@@ -63,6 +68,7 @@ class LastEvent:
             uid = doc["run_start"]
             self._followed = {key: run for key, run in self._followed.items() if run[0] != uid}
             self._frames = {key: self._frames[key] for key in self._followed}
+            self._others = {key: run for key, run in self._others.items() if run[0] != uid}
             self._resources = {key: of for key, of in self._resources.items() if of[0] != uid}
             self._events.pop(uid, None)
 
@@ -79,6 +85,9 @@ class LastEvent:
     def _event(self, name: str, doc: Mapping[str, Any]) -> None:
         run = self._followed.get(doc["descriptor"])
         if run is None:
+            uid, stream = self._others.get(doc["descriptor"], ("", ""))
+            if uid in self._events:
+                self._events[uid] = self._events[uid]._replace(since=stream)
             return
         if name == "event":
             seq_num, time = doc["seq_num"], doc["time"]
