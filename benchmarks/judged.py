@@ -24,8 +24,9 @@ def judged(description: str, what: str, number: int) -> tuple[Denoiser, int]:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument(f"--{what}", type=int, default=number)
     parser.add_argument("--weights", default="default")
+    parser.add_argument("--non-local", action="store_true")
     given = parser.parse_args()
-    denoiser = Denoiser.load(given.weights, threads=1)
+    denoiser = Denoiser.load(given.weights, threads=1, non_local=given.non_local)
     number = getattr(given, what)
     print(f"weights {denoiser.weights_sha256[:12]}, {number} {what} each")
     return denoiser, number

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,29 @@ class Denoiser:
     card : what the weights are; needs ``model`` and ``sha256``
     name : what to call the weights
     device : ``cpu``, ``cuda`` or ``cuda:N``; CUDA where there is one if None
+    non_local : as for `Denoiser.load`
+
+    Raises
+    ------
+    SettingsError
+        If the device is not there, or the network cannot do what ``non_local`` asks for.
     """
 
     def __init__(
-        self, model: nn.Module, card: dict[str, Any], name: str, device: str | None = None
+        self,
+        model: nn.Module,
+        card: dict[str, Any],
+        name: str,
+        device: str | None = None,
+        *,
+        non_local: bool = False,
     ) -> None:
+        if non_local and not hasattr(model, "estimate_non_local"):
+            raise SettingsError(
+                f"non_local is True, and the network of {name!r} is {card.get('model')!r}, which "
+                "tells no errors to compare pixels by. Leave it out, or use weights of "
+                "photon_exchange, such as the shipped ones."
+            )
         self.device: str = _choose_device(device)
         self.name = name
         self.card = card
@@ -53,12 +71,18 @@ class Denoiser:
         self._kind = torch.device(self.device).type
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)
         self._has_variance = getattr(model, "tells_variance", False)
+        self.non_local = non_local
         self._stretch = _stretch(card)
         self._most_pixels = MOST_PIXELS[self._kind]
 
     @classmethod
     def load(
-        cls, name: str | Path = "default", device: str | None = None, *, threads: int | None = None
+        cls,
+        name: str | Path = "default",
+        device: str | None = None,
+        *,
+        threads: int | None = None,
+        non_local: bool = False,
     ) -> "Denoiser":
         """Load shipped weights by name, or others by path.
 
@@ -67,6 +91,9 @@ class Denoiser:
         name : name of shipped weights, or path of a ``.safetensors`` with its card beside it
         device : ``cpu``, ``cuda`` or ``cuda:N``; None takes CUDA where there is one
         threads : CPU threads of torch in this process; None leaves them as they are
+        non_local : let pixels that are still noisy share photons with near ones that look alike,
+            as non-local means do: for powder rings, fringes and lines that run obliquely, which
+            keep much of their noise otherwise. It takes several times as long on a processor
 
         Raises
         ------
@@ -75,7 +102,8 @@ class Denoiser:
         CheckpointError
             If the weights are damaged.
         SettingsError
-            If the device is not there, or ``threads`` is below 1.
+            If the device is not there, ``threads`` is below 1, or the network cannot do what
+            ``non_local`` asks for.
         """
         if threads is not None:
             if threads < 1:
@@ -83,7 +111,7 @@ class Denoiser:
             torch.set_num_threads(threads)
         device = _choose_device(device)
         model, card = load_checkpoint(name)
-        denoiser = cls(model, card, Path(name).stem, device)
+        denoiser = cls(model, card, Path(name).stem, device, non_local=non_local)
         logger.info("Weights %s (%.12s) on %s.", name, denoiser.weights_sha256, denoiser.device)
         return denoiser
 
@@ -97,7 +125,8 @@ class Denoiser:
             return None
 
     def __repr__(self) -> str:
-        return f"<Denoiser {self.name!r}, weights {self.weights_sha256:.12}, on {self.device}>"
+        weights = f"weights {self.weights_sha256:.12}{', non-local' if self.non_local else ''}"
+        return f"<Denoiser {self.name!r}, {weights}, on {self.device}>"
 
     def denoise(
         self,
@@ -250,11 +279,19 @@ class Denoiser:
             # Padded pixels are masked: the network must not see them as dark.
             v = self._tensor(valid, pad)
             with self._autocast():
-                out = self._model.estimate(x, v)[:2] if self._has_variance else [self._model(x, v)]
+                out = self._estimate(x, v)
             images = torch.stack([image[:, 0, :height, :width].float() for image in out])
             images[1:].sqrt_()
             images /= torch.from_numpy(seconds).to(self.device)[:, None, None]
             return images.masked_fill_(v[:, 0, :height, :width] == 0, torch.nan)
+
+    def _estimate(self, counts: Tensor, valid: Tensor) -> Sequence[Tensor]:
+        """Return the estimate, and its variance where the network tells it."""
+        if self.non_local:
+            return self._model.estimate_non_local(counts, valid)
+        if self._has_variance:
+            return self._model.estimate(counts, valid)[:2]
+        return [self._model(counts, valid)]
 
     def _tensor(self, array: np.ndarray, pad: tuple[int, int, int, int]) -> Tensor:
         x = torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)

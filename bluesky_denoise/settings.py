@@ -83,6 +83,8 @@ class DenoiseSettings(BaseModel):
     """``"cuda"``, ``"cuda:1"``, ``"cpu"``; None: CUDA where there is one, else CPU."""
     threads: PositiveInt | None = None
     """CPU threads of the denoiser; None: all cores but one, which the RunEngine keeps."""
+    non_local: bool = False
+    """Take more noise from powder rings, fringes and oblique lines, in several times the time."""
 
     tiled_uri: str | None = None
     """Tiled server, or any of its web pages; None: nothing is written to Tiled."""

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bluesky_denoise.models import drawn_kernels, kernels, spots
+from bluesky_denoise.models.alike import share_alike
 from bluesky_denoise.models.error_head import ErrorHead
 from bluesky_denoise.models.features import describe
 from bluesky_denoise.models.kernels import Kernel
@@ -275,6 +276,16 @@ class PhotonExchange(nn.Module):
             out, own = self._moved(shares, valid, *images)
             variance = self.error(found, out[0], own) * valid
         return Estimate(out[0], variance, None if other is None else out[1])
+
+    def estimate_non_local(self, counts: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate expected counts and their variance; pixels that look alike share once more.
+
+        Nothing of that is learnt: training does without it.
+        """
+        found = self.estimate(counts, valid)
+        with torch.autocast(counts.device.type, enabled=False):
+            free = self._free(counts) ** 2
+            return share_alike(counts, valid, found.counts, found.variance, free)
 
     def _moved(
         self, shares: list[_Shares], valid: Tensor, *images: Tensor
