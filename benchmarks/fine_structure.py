@@ -2,8 +2,8 @@
 
 Run as ``python -m benchmarks.fine_structure [--frames 2] [--weights default]``: the contrast that
 fringes keep, the squared error over Poisson noise (1: no better than the counts themselves), how
-often the 95 % intervals hold, and how many frames the audit flags. Anscombe + BM3D and the best
-Gaussian, which knows the truth, stand beside it.
+often the 95 % intervals hold, and how many frames the audit flags. The same network with
+`non_local`, Anscombe + BM3D, and the best Gaussian, which knows the truth, stand beside it.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.judged import judged
+from benchmarks.judged import judged, with_and_without
 from bluesky_denoise.audit import audit_frame
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d, best_gaussian
@@ -29,10 +29,10 @@ SPECKLE = tuple((grain, mean) for mean in (0.1, 0.5, 5.0, 100.0) for grain in (2
 def main() -> None:
     denoiser, frames = judged(__doc__, "frames", 2)
     print(
-        "| scene | counts / px | contrast kept: ours | BM3D | best Gaussian | "
-        "error over noise: ours | BM3D | best Gaussian | 95 % intervals | flagged |"
+        "| scene | counts / px | contrast kept: ours | non_local | BM3D | best Gaussian | "
+        "error over noise: ours | non_local | BM3D | best Gaussian | 95 % intervals | flagged |"
     )
-    print("| --- " * 10 + "|")
+    print("| --- " * 12 + "|")
     for name, mean, scenes in _scenes(frames):
         print(_row(denoiser, name, mean, scenes), flush=True)
 
@@ -68,7 +68,7 @@ def _row(
         smooth, _ = best_gaussian(
             counts, lambda image, truth=truth: float(((image - truth) ** 2).mean())
         )
-        estimates = (found.rate, anscombe_bm3d(counts), smooth)
+        estimates = (*with_and_without(denoiser, counts), anscombe_bm3d(counts), smooth)
         errors.append([((image - truth) ** 2).mean() / truth.mean() for image in estimates])
         if wave is not None:
             of_truth = abs((truth * wave).sum())
@@ -76,7 +76,7 @@ def _row(
         low, high = found.interval(0.95)
         held.append(((truth >= low) & (truth <= high)).mean())
         flagged += not audit_frame(counts, 1.0, denoiser).ok
-    cells = [f"{x:.2f}" for x in np.mean(kept, axis=0)] if kept else [""] * 3
+    cells = [f"{x:.2f}" for x in np.mean(kept, axis=0)] if kept else [""] * 4
     cells += [f"{x:.3f}" for x in np.mean(errors, axis=0)]
     cells += [f"{100 * np.mean(held):.0f} %", f"{flagged} of {len(scenes)}"]
     return f"| {name} | {mean:g} | {' | '.join(cells)} |"

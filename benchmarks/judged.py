@@ -2,9 +2,11 @@
 
 import argparse
 
+import numpy as np
+
 from bluesky_denoise.denoiser import Denoiser
 
-__all__ = ["judged"]
+__all__ = ["judged", "with_and_without"]
 
 
 def judged(description: str, what: str, number: int) -> tuple[Denoiser, int]:
@@ -30,3 +32,13 @@ def judged(description: str, what: str, number: int) -> tuple[Denoiser, int]:
     number = getattr(given, what)
     print(f"weights {denoiser.weights_sha256[:12]}, {number} {what} each")
     return denoiser, number
+
+
+def with_and_without(denoiser: Denoiser, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Denoise a frame of 1 s as it is done by default, and with `non_local`: the rates."""
+    rates = []
+    was = denoiser.non_local
+    for denoiser.non_local in (False, True):
+        rates.append(denoiser.denoise(counts, 1.0).rate)
+    denoiser.non_local = was
+    return rates[0], rates[1]

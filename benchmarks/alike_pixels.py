@@ -1,0 +1,77 @@
+"""Print what `non_local` does to random scenes: to estimates, to their error bars, and to the time.
+
+Run as ``python -m benchmarks.alike_pixels [--scenes 200] [--weights default]``. Scenes are those
+of the training, drawn anew; counted are those in which it changes a pixel in 200 or more.
+"""
+
+import time
+
+import numpy as np
+
+from benchmarks.judged import judged, with_and_without
+from bluesky_denoise.denoiser import Denoiser
+from bluesky_denoise.simulation.random_scenes import random_scene
+from bluesky_denoise.simulation.recorded import recorded_frames
+
+SHAPE = (192, 192)
+LEAST_CHANGED = 0.005
+CONFIDENCES = (0.68, 0.9, 0.95)
+
+
+def main() -> None:
+    denoiser, scenes = judged(__doc__, "scenes", 200)
+    ratios, held = [], {False: [], True: []}
+    for i in range(scenes):
+        rng = np.random.default_rng([i, 77])
+        truth = random_scene(SHAPE, rng, log10_level=(-1.0, 3.5))
+        counts = rng.poisson(truth)
+        before, after = with_and_without(denoiser, counts)
+        changed = abs(after - before) > 1e-3 * before
+        if changed.mean() < LEAST_CHANGED:
+            continue
+        ratios.append(_divergence(after, truth) / _divergence(before, truth))
+        for denoiser.non_local, shares in held.items():
+            found = denoiser.denoise(counts, 1.0)
+            intervals = [found.interval(confidence) for confidence in CONFIDENCES]
+            shares.append(
+                [((low <= truth) & (truth <= high))[changed].mean() for low, high in intervals]
+            )
+    change = 100 * (np.array(ratios) - 1)
+    mean = 100 * (np.exp(np.log(ratios).mean()) - 1)
+    tenth, median, last = np.quantile(change, [0.1, 0.5, 0.9])
+    print(f"changed: {len(ratios)} of {scenes} scenes")
+    print(
+        f"divergence from the truth: {mean:+.1f} % on average; a tenth {tenth:+.1f} % or better, "
+        f"half {median:+.1f} %, nine tenths {last:+.1f} %; the worst {change.max():+.1f} %"
+    )
+    for non_local, shares in held.items():
+        told = " / ".join(f"{100 * share:.0f}" for share in np.mean(shares, axis=0))
+        print(f"68 / 90 / 95 % intervals of changed pixels, non_local {non_local}: {told} %")
+    rows, cols = np.indices((512, 512))
+    fringes = 100 * (1 + 0.9 * np.cos(2 * np.pi * (0.6 * rows + 0.8 * cols) / 12))
+    print(f"time, a frame of fringes: {_times_longer(denoiser, fringes.astype(int)):.1f} times")
+    line = recorded_frames().counts[0]
+    print(f"time, the I07 frame that ships: {_times_longer(denoiser, line):.1f} times")
+
+
+def _divergence(estimate: np.ndarray, truth: np.ndarray) -> float:
+    """Poisson deviance of expected counts from the true ones."""
+    estimate = np.maximum(estimate, 1e-3 * truth.mean())
+    logs = truth * np.log(np.maximum(truth, 1e-30) / estimate)
+    return float(2 * (estimate - truth + logs).mean())
+
+
+def _times_longer(denoiser: Denoiser, counts: np.ndarray) -> float:
+    """Time with `non_local` over that without, taken in turns."""
+    least = {False: np.inf, True: np.inf}
+    for _ in range(5):
+        for denoiser.non_local in least:
+            begin = time.process_time()
+            denoiser.denoise(counts, 1.0)
+            taken = time.process_time() - begin
+            least[denoiser.non_local] = min(least[denoiser.non_local], taken)
+    return least[True] / least[False]
+
+
+if __name__ == "__main__":
+    main()
