@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,6 +28,7 @@ from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.masks import load_mask
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.settings_errors import EXPECTED, explain
+from bluesky_denoise.support.directories import check_writable
 from bluesky_denoise.support.yaml_files import read_yaml
 from bluesky_denoise.tiled_address import check_address, server_and_key
 
@@ -354,11 +354,8 @@ class DenoiseSettings(BaseModel):
         # decide where `..` leads.
         plain, resolved = os.path.normpath(given), os.path.realpath(given)
         directory = Path(plain if os.path.realpath(plain) == resolved else resolved)
-        # It is made when something is written: until then, what is there of its path counts.
-        there = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
         try:
-            with tempfile.TemporaryFile(dir=there):
-                pass
+            check_writable(directory)
         except OSError as error:
             raise ValueError(f"{directory} cannot be written to: {error.strerror}") from None
         return directory
