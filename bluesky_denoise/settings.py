@@ -28,7 +28,7 @@ from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.masks import load_mask
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.settings_errors import EXPECTED, explain
-from bluesky_denoise.support.directories import check_writable
+from bluesky_denoise.support.directories import check_writable, data_directory
 from bluesky_denoise.support.yaml_files import read_yaml
 from bluesky_denoise.tiled_address import check_address, server_and_key
 
@@ -417,8 +417,7 @@ class DenoiseSettings(BaseModel):
             return self.backup_directory
         if self.frames_directory is not None:
             return self.frames_directory / "backup"
-        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-        return Path(base) / "bluesky_denoise" / "backup"
+        return data_directory() / "bluesky_denoise" / "backup"
 
     def redact(self, text: str) -> str:
         """Return a text without the key of Tiled."""
