@@ -170,7 +170,12 @@ def test_at_the_deadline_the_error_says_how_many_frames_there_are(tmp_path, grow
 
 @pytest.mark.parametrize(
     ("declared", "parameters"),
-    [((2, 16, 20), {}), ((16, 20), {"multiplier": 2}), ((2, 16, 20), {"multiplier": 2})],
+    [
+        ((2, 16, 20), {}),
+        ((1, 2, 16, 20), {}),
+        ((16, 20), {"multiplier": 2}),
+        ((2, 16, 20), {"multiplier": 2}),
+    ],
 )
 def test_two_frames_per_event_lie_one_after_the_other(
     tmp_path, growing, counts, declared, parameters

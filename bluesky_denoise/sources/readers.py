@@ -5,6 +5,7 @@ here or inside an event: `RunNormalizer` of bluesky-tiled-plugins turns Resource
 Datum into StreamResource and StreamDatum before this module sees them.
 """
 
+import math
 import os
 import time
 from pathlib import Path
@@ -67,8 +68,8 @@ class HDF5Source:
         self._path = path_from_uri(resource["uri"])
         self._name = resource["parameters"].get("dataset") or "/entry/data/data"
         shape = descriptor["data_keys"][resource["data_key"]]["shape"]
-        declared = shape[0] if len(shape) == 3 else 1
-        self._per_index = int(resource["parameters"].get("multiplier") or declared or 1)
+        declared = math.prod(size or 1 for size in shape[:-2])
+        self._per_index = int(resource["parameters"].get("multiplier") or declared)
 
     def read(self, index: int) -> np.ndarray:
         """Return the frames of one index, (n, H, W)."""
