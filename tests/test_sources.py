@@ -10,7 +10,12 @@ import pytest
 import tifffile
 from live_path import wait_for
 
-from bluesky_denoise.errors import DenoiseError, FrameNotReady, FrameShapeError
+from bluesky_denoise.errors import (
+    DenoiseError,
+    FrameNotReady,
+    FrameShapeError,
+    FrameValueError,
+)
 from bluesky_denoise.sources.readers import (
     AdapterSource,
     HDF5Source,
@@ -355,6 +360,12 @@ def test_colours_are_no_frames(shape):
 def test_what_is_no_stack_of_frames_is_refused_with_its_shape(shape):
     with pytest.raises(FrameShapeError, match=rf"'det' has shape {re.escape(str(shape))}; expect"):
         as_stack(np.zeros(shape), "det")
+
+
+def test_masked_arrays_are_refused_rather_than_unmasked():
+    counts = np.ma.masked_array(np.ones((16, 20)), np.eye(16, 20))
+    with pytest.raises(FrameValueError, match="A masked array was given"):
+        as_stack(counts, "det")
 
 
 def test_a_kind_of_file_that_nothing_reads_is_named():

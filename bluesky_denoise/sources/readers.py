@@ -24,6 +24,7 @@ from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
 
 from bluesky_denoise.errors import DenoiseError, FrameNotReady, FrameShapeError
+from bluesky_denoise.frame_checks import as_counts
 from bluesky_denoise.sources.frame_keys import TAKE_ONE
 from bluesky_denoise.sources.stored_rows import are_stored
 
@@ -224,8 +225,10 @@ def as_stack(frames: Any, data_key: str) -> np.ndarray:
     ------
     FrameShapeError
         If they are not two- or three-dimensional, or have colours on their last axis.
+    FrameValueError
+        If they are an array of numpy.ma that masks pixels.
     """
-    array = np.asarray(frames)
+    array = as_counts(frames)
     came = array.shape
     while array.ndim > 3 and array.shape[0] == 1:
         array = array[0]
