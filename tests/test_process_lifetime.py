@@ -256,6 +256,23 @@ def children():
     return {child.pid for child in psutil.Process().children()}
 
 
+def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate):
+    derived = DocumentCollector()
+    denoise = DenoiseProcess(settings(model="child_denoisers:Gated"))
+    denoise.subscribe(derived)
+    RE.subscribe(denoise)
+    RE(bp.count([replay()], 3))
+    ctrl_c = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    ctrl_c.start()
+    with pytest.raises(KeyboardInterrupt):
+        denoise.close()
+    gate.touch()
+    denoise.close()
+    assert [event["data"]["denoise_ok"] for event in derived.by_name["event"]] == [True] * 3
+    assert derived.by_name["stop"][0]["exit_status"] == "success"
+    assert not psutil.pid_exists(denoise.pid)
+
+
 def test_a_child_that_is_being_started_again_has_ended_for_all_who_close_the_denoiser(gate, logged):
     others = children()
     gate.touch()
