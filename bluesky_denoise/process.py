@@ -135,6 +135,10 @@ class DenoiseProcess:
         """The newest event with frames that the running run has handed over."""
         return self._last_event.value
 
+    def last_event_of(self, run_uid: str, stream: str) -> RawEvent | None:
+        """Return the newest event with frames of a stream; None where its run is not open."""
+        return self._last_event.of_stream(run_uid, stream)
+
     def subscribe(self, func: Callable[[str, Mapping[str, Any]], Any], name: str = "all") -> int:
         """Call `func` with the documents of derived runs, on a thread; returns a token."""
         return self._subscribers.subscribe(func, name)
