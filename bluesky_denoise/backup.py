@@ -1,5 +1,6 @@
 """Documents in JSON Lines files, for as long as Tiled cannot be reached."""
 
+import atexit
 import base64
 import contextlib
 import io
@@ -8,6 +9,7 @@ import logging
 import os
 import shlex
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from bluesky_denoise.documents import Document
+from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.support.directories import check_writable
 
 __all__ = ["BackupFile", "RawBackup", "backup_files", "read_backup", "take_backup"]
 
@@ -92,11 +96,19 @@ class RawBackup(dict[str, "_RawRun"]):
     Give it to the writer as `backup_dictionary`. Its own `backup_directory` does not take
     what numpy makes: events with arrays are lost, and each takes the next document along.
 
+    What the disk does not take, as where it is full, waits in memory. It is written with the next
+    document of a run that is kept, or when Python ends.
+
     Parameters
     ----------
     directory :
         Made with the first run that is kept; one file for each, which `bluesky-denoise restore`
         brings in.
+
+    Raises
+    ------
+    SettingsError
+        If nothing can be written there.
 
     Examples
     --------
@@ -106,9 +118,18 @@ class RawBackup(dict[str, "_RawRun"]):
     def __init__(self, directory: str | Path) -> None:
         super().__init__()
         self._directory = Path(directory).expanduser().absolute()
+        try:
+            check_writable(self._directory)
+        except OSError as error:
+            raise SettingsError(
+                f"Raw runs that Tiled does not take cannot be kept in {self._directory}: "
+                f"{error.strerror}. Give a directory that can be written to."
+            ) from None
 
     def __setitem__(self, key: str, documents: list[Any]) -> None:
         """Begin a run."""
+        for run in self.values():
+            run.write()
         super().__setitem__(key, _RawRun(self._directory))
 
 
@@ -118,6 +139,8 @@ class _RawRun:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._file: BackupFile | None = None
+        self._waiting: deque[tuple[str, Mapping[str, Any]]] = deque()
+        self._told = False
 
     def append(self, item: Mapping[str, Any]) -> None:
         """Write a document."""
@@ -131,9 +154,50 @@ class _RawRun:
                 "it in.",
                 *(uid, self._file.path, shlex.quote(str(self._file.path))),
             )
-        self._file.append([(name, doc)])
-        if name == "stop":
-            self._file.release()
+        self._waiting.append((name, doc))
+        self.write()
+
+    def write(self) -> None:
+        """Write what waits, in its order, as far as the disk takes it."""
+        while self._waiting:
+            document = self._waiting.popleft()
+            try:
+                self._file.append([document])
+            except OSError as error:
+                self._waiting.appendleft(document)
+                self._tell(error)
+                return
+            except Exception:  # of what no JSON can be made, which must not hold up the others
+                logger.exception(
+                    "A %s document cannot be kept in %s", *(document[0], self._file.path)
+                )
+                continue
+            if document[0] == "stop":
+                self._file.release()
+        if self._told:
+            self._told = False
+            atexit.unregister(self._write_last)
+            logger.warning("%s has all that waited", self._file.path)
+
+    def _tell(self, error: OSError) -> None:
+        if self._told:
+            return
+        self._told = True
+        atexit.register(self._write_last)
+        logger.error(
+            "%s cannot be written (%s): documents of this raw run wait in memory, and are lost if "
+            "the session is killed. Make room. They are written with the next document of a run "
+            "that Tiled does not take, or when the session ends.",
+            *(self._file.path, error),
+        )
+
+    def _write_last(self) -> None:
+        self.write()
+        if self._waiting:
+            logger.critical(
+                "%s lacks %d documents of this raw run, which are lost with this session",
+                *(self._file.path, len(self._waiting)),
+            )
 
 
 def backup_files(directory: Path) -> list[Path]:

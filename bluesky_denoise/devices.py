@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, Self
 
 from ophyd import Device
@@ -168,6 +169,7 @@ class DenoisedSignals(Device):
         self._waiting: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
         self._wanted: RawEvent | None = None  # last, until its derived run has ended
         self._asked_for: RawEvent | None = None  # by the last trigger
+        self._one: tuple[str, str] | None = None  # run and stream that triggers wait for alone
         self._token = denoise.subscribe(self._derived)
 
     def __repr__(self) -> str:
@@ -185,10 +187,30 @@ class DenoisedSignals(Device):
         own = self.raw.value
         return own if own is not None else getattr(self._denoise, "last_event", None)
 
+    @contextmanager
+    def one_stream(self) -> Iterator[None]:
+        """Let triggers wait for frames of that stream alone which had the last one.
+
+        A suspender may take frames of another, such as dark ones, before the plan triggers.
+        """
+        last = self.last_event
+        self._one = last[:2] if last else None
+        try:
+            yield
+        finally:
+            self._one = None
+
+    def _next_wanted(self) -> RawEvent | None:
+        last = self.last_event
+        if last is None or self._one is None or self._one[0] != last.run_uid:
+            return last
+        seen = (self.raw.of_stream, getattr(self._denoise, "last_event_of", None))
+        return next((event for of in seen if of and (event := of(*self._one))), last)
+
     def trigger(self) -> DeviceStatus:
         """Wait for the result of the last raw event; the status is done when it is there."""
         status = _ResultStatus(self)
-        wanted = self.last_event
+        wanted = self._next_wanted()
         with self._lock:
             if wanted is None:
                 reason = (
@@ -258,7 +280,8 @@ class DenoisedSignals(Device):
             _fail(status, error)
             return
         logger.warning("%s", error)
-        summed = self.raw.measure() if isinstance(self.raw, RawSums) else {}
+        can_sum = isinstance(self.raw, RawSums) and self.raw.value in (None, wanted)
+        summed = self.raw.measure() if can_sum else {}
         self._show(
             {
                 **summed,

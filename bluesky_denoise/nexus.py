@@ -1,5 +1,6 @@
 """A denoised run as a NeXus file: raw and denoised frames, numbers, mask, provenance."""
 
+import io
 import json
 import os
 import re
@@ -64,6 +65,8 @@ def export_nexus(
         If the file exists, or the stream has no events.
     DenoiseError
         If the run has no such stream, or Tiled does not tell which raw frames it is of.
+    OSError
+        If the file cannot be written; nothing is left of it.
 
     References
     ----------
@@ -84,22 +87,55 @@ def export_nexus(
     frames = {key: array for key, array in arrays_of(node).items() if array.ndim >= 3}
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with h5py.File(part, "w") as file:
-            entry = _entry(file, run)
-            axes = _axes(run.metadata["start"], columns, denoised)
-            keys = [key for key in frames if not is_sigma(key, node.metadata["data_keys"])]
-            for i, key in enumerate(keys):
-                for written in _frames(entry, run, denoised, frames, key, axes, columns):
-                    progress(i * rows + written, len(keys) * rows)
-            _numbers(entry, columns, axes)
-            _table(entry, columns, table["time"].to_numpy())
-            _provenance(entry, run, denoised)
-            if "default" not in entry.attrs:
-                entry.attrs["default"] = "numbers"
+        with _Disk(part) as disk:
+            try:
+                with h5py.File(disk, "w") as file:
+                    entry = _entry(file, run)
+                    axes = _axes(run.metadata["start"], columns, denoised)
+                    keys = [key for key in frames if not is_sigma(key, node.metadata["data_keys"])]
+                    for i, key in enumerate(keys):
+                        for written in _frames(entry, run, denoised, frames, key, axes, columns):
+                            disk.check(path)
+                            progress(i * rows + written, len(keys) * rows)
+                    _numbers(entry, columns, axes)
+                    _table(entry, columns, table["time"].to_numpy())
+                    _provenance(entry, run, denoised)
+                    if "default" not in entry.attrs:
+                        entry.attrs["default"] = "numbers"
+            finally:  # rather than what HDF5 makes of it
+                disk.check(path)
         part.rename(path)
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+class _Disk(io.FileIO):
+    """A new file that hides from HDF5 that it cannot be written.
+
+    What HDF5 has failed to write it tries again when Python ends, and takes that down.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all, as long as there is room."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left and self._error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self._error = error
+        self.seek(len(left), os.SEEK_CUR)
+        return size
+
+    def check(self, path: Path) -> None:
+        """Raise where something could not be written to what is to be `path`."""
+        if self._error is not None:
+            raise OSError(f"{path} cannot be written: {self._error.strerror}") from self._error
 
 
 def _name(key: str) -> str:

@@ -93,9 +93,10 @@ class DenoiseProcess:
         self._refused: dict[str, str] = {}
         self._lost: dict[str, str] = {}
         self._backups: list[str] = []
+        # A thread whose `join` was interrupted counts as ended, up to Python 3.12: an event tells.
+        self._fed = threading.Event()
         self._start_child()
-        self._feeder = threading.Thread(target=self._feed, name="denoise-feed", daemon=True)
-        self._feeder.start()
+        threading.Thread(target=self._feed, name="denoise-feed", daemon=True).start()
         atexit.register(self.close)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -133,6 +134,10 @@ class DenoiseProcess:
     def last_event(self) -> RawEvent | None:
         """The newest event with frames that the running run has handed over."""
         return self._last_event.value
+
+    def last_event_of(self, run_uid: str, stream: str) -> RawEvent | None:
+        """Return the newest event with frames of a stream; None where its run is not open."""
+        return self._last_event.of_stream(run_uid, stream)
 
     def subscribe(self, func: Callable[[str, Mapping[str, Any]], Any], name: str = "all") -> int:
         """Call `func` with the documents of derived runs, on a thread; returns a token."""
@@ -218,7 +223,7 @@ class DenoiseProcess:
                         "that are left are skipped; `bluesky-denoise catch-up` denoises them later",
                         *(waiting, _SHARE_FOR_FRAMES * timeout),
                     )
-        self._feeder.join(timeout)
+        self._fed.wait(timeout)
         with self._changed:
             self._closed = True  # a child that has died meanwhile is not started again
             runs = list(self._open)
@@ -296,6 +301,12 @@ class DenoiseProcess:
 
     def _feed(self) -> None:
         """Send what waits whenever the child is ready for it (on a thread)."""
+        try:
+            self._feed_on()
+        finally:
+            self._fed.set()
+
+    def _feed_on(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,6 +28,7 @@ from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.masks import load_mask
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.settings_errors import EXPECTED, explain
+from bluesky_denoise.support.directories import check_writable, data_directory
 from bluesky_denoise.support.yaml_files import read_yaml
 from bluesky_denoise.tiled_address import check_address, server_and_key
 
@@ -356,11 +356,8 @@ class DenoiseSettings(BaseModel):
         # decide where `..` leads.
         plain, resolved = os.path.normpath(given), os.path.realpath(given)
         directory = Path(plain if os.path.realpath(plain) == resolved else resolved)
-        # It is made when something is written: until then, what is there of its path counts.
-        there = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
         try:
-            with tempfile.TemporaryFile(dir=there):
-                pass
+            check_writable(directory)
         except OSError as error:
             raise ValueError(f"{directory} cannot be written to: {error.strerror}") from None
         return directory
@@ -422,8 +419,7 @@ class DenoiseSettings(BaseModel):
             return self.backup_directory
         if self.frames_directory is not None:
             return self.frames_directory / "backup"
-        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-        return Path(base) / "bluesky_denoise" / "backup"
+        return data_directory() / "bluesky_denoise" / "backup"
 
     def redact(self, text: str) -> str:
         """Return a text without the key of Tiled."""

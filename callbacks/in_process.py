@@ -33,6 +33,9 @@ except Exception as error:
 
 RE = RunEngine()
 # Raw data first, and on its own; what Tiled does not take is kept, and the scan goes on.
-RE.subscribe(raw_writer(cat, settings.backup_path / "raw"))
+try:
+    RE.subscribe(raw_writer(cat, settings.backup_path / "raw"))
+except DenoiseError as error:
+    sys.exit(f"{error} It is below `backup_directory` in {sys.argv[1]}.")
 denoise = DenoiseProcess(settings)
 RE.subscribe(denoise)

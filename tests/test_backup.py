@@ -3,7 +3,9 @@ import resource
 import subprocess
 import sys
 
+import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+import bluesky.preprocessors as bpp
 import httpx
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from process_fixtures import replay
 from tiled.client import from_uri
 
 from bluesky_denoise.backup import BackupFile, backup_files, read_backup, take_backup
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.raw_runs import raw_writer
 from bluesky_denoise.restore import restore_run
 from bluesky_denoise.router import DenoiseRouter
@@ -219,3 +222,72 @@ def test_a_server_error_ends_no_scan_and_the_raw_run_comes_back(RE, tiled, raw, 
     assert list(run["primary"]["number"].read()) == [3, 3, 3]
     assert run.stop["exit_status"] == "success"
     client.context.close()
+
+
+@pytest.fixture
+def no_tiled(RE, tiled, tmp_path):
+    """Subscribe a writer of raw runs whose Tiled fails; return the directory of its backups."""
+    client = from_uri(tiled.uri)
+    RE.subscribe(raw_writer(client, tmp_path / "raw"))
+    client.context.http_client.send = lambda request, **_: httpx.Response(
+        500, request=request, text="broken"
+    )
+    yield tmp_path / "raw"
+    client.context.close()
+
+
+def crowded(det, room, at):
+    """Take three points, with no room on the disk from the first on until it is made `at`."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @bpp.run_decorator()
+    def plan():
+        for point in range(3):
+            if point == at:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            yield from bps.trigger_and_read([det])
+            if point == 0:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (room(), limits[1]))
+
+    try:
+        yield from plan()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("at", [2, "the next run", "the end"])
+def test_raw_documents_that_a_full_disk_does_not_take_are_written_when_there_is_room(
+    RE, raw, no_tiled, caplog, monkeypatch, at
+):
+    at_exit = []
+    monkeypatch.setattr("atexit.register", at_exit.append)
+    det = Camera(name="det", func=poisson())
+
+    def room():
+        (path,) = backup_files(no_tiled)
+        return path.stat().st_size + 10
+
+    (uid,) = RE(crowded(det, room, at))
+    path = no_tiled / f"{uid}.jsonl"
+    assert f"{path} cannot be written ([Errno 27] File too large)" in caplog.text
+    if at == "the next run":
+        RE(bp.count([det]))
+    elif at == "the end":
+        (write_last,) = at_exit
+        write_last()
+    assert f"{path} has all that waited" in caplog.text
+    assert "lost with this session" not in caplog.text
+    assert is_whole(path)
+    kept = [doc for name, doc in read_backup(path) if name == "event_page"]
+    frames = [event["data"]["det_image"] for event in raw.by_name["event"][:3]]
+    np.testing.assert_array_equal([page["data"]["det_image"][0] for page in kept], frames)
+    with take_backup(path) as ours:
+        assert ours
+
+
+def test_a_directory_that_can_keep_no_raw_runs_is_told_when_the_writer_is_built(tiled, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"cannot be kept in .*file/raw: Not a directory"):
+        raw_writer(tiled.client, tmp_path / "file" / "raw")
+    raw_writer(tiled.client, tmp_path / "later" / "raw")
+    assert not (tmp_path / "later").exists()

@@ -123,6 +123,18 @@ def test_in_process_says_what_it_lacks(environment, tmp_path, settings, told):
     assert "Traceback" not in output
 
 
+def test_in_process_says_that_it_cannot_keep_raw_runs(tiled, environment, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "settings.yaml").write_text(f"tiled_uri: {tiled.uri}\n")
+    environment |= {"XDG_DATA_HOME": str(tmp_path / "file")}
+    process = start(["callbacks/in_process.py", str(tmp_path / "settings.yaml")], environment)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "backup/raw: Not a directory. Give a directory that can be written to." in output
+    assert "It is below `backup_directory` in" in output
+    assert "Traceback" not in output
+
+
 def test_what_listens_to_the_bus_says_what_is_wrong_with_its_settings(environment, tmp_path):
     (tmp_path / "settings.yaml").write_text("model: defualt\n")
     process = start(["callbacks/zmq.py", str(tmp_path / "settings.yaml")], environment)

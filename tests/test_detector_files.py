@@ -238,6 +238,17 @@ def test_colours_are_not_denoised(tmp_path, taken):
     assert all("which is colours" in reason and "ColorMode Mono" in reason for reason in reasons)
 
 
+def test_points_with_frames_on_two_axes_are_refused_before_the_first(tmp_path, taken):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["/entry/data/data"] = FRAMES
+    run, _ = taken(documents("AD_HDF5", tmp_path / "a.h5", per_point=3, shape=(2, *SHAPE)))
+    (live,) = denoised_streams(run)
+    assert live.exit_status == "fail"
+    assert live.reason == (
+        "Data key 'det_image' has shape [3, 2, 16, 20]; expected frames (H, W) or (n, H, W)."
+    )
+
+
 def test_files_that_tiled_cannot_look_into_are_told(tmp_path, taken, logged):
     run, used = taken(documents("AD_EIGER_MX", tmp_path / "a"))
     (live,) = denoised_streams(run)

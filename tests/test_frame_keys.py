@@ -44,6 +44,9 @@ def test_a_key_that_is_asked_for_but_holds_no_frames_is_refused():
     with pytest.raises(FrameShapeError, match=r"'det' has shape \[7\]; expected frames \(H, W\)"):
         check_frame_shape({"dtype": "array", "shape": [7]}, "det")
     check_frame_shape({"dtype": "array", "shape": [16, 20]}, "det")
+    with pytest.raises(FrameShapeError, match=r"'det' has shape \[2, 3, 16, 20\]; expected frames"):
+        check_frame_shape({"dtype": "array", "shape": [2, 3, 16, 20], "external": "x"}, "det")
+    check_frame_shape({"dtype": "array", "shape": [1, 3, 16, 20]}, "det")
     check_frame_shape({"dtype": "array", "shape": [0], "external": "FILESTORE:"}, "det")
 
 

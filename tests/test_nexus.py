@@ -1,6 +1,8 @@
 """What is exported is read back, as silx and NeXpy read it."""
 
 import json
+import subprocess
+import sys
 
 import bluesky.plans as bp
 import h5py
@@ -133,6 +135,32 @@ def test_a_file_that_could_not_be_finished_is_not_left_behind(run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         export_nexus(run, denoised_streams(run)[0], tmp_path / "run.nxs", progress=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_told_and_the_process_lives_on(run, tiled, tmp_path):
+    code = (
+        "import resource, sys\n"
+        "from tiled.client import from_uri\n"
+        "from bluesky_denoise import export_nexus\n"
+        "run = from_uri(sys.argv[1])[sys.argv[2]]\n"
+        "for room in (0, 1000, 30_000, 60_000):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))\n"
+        "    try:\n"
+        "        export_nexus(run, 'denoised', 'run.nxs')\n"
+        "    except OSError as error:\n"
+        "        print(error)\n"
+        "with run.context:\n"
+        "    pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tiled.uri, run.metadata["start"]["uid"]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["run.nxs cannot be written: File too large"] * 4
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("run*")) == []
 
 
 def test_the_name_of_the_stream_will_do(run, tmp_path):

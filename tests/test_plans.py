@@ -237,6 +237,21 @@ def test_a_denoised_scan_has_frames_in_primary_and_numbers_beside_them(
     assert raw.by_name["start"][0]["plan_name"] == "denoised_scan"
 
 
+def test_frames_that_a_suspender_takes_meanwhile_are_not_those_of_the_point(
+    RE, raw, det, motor, denoised
+):
+    def dark_first(msg):
+        if msg.command == "trigger" and msg.obj is denoised:
+            dark = bps.trigger_and_read([det], name="reference")
+            return bpp.pchain(dark, bpp.single_gen(msg)), None
+        return None, None
+
+    RE(bpp.plan_mutator(denoised_scan([det], motor, -1, 1, 3, denoised=denoised), dark_first))
+    totals = [float(e["det_image"].sum()) for e in events_of(raw, "primary")]
+    signals = events_of(raw, "signals")
+    assert [e["denoised_det_image_raw_total"] for e in signals] == totals
+
+
 def test_the_per_step_serves_other_plans(RE, raw, det, motor, denoised):
     other = SynAxis(name="other")
     per_step = denoised_per_step(denoised)

@@ -135,6 +135,27 @@ def test_a_monitor_takes_no_room_from_frames(RE, gate, tmp_path):
     assert [event["data"]["denoise_ok"] for event in derived.by_name["event"]] == [True] * 6
 
 
+def test_frames_of_a_detector_that_returns_its_own_buffer_are_each_their_own(RE, gate, tmp_path):
+    buffer = np.zeros((32, 32), np.uint32)
+
+    def expose():
+        buffer[:] += 1
+        return buffer
+
+    derived = DocumentCollector()
+    with DenoiseProcess(
+        model="child_denoisers:Gated", frames_directory=tmp_path / "denoised"
+    ) as denoise:
+        denoise.subscribe(derived)
+        RE.subscribe(denoise)
+        RE(bp.count([Camera(name="det", func=expose, exposure_s=1.0)], 4))
+        last = int(buffer[0, 0])
+        gate.touch()
+        denoise.wait(60)
+    totals = [event["data"]["det_image_raw_total"] for event in derived.by_name["event"]]
+    assert totals == [value * buffer.size for value in range(last - 3, last + 1)]
+
+
 def test_a_full_queue_holds_the_scan_for_a_bounded_time_and_what_is_skipped_is_told(
     RE, raw, gate, tmp_path, logged
 ):

@@ -144,6 +144,30 @@ def test_a_missing_key_is_told_when_it_is_built(tiled, monkeypatch):
         DenoiseProcess(settings(tiled_uri=tiled.uri.partition("?")[0]))
 
 
+@pytest.mark.parametrize("home", ["file", "home"])
+def test_a_home_in_which_nothing_can_wait_for_tiled_is_warned_of(
+    tmp_path, monkeypatch, caplog, home
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / home))
+    with DenoiseProcess(settings(tiled_uri=NOWHERE)):
+        pass
+    backup = tmp_path / home / "bluesky_denoise" / "backup"
+    told = f"for {backup} cannot be written to (Not a directory). Set `backup_directory`."
+    assert (told in caplog.text) == (home == "file")
+    assert "be reached (ConnectError: [Errno 111] Connection refused); what is" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_who_has_no_home_is_told_where_to_set_one(monkeypatch):
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    # As for a user whom the system does not know.
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(SettingsError, match=r"no home directory.*Set HOME, or `backup_directory`"):
+        settings(tiled_uri=NOWHERE).backup_path  # noqa: B018
+    assert settings(backup_directory="/tmp/b").backup_path == Path("/tmp/b")
+
+
 @pytest.fixture
 def secret(monkeypatch):
     """Return a key that the denoisers of `child_denoisers` know."""
@@ -230,6 +254,23 @@ def test_a_closed_process_takes_no_more_documents(RE, raw, tmp_path):
 
 def children():
     return {child.pid for child in psutil.Process().children()}
+
+
+def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate):
+    derived = DocumentCollector()
+    denoise = DenoiseProcess(settings(model="child_denoisers:Gated"))
+    denoise.subscribe(derived)
+    RE.subscribe(denoise)
+    RE(bp.count([replay()], 3))
+    ctrl_c = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    ctrl_c.start()
+    with pytest.raises(KeyboardInterrupt):
+        denoise.close()
+    gate.touch()
+    denoise.close()
+    assert [event["data"]["denoise_ok"] for event in derived.by_name["event"]] == [True] * 3
+    assert derived.by_name["stop"][0]["exit_status"] == "success"
+    assert not psutil.pid_exists(denoise.pid)
 
 
 def test_a_child_that_is_being_started_again_has_ended_for_all_who_close_the_denoiser(gate, logged):

@@ -10,7 +10,12 @@ import pytest
 import tifffile
 from live_path import wait_for
 
-from bluesky_denoise.errors import DenoiseError, FrameNotReady, FrameShapeError
+from bluesky_denoise.errors import (
+    DenoiseError,
+    FrameNotReady,
+    FrameShapeError,
+    FrameValueError,
+)
 from bluesky_denoise.sources.readers import (
     AdapterSource,
     HDF5Source,
@@ -170,7 +175,12 @@ def test_at_the_deadline_the_error_says_how_many_frames_there_are(tmp_path, grow
 
 @pytest.mark.parametrize(
     ("declared", "parameters"),
-    [((2, 16, 20), {}), ((16, 20), {"multiplier": 2}), ((2, 16, 20), {"multiplier": 2})],
+    [
+        ((2, 16, 20), {}),
+        ((1, 2, 16, 20), {}),
+        ((16, 20), {"multiplier": 2}),
+        ((2, 16, 20), {"multiplier": 2}),
+    ],
 )
 def test_two_frames_per_event_lie_one_after_the_other(
     tmp_path, growing, counts, declared, parameters
@@ -350,6 +360,12 @@ def test_colours_are_no_frames(shape):
 def test_what_is_no_stack_of_frames_is_refused_with_its_shape(shape):
     with pytest.raises(FrameShapeError, match=rf"'det' has shape {re.escape(str(shape))}; expect"):
         as_stack(np.zeros(shape), "det")
+
+
+def test_masked_arrays_are_refused_rather_than_unmasked():
+    counts = np.ma.masked_array(np.ones((16, 20)), np.eye(16, 20))
+    with pytest.raises(FrameValueError, match="A masked array was given"):
+        as_stack(counts, "det")
 
 
 def test_a_kind_of_file_that_nothing_reads_is_named():

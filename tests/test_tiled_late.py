@@ -277,3 +277,7 @@ def test_a_backup_that_cannot_be_written_does_not_stop_what_follows(
     assert in_tiled(tiled, uid)["denoised"]["det_image"].shape == (2, *SHAPE)
     one.sink.close(30)
     assert not one.sink._thread.is_alive()
+    assert logged().count("cannot be kept in") == 1  # however often it was tried
+    lost = f"of run {raw.by_name['start'][0]['uid']:.8}: its last 6 documents could not be kept"
+    assert lost in logged()
+    assert "`bluesky-denoise catch-up` denoises such a run again" in logged()

@@ -79,7 +79,7 @@ class Backlog:
             self._left_s, self._told = self._wait_s, False
         skipped = "" if not frames or self._make_room(_bytes(name, doc)) else _FULL
         self._with_frames += frames and not skipped
-        doc = doc if frames and not skipped else _without_frames(name, doc)
+        doc = _copied(name, doc) if frames and not skipped else _without_frames(name, doc)
         size = _bytes(name, doc)
         self._size += size
         self._documents.append(_Waiting(name, doc, skipped, frames, size))
@@ -182,6 +182,24 @@ def _cut(
         first[key] = {**span, "stop": span["start"] + most}
         rest[key] = {**span, "start": span["start"] + most}
     return first, rest
+
+
+def _copied(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an event, or a page of them, with arrays that no detector writes its next frame to."""
+    if name not in ("event", "event_page") or not _bytes(name, doc):
+        return doc
+    if name == "event":
+        data = {key: _copy(value) for key, value in doc["data"].items()}
+    else:
+        data = {
+            key: _copy(column) if isinstance(column, np.ndarray) else [*map(_copy, column)]
+            for key, column in doc["data"].items()
+        }
+    return {**doc, "data": data}
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _without_frames(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any]:

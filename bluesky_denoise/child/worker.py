@@ -25,6 +25,7 @@ from typing import Any
 
 from bluesky_denoise.documents import Document
 from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.support.directories import check_writable
 from bluesky_denoise.support.garbage import keep_garbage_at_exit, no_garbage
 from bluesky_denoise.support.memory import keep_freed_memory
 
@@ -232,6 +233,15 @@ def _open_sink(settings: DenoiseSettings, on_done: Callable[..., None]) -> Any:
         )
         return None
 
+    try:
+        check_writable(settings.backup_path)
+    except OSError as error:
+        logger.warning(
+            "While Tiled is down, results cannot be kept, for %s cannot be written to (%s). Set "
+            "`backup_directory`.",
+            *(settings.backup_path, error.strerror),
+        )
+
     from tiled.client.utils import ClientError
 
     from bluesky_denoise.errors import SettingsError
@@ -253,7 +263,7 @@ def _open_sink(settings: DenoiseSettings, on_done: Callable[..., None]) -> Any:
             ) from None
         logger.warning(
             "Tiled at %s cannot be reached (%s); what is denoised is kept in %s until it is back",
-            *(settings.tiled_uri, type(error).__name__, settings.backup_path),
+            *(settings.tiled_uri, _in_a_line(error, settings.redact), settings.backup_path),
         )
     else:
         logger.info(
@@ -263,6 +273,11 @@ def _open_sink(settings: DenoiseSettings, on_done: Callable[..., None]) -> Any:
             f"are saved in {frames}" if frames else "go with them",
         )
     return TiledSink(settings, on_written=on_done, on_kept=on_done)
+
+
+def _in_a_line(error: Exception, redact: Callable[[str], str]) -> str:
+    told = redact(" ".join(str(error).split()).rstrip("."))
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 
 def _portable(error: Exception, redact: Callable[[str], str]) -> Exception:

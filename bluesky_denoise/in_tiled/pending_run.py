@@ -49,6 +49,7 @@ class PendingRun:
         self._written: list[Document] = []  # what a new attempt needs from the start
         self._waiting: list[Document] = []
         self._backup: BackupFile | None = None  # holds what came before `_waiting`
+        self._without_room = False  # for the backup, and that has been said
 
     @property
     def uid(self) -> str:
@@ -139,6 +140,12 @@ class PendingRun:
 
     def release(self) -> None:
         """Leave its backup to whoever replays it."""
+        if self._waiting and self._without_room:
+            logger.error(
+                "Derived run %.8s of run %.8s: its last %d documents could not be kept, and are "
+                "lost. `bluesky-denoise catch-up` denoises such a run again",
+                *(self.uid, self.raw_uid, len(self._waiting)),
+            )
         if self._backup:
             self._backup.release()
 
@@ -150,8 +157,16 @@ class PendingRun:
             self._backup.append(self._waiting)
             self._waiting = []
         except (OSError, TypeError, ValueError, RecursionError) as error:  # or no JSON can be made
-            logger.error(
-                "Derived run %.8s cannot be kept in %s: %s", self.uid, self._backup.path, error
-            )
+            if not self._without_room:
+                logger.error(
+                    "Derived run %.8s cannot be kept in %s (%s). It waits in memory, and is tried "
+                    "again",
+                    *(self.uid, self._backup.path, error),
+                )
+            self._without_room = True
             if not self._backup.path.exists():
                 self._backup = None
+            return
+        if self._without_room:
+            logger.warning("Derived run %.8s is kept in %s", self.uid, self._backup.path)
+        self._without_room = False

@@ -109,9 +109,11 @@ class ReferencePoints:
         yield from set_values(signals, [self.exposure_s] * len(signals))
         # The exposure is read in the event: a descriptor tells that of the first frame only.
         yield from bps.trigger_and_read([*detectors, *readings, *step], _STREAM)
-        positions = yield from read_positions(step)
-        yield from bps.checkpoint()
-        full = yield from bps.trigger_and_read([self._denoised, *positions], f"{_STREAM}_signals")
+        numbers = f"{_STREAM}_signals"
+        with self._denoised.one_stream():
+            positions = yield from read_positions(step)
+            yield from bps.checkpoint()
+            full = yield from bps.trigger_and_read([self._denoised, *positions], numbers)
         yield from set_values(signals, before)
         self._compare(short, full)
         if self._denoised.rois:

@@ -54,10 +54,11 @@ def read_denoised(
         If the stream has a name that the denoiser's have, ``denoised`` or ``denoised_...``.
     """
     check_stream(stream)
-    positions = yield from read_positions(motors)
-    # A pause while it waits must not take the frame again.
-    yield from bps.checkpoint()
-    return (yield from bps.trigger_and_read([denoised, *positions], stream))
+    with denoised.one_stream():
+        positions = yield from read_positions(motors)
+        # A pause while it waits must not take the frame again.
+        yield from bps.checkpoint()
+        return (yield from bps.trigger_and_read([denoised, *positions], stream))
 
 
 def denoised_per_step(

@@ -45,11 +45,16 @@ class LastEvent:
         self._others: dict[str, tuple[str, str]] = {}  # as followed, of frames that are not
         self._resources: dict[str, tuple[str, str]] = {}  # stream resource -> run, data key
         self._events: dict[str, RawEvent] = {}  # by open run, that of the newest event last
+        self._of_streams: dict[tuple[str, str], RawEvent] = {}  # the newest, by open run and stream
 
     @property
     def value(self) -> RawEvent | None:
         """None before the first event, and once all runs with events have ended."""
         return next(reversed(self._events.values()), None)
+
+    def of_stream(self, run_uid: str, stream: str) -> RawEvent | None:
+        """Return the last event of a stream; None where its run is not open."""
+        return self._of_streams.get((run_uid, stream))
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a raw run."""
@@ -71,6 +76,7 @@ class LastEvent:
             self._others = {key: run for key, run in self._others.items() if run[0] != uid}
             self._resources = {key: of for key, of in self._resources.items() if of[0] != uid}
             self._events.pop(uid, None)
+            self._of_streams = {key: of for key, of in self._of_streams.items() if key[0] != uid}
 
     def has_frames(self, name: str, doc: Mapping[str, Any]) -> bool:
         """Tell whether an event, a page of events or a stream datum brings frames to be denoised.
@@ -99,4 +105,4 @@ class LastEvent:
             if known and known[:2] == run and known.seq_num >= seq_num:
                 return
         self._events.pop(run[0], None)
-        self._events[run[0]] = RawEvent(*run, seq_num, time)
+        self._events[run[0]] = self._of_streams[run] = RawEvent(*run, seq_num, time)

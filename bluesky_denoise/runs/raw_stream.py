@@ -1,5 +1,6 @@
 """One raw stream that is denoised: its frames, their exposures and regions, its open events."""
 
+import contextlib
 import difflib
 import logging
 import time
@@ -324,5 +325,10 @@ def _warn_of_no_size(descriptor: Mapping[str, Any]) -> None:
 
 
 def _where_frames_are(descriptor: Mapping[str, Any]) -> str:
-    frames = [key for key, spec in descriptor["data_keys"].items() if is_frame_key(spec, 2)]
+    frames = []
+    for key, spec in descriptor["data_keys"].items():
+        if is_frame_key(spec, 2):
+            with contextlib.suppress(FrameShapeError):
+                check_frame_shape(spec, key)
+                frames.append(key)
     return f" Frames are in {', '.join(frames)}." if frames else ""

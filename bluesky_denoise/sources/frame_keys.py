@@ -54,13 +54,18 @@ def check_frame_shape(spec: Mapping[str, Any], data_key: str) -> None:
     Raises
     ------
     FrameShapeError
-        If its shape is declared and has fewer than two axes, or colours as its last one.
+        If its shape is declared and has fewer than two axes, more than one for the frames of a
+        point, or colours as its last one.
     """
     shape = [size for size in spec.get("shape") or () if size != 0]
     if len(shape) < 2 and "external" not in spec:
         raise FrameShapeError(
             f"Data key {data_key!r} has shape {shape}; expected frames (H, W). Name in "
             "`data_keys` what holds images."
+        )
+    if sum(size != 1 for size in shape[:-2]) > 1:
+        raise FrameShapeError(
+            f"Data key {data_key!r} has shape {shape}; expected frames (H, W) or (n, H, W)."
         )
     if len(shape) > 2 and None not in shape[-3:] and shape[-1] <= 4 < min(shape[-3:-1]):
         raise FrameShapeError(

@@ -5,6 +5,7 @@ here or inside an event: `RunNormalizer` of bluesky-tiled-plugins turns Resource
 Datum into StreamResource and StreamDatum before this module sees them.
 """
 
+import math
 import os
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
 
 from bluesky_denoise.errors import DenoiseError, FrameNotReady, FrameShapeError
+from bluesky_denoise.frame_checks import as_counts
 from bluesky_denoise.sources.frame_keys import TAKE_ONE
 from bluesky_denoise.sources.stored_rows import are_stored
 
@@ -67,8 +69,8 @@ class HDF5Source:
         self._path = path_from_uri(resource["uri"])
         self._name = resource["parameters"].get("dataset") or "/entry/data/data"
         shape = descriptor["data_keys"][resource["data_key"]]["shape"]
-        declared = shape[0] if len(shape) == 3 else 1
-        self._per_index = int(resource["parameters"].get("multiplier") or declared or 1)
+        declared = math.prod(size or 1 for size in shape[:-2])
+        self._per_index = int(resource["parameters"].get("multiplier") or declared)
 
     def read(self, index: int) -> np.ndarray:
         """Return the frames of one index, (n, H, W)."""
@@ -223,8 +225,10 @@ def as_stack(frames: Any, data_key: str) -> np.ndarray:
     ------
     FrameShapeError
         If they are not two- or three-dimensional, or have colours on their last axis.
+    FrameValueError
+        If they are an array of numpy.ma that masks pixels.
     """
-    array = np.asarray(frames)
+    array = as_counts(frames)
     came = array.shape
     while array.ndim > 3 and array.shape[0] == 1:
         array = array[0]

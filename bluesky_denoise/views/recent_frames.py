@@ -88,7 +88,7 @@ class RecentFrames:
 
     def _keep(self, seq_num: int, frame: Any) -> None:
         self._drop(seq_num)  # a point that is taken again
-        self._inside[seq_num] = np.asarray(frame)
+        self._inside[seq_num] = np.array(frame)  # the detector may put its next one there
         self._size += self._inside[seq_num].nbytes
         while self._size > _KEPT_BYTES and len(self._inside) > 1:
             self._drop(next(iter(self._inside)))
