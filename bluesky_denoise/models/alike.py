@@ -3,17 +3,23 @@
 The kernels of `photon_exchange` have few directions. On a bright arc, a fringe or an oblique line,
 what is alike lies along a curve that none of them follows, and a pixel keeps much of its noise.
 Here each pixel compares what is around it with what is around others, up to `REACH_PX` away. Two
-of them, i and j, share photons as far as they differ by no more than noise, ``w_ij`` from 0 to 1:
+of them, i and j, share as far as they differ by no more than noise, ``w_ij`` from 0 to 1:
 
-    out_i = n_i + sum_j w_ij min(k_i, k_j) (n_j - n_i),        k_i = noisy_i / (1 + sum_j w_ij)
+    s_ij = w_ij min(k_i, k_j),        k_i = noisy_i / (1 + sum_j w_ij)
+    r_i = sum_j s_ij (n_i - n_j)
+    out_i = n_i + sum_j s_ij (r_j - r_i)
 
-The shares are symmetric, and no pixel gives more than it has: like the exchange before, it keeps
-sums, signs and what is flat. ``docs/decisions/0020-pixels-that-look-alike.md`` has the evidence.
+``r`` is what an average over such pixels takes away, noise and the tops of peaks. It is averaged,
+too, and given back ("twicing"): its noise is gone then, and most of the tops is there again. Photons
+move between pairs of pixels, and none gives another more than the share ``s`` of what it has: like
+the exchange before, it keeps sums, signs and what is flat.
+``docs/decisions/0020-pixels-that-look-alike.md`` has the evidence.
 
 References
 ----------
 Buades, Coll & Morel, Multiscale Model. Simul. 4, 490 (2005): comparing what is around pixels.
 Metropolis et al., J. Chem. Phys. 21, 1087 (1953): the lesser of two rates is symmetric.
+Tukey, Exploratory Data Analysis (1977), section 16: twicing.
 """
 
 import torch
@@ -29,17 +35,17 @@ LEAST_COUNTS = 1.0
 REACH_PX = 6
 AROUND_PX = 6
 """Side of what is compared: 3 x 3 cells of 2 x 2 pixels, around that of a pixel."""
-BEYOND_NOISE = (1.0, 0.5)
+BEYOND_NOISE = (2.0, 1.5)
 """Mean square by which the estimates, and the counts, of two pixels may differ beyond their noise,
 in units of it. Counts have less to spare: they show what an estimate has smeared."""
-SHARED_NOISE = (0.6, 0.1)
+SHARED_NOISE = (0.65, 0.1)
 """Part of its variance that a pixel has in common with those near it, so that no exchange between
 them takes it away: where none of its own noise is left, and where all is. Found on simulated
 scenes; ``python -m benchmarks.alike_pixels`` prints how often intervals hold."""
 
 TILE_PX = 128
-HALO_PX = 22
-"""What a tile sees around it: three times the reach, and 4 for what is around."""
+HALO_PX = 26
+"""What a tile sees around it: four times the reach, and 2 for what is around."""
 SEEN_PX = TILE_PX + 2 * HALO_PX
 TILES_AT_ONCE = {"cpu": 2, "cuda": 64}
 """On a processor, few enough to stay in its cache."""
@@ -122,21 +128,29 @@ def _exchanged(
         friends[HERE] += w * valid[there]
         friends[there] += w * valid[HERE]
     most = noisy / friends
-    out, kept, squares = estimate.clone(), torch.ones_like(estimate), torch.zeros_like(estimate)
+    taken, kept, squares = (torch.full_like(estimate, value) for value in (0, 1, 0))
     for step, w in zip(STEPS, alike, strict=True):
         there = _there(step)
         share = _whole(w) * torch.minimum(most[HERE], most[there])
-        moved = share * (estimate[there] - estimate[HERE])
-        out[HERE] += moved
-        out[there] -= moved
+        more = share * (estimate[HERE] - estimate[there])
+        taken[HERE] += more
+        taken[there] -= more
         kept[HERE] -= share
         kept[there] -= share
         share *= share
         squares[HERE] += share
         squares[there] += share
+    out = estimate.clone()
+    for step, w in zip(STEPS, alike, strict=True):
+        there = _there(step)
+        share = _whole(w) * torch.minimum(most[HERE], most[there])
+        moved = (taken[there] - taken[HERE]).clamp(-estimate[HERE], estimate[there]).mul_(share)
+        out[HERE] += moved
+        out[there] -= moved
     own = (variance / estimate.clamp_min(1e-3)).clamp_max(1)
     shared = SHARED_NOISE[0] + (SHARED_NOISE[1] - SHARED_NOISE[0]) * own
-    return out, variance * (shared + (1 - shared) * (kept * kept + squares))
+    left = kept * kept + squares  # by an average, of noise that pixels do not have in common
+    return out, variance * (1 - (1 - shared) * (1 - left) ** 2)
 
 
 def _there(step: tuple[int, int]) -> tuple:
