@@ -9,10 +9,10 @@ of them, i and j, share as far as they differ by no more than noise, ``w_ij`` fr
     r_i = sum_j s_ij (n_i - n_j)
     out_i = n_i + sum_j s_ij (r_j - r_i)
 
-``r`` is what an average over such pixels takes away, noise and the tops of peaks. It is averaged,
-too, and given back ("twicing"): its noise is gone then, and most of the tops is there again. Photons
-move between pairs of pixels, and none gives another more than the share ``s`` of what it has: like
-the exchange before, it keeps sums, signs and what is flat.
+``r`` is what an average over such pixels takes away: noise, and the tops of peaks. It is averaged,
+too, and given back ("twicing"): its noise is gone then, and most of the tops is there again.
+Photons move between pairs of pixels, and none gives another more than the share ``s`` of what it
+has: like the exchange before, it keeps sums, signs and what is flat.
 ``docs/decisions/0020-pixels-that-look-alike.md`` has the evidence.
 
 References
