@@ -4,6 +4,7 @@ import tracemalloc
 
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
+import h5py
 import numpy as np
 import pytest
 from bluesky.utils import RunEngineInterrupted
@@ -165,6 +166,20 @@ def test_a_file_may_have_frames_of_several_streams(tmp_path, told, streams):
         assert values(derived, "denoise_reason", stream) == [""] * len(expected)
         counts = np.array(values(derived, "det_raw_total", stream)) / np.prod(SHAPE)
         assert counts.tolist() == expected
+
+
+def test_detectors_that_share_a_file_have_a_data_set_and_a_count_each(tmp_path):
+    run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"), cam=(SHAPE, "FILESTORE:"))
+    path = run.file("both.h5", RISING[:3])
+    with h5py.File(path, "a") as file:
+        file["cam"] = 10 * RISING[:3]
+    datum = run.old_file(path)
+    for _ in range(3):
+        run.event(det=datum(), cam=datum(dataset="/cam"))
+    derived = routed(run.ended(), exposure_s=EXPOSURE_S)
+    assert values(derived, "denoise_reason") == [""] * 3
+    assert seen(derived) == [(1, 1), (2, 2), (3, 3)]
+    assert seen(derived, "cam") == [(1, 10), (2, 20), (3, 30)]
 
 
 def test_an_event_may_be_of_a_frame_that_another_was_of(tmp_path):
