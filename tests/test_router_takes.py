@@ -247,6 +247,24 @@ def test_frames_that_nothing_announces_are_not_waited_for_to_the_end(tmp_path):
     router.feed(run.documents)
     assert [number for number, _ in seen(derived)] == [1, 2, 3]
     assert values(derived, "denoise_reason") == ["no frames came for cam"] * 3
+    seen_so_far = len(run.documents)
+    run.files("cam", run.file("cam.h5", RISING[:3]))(3, 3)
+    router.feed(run.ended()[seen_so_far:])
+    assert values(derived, "raw_seq_num") == [1, 2, 3]  # too late, and not a second event
+
+
+def test_datums_that_come_behind_their_events_are_waited_for(tmp_path):
+    run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
+    datum = run.old_file(run.file("late.h5", RISING[:3]))
+    ids = [datum(point_number=point) for point in range(3)]
+    datums = [run.documents.pop() for _ in ids][::-1]
+    for datum_id in ids:
+        run.event(det=datum_id)
+    run.documents += datums
+    one_by_one = ([document] for document in run.ended())
+    derived = routed(*one_by_one, exposure_s=EXPOSURE_S, read_timeout_s=1e-9)
+    assert values(derived, "denoise_reason") == [""] * 3
+    assert seen(derived) == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_a_long_stream_datum_is_denoised_in_batches(tmp_path):
