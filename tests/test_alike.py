@@ -68,23 +68,30 @@ def _by_hand(counts, valid, estimate, variance, free):
     for step, share in w.items():
         friends += share
         np.add.at(friends, (rows + step[0] * (share > 0), cols + step[1] * (share > 0)), share)
-    out = estimate.copy()
+    out, kept, squares = estimate.copy(), np.ones_like(counts), np.zeros_like(counts)
     for step, share in w.items():
         at = np.nonzero(share)
         to = at[0] + step[0], at[1] + step[1]
-        moved = share[at] * np.minimum((noisy / friends)[at], (noisy / friends)[to])
-        moved *= estimate[to] - estimate[at]
+        part = share[at] * np.minimum((noisy / friends)[at], (noisy / friends)[to])
+        moved = part * (estimate[to] - estimate[at])
         out[at] += moved
         out[to] -= moved
-    return out
+        for one in (at, to):
+            kept[one] -= part
+            squares[one] += part**2
+    least, most = alike.SHARED_NOISE
+    shared = least + (most - least) * np.minimum(variance / np.maximum(estimate, 1e-3), 1)
+    return out, variance * (shared + (1 - shared) * (kept**2 + squares))
 
 
 def test_it_is_the_formula_whatever_the_tiles():
     frames = _frames((150, 140))
-    found, _ = share_alike(*frames)
-    expected = _by_hand(*frames)
+    frames[2][..., 20:50] *= 0.1  # of so few counts pixels take part in part, or not at all
+    found, variance = share_alike(*frames)
+    expected, expected_variance = _by_hand(*frames)
     assert abs(expected - frames[2][0, 0].numpy()).max() > 5
     np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(variance[0, 0], expected_variance, rtol=1e-4, atol=1e-4)
 
 
 def test_sums_and_signs_are_kept_and_what_is_flat_stays_flat():
