@@ -253,6 +253,39 @@ def test_frames_that_nothing_announces_are_not_waited_for_to_the_end(tmp_path):
     assert values(derived, "raw_seq_num") == [1, 2, 3]  # too late, and not a second event
 
 
+def test_frames_of_events_that_are_denoised_together_stay_with_their_events(tmp_path):
+    run = ComposedRun(tmp_path, det=((2, *SHAPE), "STREAM:"))
+    run.files("det", run.file("det.h5", RISING[:6]))(1, 3)
+    for _ in range(3):
+        run.event()
+    derived = routed(run.ended(), exposure_s=EXPOSURE_S, frames_directory=tmp_path / "denoised")
+    found = rates(derived, "det").mean(axis=(2, 3)) * EXPOSURE_S
+    assert found.tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_frames_of_a_fly_scan_are_denoised_before_its_end(tmp_path):
+    run = ComposedRun(tmp_path, motor=False, det=(SHAPE, "STREAM:"))
+    det = run.files("det", run.file("det.h5", RISING[:3]))
+    for number in range(1, 4):
+        det(number, number)
+    router, derived = DenoiseRouter(settings(exposure_s=1.0), UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    for document in run.documents:
+        router.feed([document])
+    assert seen(derived) == [(1, 1), (2, 2)]  # an event of the last may come
+
+
+def test_a_frame_whose_event_never_comes_is_denoised_at_the_end(tmp_path):
+    run = ComposedRun(tmp_path, det=(SHAPE, "STREAM:"))
+    det = run.files("det", run.file("det.h5", RISING[:2]))
+    det(1, 1)
+    run.event()
+    det(2, 2)
+    derived = routed(*([document] for document in run.ended()), exposure_s=EXPOSURE_S)
+    assert seen(derived) == [(1, 1), (2, 2)]
+    assert values(derived, "motor") == [0.0, None]
+
+
 def test_datums_that_come_behind_their_events_are_waited_for(tmp_path):
     run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
     datum = run.old_file(run.file("late.h5", RISING[:3]))
