@@ -68,24 +68,33 @@ def _by_hand(counts, valid, estimate, variance, free):
     for step, share in w.items():
         friends += share
         np.add.at(friends, (rows + step[0] * (share > 0), cols + step[1] * (share > 0)), share)
-    taken, out = np.zeros_like(estimate), estimate.copy()
-    for of, sign, into in ((estimate, -1, taken), (taken, 1, out)):
-        for step, share in w.items():
-            at = np.nonzero(share)
-            to = at[0] + step[0], at[1] + step[1]
-            moved = share[at] * np.minimum((noisy / friends)[at], (noisy / friends)[to])
-            moved *= of[to] - of[at]
-            into[at] += sign * moved
-            into[to] -= sign * moved
-    return out
+    pairs = []
+    for step, share in w.items():
+        at = np.nonzero(share)
+        to = at[0] + step[0], at[1] + step[1]
+        part = share[at] * np.minimum((noisy / friends)[at], (noisy / friends)[to])
+        pairs += [(at, to, part), (to, at, part)]
+    taken, out = np.zeros_like(counts), estimate.copy()
+    kept, squares = np.ones_like(counts), np.zeros_like(counts)
+    for one, other, part in pairs:
+        taken[one] += part * (estimate[one] - estimate[other])
+        kept[one] -= part
+        squares[one] += part**2
+    for one, other, part in pairs:
+        out[one] += part * (taken[other] - taken[one])
+    least, most = alike.SHARED_NOISE
+    shared = least + (most - least) * np.minimum(variance / np.maximum(estimate, 1e-3), 1)
+    return out, variance * (1 - (1 - shared) * (1 - kept**2 - squares) ** 2)
 
 
 def test_it_is_the_formula_whatever_the_tiles():
     frames = _frames((150, 140))
-    found, _ = share_alike(*frames)
-    expected = _by_hand(*frames)
+    frames[2][..., 20:50] *= 0.1  # of so few counts pixels take part in part, or not at all
+    found, variance = share_alike(*frames)
+    expected, expected_variance = _by_hand(*frames)
     assert abs(expected - frames[2][0, 0].numpy()).max() > 3
     np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(variance[0, 0], expected_variance, rtol=1e-4, atol=1e-4)
 
 
 def test_sums_and_signs_are_kept_and_what_is_flat_stays_flat():

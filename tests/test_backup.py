@@ -14,6 +14,7 @@ from ophyd import Signal
 from process_fixtures import replay
 from tiled.client import from_uri
 
+from bluesky_denoise import backup
 from bluesky_denoise.backup import BackupFile, backup_files, read_backup, take_backup
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.raw_runs import raw_writer
@@ -177,6 +178,26 @@ def test_a_file_that_another_has_taken_is_written_later(tmp_path):
             file.append([("start", {"uid": "a"})])
     file.append([("start", {"uid": "a"})])
     assert [doc for _, doc in read_backup(file.path)] == [{"uid": "a"}]
+
+
+def test_a_file_that_another_removes_before_it_is_locked_is_not_taken(tmp_path, monkeypatch):
+    path, lock = tmp_path / "run.jsonl", backup._lock
+
+    def lock_too_late(number):
+        path.unlink()
+        return lock(number)
+
+    path.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, "_lock", lock_too_late)
+        with take_backup(path) as ours:
+            assert not ours
+        file = BackupFile(tmp_path, "run")
+        with pytest.raises(BlockingIOError, match="another process has just taken"):
+            file.append([("start", {"uid": "run"})])
+    file.append([("start", {"uid": "run"})])
+    assert list(read_backup(path)) == [("start", {"uid": "run"})]
+    file.done()
 
 
 def test_files_are_listed_oldest_first_and_removed_when_done(tmp_path):

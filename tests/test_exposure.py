@@ -106,6 +106,23 @@ def test_a_key_that_the_settings_name_is_found_in_the_configuration_of_another_d
     assert found.value_s == 2.0
 
 
+@pytest.mark.parametrize("in_events", [True, False])
+def test_of_the_keys_that_the_settings_name_each_detector_has_its_own(in_events):
+    timers = {"a_timer": number(), "b_timer": number()}
+    configuration = {
+        name: {"data": {f"{name}_timer": seconds}, "data_keys": {}}
+        for name, seconds in (("a", 0.1), ("b", 5.0))
+    }
+    doc = {
+        "data_keys": {"a_image": image(), "b_image": image(), **(timers if in_events else {})},
+        "object_keys": {name: [f"{name}_image", f"{name}_timer"] for name in "ab"},
+        "configuration": {} if in_events else configuration,
+    }
+    for extra_keys in (("a_timer", "b_timer"), ("b_timer", "a_timer")):
+        assert find_exposure(doc, "a_image", extra_keys=extra_keys).key == "a_timer"
+        assert find_exposure(doc, "b_image", extra_keys=extra_keys).key == "b_timer"
+
+
 def test_the_exposure_of_one_detector_is_not_taken_for_another():
     two = descriptor(configuration={"other": {"other_cam_acquire_time": (0.5, "s")}})
     with pytest.raises(ExposureNotFound):
@@ -222,6 +239,9 @@ def test_an_exposure_that_may_be_of_another_detector_is_refused():
         find_exposure(one, "station_saxs_image")
     named = find_exposure(one, "station_saxs_image", extra_keys=("station_t2_acquire_time",))
     assert named.value_s == 5.0
+    in_events = STATION | {"data_keys": STATION["data_keys"] | {"station_open_for": number()}}
+    named = find_exposure(in_events, "station_saxs_image", extra_keys=("station_open_for",))
+    assert named.key == "station_open_for"
     same = _configured(station_t1_acquire_time=0.1, station_t2_acquire_time=0.1)
     assert find_exposure(same, "station_saxs_image").value_s == 0.1
 

@@ -223,3 +223,17 @@ def test_several_images_of_an_event_are_measured_as_their_sum_shows_them():
     assert found["spot_significance"] > 5
     assert found["spot_center_row"] == pytest.approx(25.0, abs=0.5)
     assert found["spot_denoised_sum"] == pytest.approx(10.0 + 120 * 0.05, rel=0.1)
+
+
+def test_in_the_sum_of_several_images_a_flag_is_no_count_and_no_count_is_too_many():
+    counts = np.random.default_rng(2).poisson(3.0, (2, 48, 64)).astype(np.uint16)
+    counts[:, 25, 35] = 40_000  # more than 16 bits hold, together
+    region = counts[:, slice(*ROWS), slice(*COLS)].sum(dtype=int)
+    flagged = counts.copy()
+    flagged[1, 22, 33] = 65535
+    spot = {"spot": ROI(ROWS, COLS)}
+    for frames, expected in ((counts, region), (flagged, region - counts[:, 22, 33].sum())):
+        frame = Frame(frames, 0.5, None, "det", 1, "run")
+        rate = np.where(frames == 65535, np.nan, frames / 0.5)
+        found = measure(frame, rate, spot, Smoother())
+        assert found["spot_raw_sum"] == pytest.approx(expected / (2 * 0.5))

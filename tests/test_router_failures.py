@@ -63,6 +63,10 @@ def test_a_frame_whose_shape_changes_is_told_and_the_others_are_denoised(RE, raw
     assert [np.nanmean(f) for f in rates(derived, "det")[::2]] == [3, 3]
     assert np.isnan(rates(derived, "det")[1::2]).all()
     assert derived.by_name["stop"][0]["num_events"] == {"denoised": 4}
+    router, together = DenoiseRouter(settings(exposure_s=1.0), UnitDenoiser()), DocumentCollector()
+    router.subscribe(together)
+    router.feed(raw.documents)
+    assert values(together, "denoise_ok") == [True, False, True, False]
 
 
 class RefusesNegative(UnitDenoiser):

@@ -4,6 +4,7 @@ import tracemalloc
 
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
+import h5py
 import numpy as np
 import pytest
 from bluesky.utils import RunEngineInterrupted
@@ -167,6 +168,20 @@ def test_a_file_may_have_frames_of_several_streams(tmp_path, told, streams):
         assert counts.tolist() == expected
 
 
+def test_detectors_that_share_a_file_have_a_data_set_and_a_count_each(tmp_path):
+    run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"), cam=(SHAPE, "FILESTORE:"))
+    path = run.file("both.h5", RISING[:3])
+    with h5py.File(path, "a") as file:
+        file["cam"] = 10 * RISING[:3]
+    datum = run.old_file(path)
+    for _ in range(3):
+        run.event(det=datum(), cam=datum(dataset="/cam"))
+    derived = routed(run.ended(), exposure_s=EXPOSURE_S)
+    assert values(derived, "denoise_reason") == [""] * 3
+    assert seen(derived) == [(1, 1), (2, 2), (3, 3)]
+    assert seen(derived, "cam") == [(1, 10), (2, 20), (3, 30)]
+
+
 def test_an_event_may_be_of_a_frame_that_another_was_of(tmp_path):
     run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
     datum = run.old_file(run.file("again.h5", RISING[:3]))
@@ -232,6 +247,57 @@ def test_frames_that_nothing_announces_are_not_waited_for_to_the_end(tmp_path):
     router.feed(run.documents)
     assert [number for number, _ in seen(derived)] == [1, 2, 3]
     assert values(derived, "denoise_reason") == ["no frames came for cam"] * 3
+    seen_so_far = len(run.documents)
+    run.files("cam", run.file("cam.h5", RISING[:3]))(3, 3)
+    router.feed(run.ended()[seen_so_far:])
+    assert values(derived, "raw_seq_num") == [1, 2, 3]  # too late, and not a second event
+
+
+def test_frames_of_events_that_are_denoised_together_stay_with_their_events(tmp_path):
+    run = ComposedRun(tmp_path, det=((2, *SHAPE), "STREAM:"))
+    run.files("det", run.file("det.h5", RISING[:6]))(1, 3)
+    for _ in range(3):
+        run.event()
+    derived = routed(run.ended(), exposure_s=EXPOSURE_S, frames_directory=tmp_path / "denoised")
+    found = rates(derived, "det").mean(axis=(2, 3)) * EXPOSURE_S
+    assert found.tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_frames_of_a_fly_scan_are_denoised_before_its_end(tmp_path):
+    run = ComposedRun(tmp_path, motor=False, det=(SHAPE, "STREAM:"))
+    det = run.files("det", run.file("det.h5", RISING[:3]))
+    for number in range(1, 4):
+        det(number, number)
+    router, derived = DenoiseRouter(settings(exposure_s=1.0), UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    for document in run.documents:
+        router.feed([document])
+    assert seen(derived) == [(1, 1), (2, 2)]  # an event of the last may come
+
+
+def test_a_frame_whose_event_never_comes_is_denoised_at_the_end(tmp_path):
+    run = ComposedRun(tmp_path, det=(SHAPE, "STREAM:"))
+    det = run.files("det", run.file("det.h5", RISING[:2]))
+    det(1, 1)
+    run.event()
+    det(2, 2)
+    derived = routed(*([document] for document in run.ended()), exposure_s=EXPOSURE_S)
+    assert seen(derived) == [(1, 1), (2, 2)]
+    assert values(derived, "motor") == [0.0, None]
+
+
+def test_datums_that_come_behind_their_events_are_waited_for(tmp_path):
+    run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
+    datum = run.old_file(run.file("late.h5", RISING[:3]))
+    ids = [datum(point_number=point) for point in range(3)]
+    datums = [run.documents.pop() for _ in ids][::-1]
+    for datum_id in ids:
+        run.event(det=datum_id)
+    run.documents += datums
+    one_by_one = ([document] for document in run.ended())
+    derived = routed(*one_by_one, exposure_s=EXPOSURE_S, read_timeout_s=1e-9)
+    assert values(derived, "denoise_reason") == [""] * 3
+    assert seen(derived) == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_a_long_stream_datum_is_denoised_in_batches(tmp_path):

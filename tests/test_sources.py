@@ -163,6 +163,19 @@ def test_a_frame_whose_place_is_not_written_yet_is_waited_for(tmp_path, counts):
         np.testing.assert_array_equal(source.read(1), counts[1:2])
 
 
+def test_all_frames_of_an_event_must_be_written(tmp_path, counts):
+    with h5py.File(tmp_path / "det.h5", "w", libver="latest") as file:
+        data = file.create_dataset(DATASET, counts.shape, np.uint16, chunks=(1, 16, 20))
+        file.swmr_mode = True
+        source = open_source(resource(tmp_path / "det.h5", multiplier=3), descriptor((16, 20)))
+        for number in range(3):
+            with pytest.raises(FrameNotReady, match="nothing is written"):
+                read_until(source, 0, time.monotonic())
+            data[number] = counts[number]
+            data.flush()
+        np.testing.assert_array_equal(source.read(0), counts[:3])
+
+
 def test_at_the_deadline_the_error_says_how_many_frames_there_are(tmp_path, growing, counts):
     growing.append(counts[:2])
     source = open_source(resource(tmp_path / "det.h5"), descriptor((16, 20)))

@@ -65,6 +65,22 @@ def test_frames_that_one_of_several_writers_lacks_are_not_stored(tmp_path, block
             assert stored(tmp_path / "all.h5") == ([True] * 8, [True] * 8)
 
 
+def test_writers_may_take_blocks_of_frames_in_turn(tmp_path):
+    layout = h5py.VirtualLayout((8, *SHAPE), "u2")
+    for part in range(2):
+        blocks = h5py.MultiBlockSlice(start=2 * part, stride=4, count=2, block=2)
+        layout[blocks] = h5py.VirtualSource(f"{part}.h5", "data", (4, *SHAPE))
+    virtual(tmp_path / "all.h5", layout)
+    with writer(tmp_path / "0.h5") as one, writer(tmp_path / "1.h5") as other:
+        one(3)
+        other(1)
+        with h5py.File(tmp_path / "all.h5", "r", swmr=True, libver="latest") as file:
+            found = [are_stored(file["data"], slice(i, i + 1)) for i in range(8)]
+            assert found == [True, True, True, False, True, False, False, False]
+            assert are_stored(file["data"], slice(0, 3))
+            assert not are_stored(file["data"], slice(0, 4))
+
+
 def test_a_virtual_dataset_that_grows_has_rows_that_are_not_stored(tmp_path):
     layout = h5py.VirtualLayout((2, *SHAPE), "u2", maxshape=(None, *SHAPE))
     for part in range(2):

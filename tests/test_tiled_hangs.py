@@ -75,6 +75,39 @@ def derived(RE, raw, tiled, tmp_path):
     return runs
 
 
+@pytest.mark.parametrize("layout", ["stream", "run"])
+def test_runs_that_are_in_tiled_in_part_go_on_when_the_connection_was_lost(
+    derived, tiled, tmp_path, layout
+):
+    def lost(request, **kwargs):
+        raise httpx.ConnectError("the server is away for a moment", request=request)
+
+    options = settings(
+        tiled_uri=tiled.uri, tiled_layout=layout, backup_directory=tmp_path / "backup"
+    )
+    written = []
+    sink = TiledSink(options, written.append)
+    begun = [name for name, _ in derived[0]].index("event") + 1
+    for documents in derived:
+        for name, doc in documents[:begun]:
+            sink(name, doc)
+    runs = wait_for(lambda: len(sink._runs) == 2 and [*sink._runs.values()], what="both runs")
+    wait_for(lambda: not any(run.to_write for run in runs), what="what has come of them")
+    sink._client.context.http_client.send = lost
+    for number, documents in enumerate(derived, 1):  # the second is idle when it is lost
+        for name, doc in documents[begun:]:
+            sink(name, doc)
+        wait_for(lambda number=number: len(written) == number, what="all of a run")
+    assert sink.close(30) == []
+    client = connect(options)
+    with client.context:
+        for documents in derived:
+            start = documents[0][1]
+            stream = client[start["uid" if layout == "run" else "original_run_uid"]]["denoised"]
+            assert list(stream["raw_seq_num"].read()) == [1, 2]
+            np.testing.assert_array_equal(stream["det_image"].read(), FRAMES[:2] * 2)
+
+
 def out_of_order(monkeypatch, uid, answer):
     """Let requests that concern one run have another answer than Tiled's, or none."""
 

@@ -86,7 +86,6 @@ def share_alike(
     if not len(chosen):
         return estimate, variance
     around = [side + HALO_PX for side in more]
-    around[0], around[2] = HALO_PX, HALO_PX
     seen = [
         _tiles(F.pad(image, around), SEEN_PX)
         for image in (counts, valid, estimate, variance, noisy)

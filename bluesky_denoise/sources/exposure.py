@@ -106,7 +106,9 @@ def find_exposure(
     others = _of_other_detectors(descriptor, owner)
     own = exposure_keys([key for key in event_keys if key not in others], owner, data_key)
     unknown = {}  # key -> units that are none of time
-    for key in [*(key for key in extra_keys if key in event_keys), *own]:
+    # Its own come first, as in the configuration.
+    named = sorted((key for key in extra_keys if key in event_keys), key=others.__contains__)
+    for key in [*named, *own]:
         if event_keys[key].get("dtype") in ("number", "integer"):
             if (factor := seconds_per_unit(event_keys[key])) is not None:
                 if several and key not in extra_keys:

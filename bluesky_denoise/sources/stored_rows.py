@@ -35,6 +35,9 @@ def are_stored(dataset: h5py.Dataset, rows: slice) -> bool:
         return all(_is_brought(dataset, row) for row in range(rows.start, rows.stop))
     if dataset.chunks is None:
         return True
+    # Of no chunk at all HDF5 gives no size: h5py then takes what lies in memory for one.
+    if not dataset.id.chunk_iter(lambda _: True):
+        return False
     chunks = dataset.iter_chunks((rows, *(slice(0, n) for n in dataset.shape[1:])))
     return all(_has_chunk(dataset, tuple(part.start for part in chunk)) for chunk in chunks)
 
