@@ -169,7 +169,7 @@ class DenoisedSignals(Device):
         self._waiting: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
         self._wanted: RawEvent | None = None  # last, until its derived run has ended
         self._asked_for: RawEvent | None = None  # by the last trigger
-        self._one: tuple[str, str] | None = None  # run and stream that triggers wait for alone
+        self._one: RawEvent | None = None  # triggers wait for frames of its stream alone
         self._token = denoise.subscribe(self._derived)
 
     def __repr__(self) -> str:
@@ -193,19 +193,20 @@ class DenoisedSignals(Device):
 
         A suspender may take frames of another, such as dark ones, before the plan triggers.
         """
-        last = self.last_event
-        self._one = last[:2] if last else None
+        self._one = self.last_event
         try:
             yield
         finally:
             self._one = None
 
     def _next_wanted(self) -> RawEvent | None:
-        last = self.last_event
-        if last is None or self._one is None or self._one[0] != last.run_uid:
+        last, one = self.last_event, self._one
+        if last is None or one is None or one.run_uid != last.run_uid:
             return last
         seen = (self.raw.of_stream, getattr(self._denoise, "last_event_of", None))
-        return next((event for of in seen if of and (event := of(*self._one))), last)
+        found = next((event for of in seen if of and (event := of(*one[:2]))), last)
+        # What has gone into another stream before stands, and what a suspender took does not.
+        return one if found == one._replace(since="") else found
 
     def trigger(self) -> DeviceStatus:
         """Wait for the result of the last raw event; the status is done when it is there."""
