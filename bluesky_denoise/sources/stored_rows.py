@@ -35,11 +35,21 @@ def are_stored(dataset: h5py.Dataset, rows: slice) -> bool:
         return all(_is_brought(dataset, row) for row in range(rows.start, rows.stop))
     if dataset.chunks is None:
         return True
-    # Of no chunk at all HDF5 gives no size: h5py then takes what lies in memory for one.
-    if not dataset.id.chunk_iter(lambda _: True):
+    if not _has_any_chunk(dataset):
         return False
     chunks = dataset.iter_chunks((rows, *(slice(0, n) for n in dataset.shape[1:])))
     return all(_has_chunk(dataset, tuple(part.start for part in chunk)) for chunk in chunks)
+
+
+def _has_any_chunk(dataset: h5py.Dataset) -> bool:
+    """Return whether any chunk is stored.
+
+    Without one, `_has_chunk` would not know: HDF5 gives no size, and h5py takes what lies in memory
+    for it.
+    """
+    if hasattr(dataset.id, "chunk_iter"):  # ends at the first
+        return bool(dataset.id.chunk_iter(lambda _: True))
+    return dataset.id.get_num_chunks() > 0  # HDF5 before 1.10.10, or 1.12.3
 
 
 def _has_chunk(dataset: h5py.Dataset, place: tuple[int, ...]) -> bool:
