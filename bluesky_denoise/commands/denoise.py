@@ -52,8 +52,9 @@ def check(
     with open_catalog(loaded.tiled_uri, loaded) as catalog, console.status("Loading the network"):
         denoiser = DenoiseRouter(loaded).denoiser
         told = f"{denoiser.name} ({denoiser.weights_sha256[:12]}) on {denoiser.device}"
-        threads = f", threads: {loaded.threads}" if denoiser.device == "cpu" else ""
-        console.print(f"Network {told}{threads}", highlight=False)
+        told += f", threads: {loaded.threads}" if denoiser.device == "cpu" else ""
+        told += ", non_local" if loaded.non_local else ""
+        console.print(f"Network {told}", highlight=False)
         run = find_run(catalog, uid) if uid else _newest_with_frames(catalog, loaded)
         start = run.metadata["start"]
         taken = f"{datetime.fromtimestamp(start['time']):%Y-%m-%d %H:%M}"
