@@ -256,7 +256,14 @@ def children():
     return {child.pid for child in psutil.Process().children()}
 
 
-def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate):
+@pytest.fixture
+def ctrl_c_interrupts():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate, ctrl_c_interrupts):
     derived = DocumentCollector()
     denoise = DenoiseProcess(settings(model="child_denoisers:Gated"))
     denoise.subscribe(derived)
