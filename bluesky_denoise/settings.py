@@ -432,9 +432,9 @@ class DenoiseSettings(BaseModel):
         They go into the start document of every derived run.
         """
         shaping = {"data_keys", "streams", "exposure_s", "exposure_keys", "model", "rois"}
-        shaping |= {"audit", "rate_range", "save_sigma"}
-        if not self.rois:
-            shaping.remove("rois")
+        shaping |= {"audit", "rate_range", "save_sigma", "non_local"}
+        # Where they are not set, results are those of versions without them.
+        shaping -= {name for name in ("rois", "non_local") if not getattr(self, name)}
         described = self.model_dump(include=shaping, mode="json", exclude_none=True)
         if self.mask is not None:
             described["mask"] = _summary(self.mask)

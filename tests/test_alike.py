@@ -181,9 +181,12 @@ def test_tiles_that_memory_asks_for_do_not_show(denoisers):
     np.testing.assert_allclose(found.sigma, whole.sigma, rtol=1e-2, atol=1e-3)
 
 
-def test_the_setting_reaches_the_denoiser():
-    assert DenoiseRouter(DenoiseSettings(non_local=True)).denoiser.non_local
-    assert not DenoiseRouter(DenoiseSettings()).denoiser.non_local
+def test_the_setting_reaches_the_denoiser_and_what_is_told_of_results():
+    better, plain = (DenoiseRouter(DenoiseSettings(non_local=on)) for on in (True, False))
+    assert better.denoiser.non_local
+    assert not plain.denoiser.non_local
+    # `reprocess` takes results for the same where this is alike.
+    assert better.provenance["settings"] == {**plain.provenance["settings"], "non_local": True}
 
 
 def test_networks_that_cannot_refuse():
