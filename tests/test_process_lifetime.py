@@ -159,13 +159,13 @@ def test_a_home_in_which_nothing_can_wait_for_tiled_is_warned_of(
     assert "secret" not in caplog.text
 
 
-def test_who_has_no_home_is_told_where_to_set_one(monkeypatch):
+def test_who_has_no_home_is_told_where_to_set_one(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     # As for a user whom the system does not know.
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     with pytest.raises(SettingsError, match=r"no home directory.*Set HOME, or `backup_directory`"):
         settings(tiled_uri=NOWHERE).backup_path  # noqa: B018
-    assert settings(backup_directory="/tmp/b").backup_path == Path("/tmp/b")
+    assert settings(backup_directory=tmp_path).backup_path == tmp_path
 
 
 @pytest.fixture
