@@ -192,13 +192,19 @@ def test_an_event_may_be_of_a_frame_that_another_was_of(tmp_path):
     assert (np.array(values(derived, "det_raw_total")) / np.prod(SHAPE)).tolist() == [1, 2, 3, 2]
 
 
-def test_datums_that_come_late_leave_out_none_but_what_lacks(tmp_path):
+def _datums_behind(tmp_path, number):
+    """Compose a run whose events have come before their datums; return these, too."""
     run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
-    datum = run.old_file(run.file("late.h5", RISING[:5]))
-    ids = [datum(point_number=i) for i in range(5)]
+    datum = run.old_file(run.file("late.h5", RISING[:number]))
+    ids = [datum(point_number=point) for point in range(number)]
     datums = [run.documents.pop() for _ in ids][::-1]
     for datum_id in ids:
         run.event(det=datum_id)
+    return run, datums
+
+
+def test_datums_that_come_late_leave_out_none_but_what_lacks(tmp_path):
+    run, datums = _datums_behind(tmp_path, 5)
     run.documents += datums[:1] + datums[2:]
     derived = routed(run.ended(), exposure_s=EXPOSURE_S)
     assert values(derived, "denoise_reason") == ["", "no frames came for det", "", "", ""]
@@ -287,12 +293,7 @@ def test_a_frame_whose_event_never_comes_is_denoised_at_the_end(tmp_path):
 
 
 def test_datums_that_come_behind_their_events_are_waited_for(tmp_path):
-    run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
-    datum = run.old_file(run.file("late.h5", RISING[:3]))
-    ids = [datum(point_number=point) for point in range(3)]
-    datums = [run.documents.pop() for _ in ids][::-1]
-    for datum_id in ids:
-        run.event(det=datum_id)
+    run, datums = _datums_behind(tmp_path, 3)
     run.documents += datums
     one_by_one = ([document] for document in run.ended())
     derived = routed(*one_by_one, exposure_s=EXPOSURE_S, read_timeout_s=1e-9)

@@ -22,6 +22,8 @@ Metropolis et al., J. Chem. Phys. 21, 1087 (1953): the lesser of two rates is sy
 Tukey, Exploratory Data Analysis (1977), section 16: twicing.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -128,9 +130,7 @@ def _exchanged(
         friends[there] += w * valid[HERE]
     most = noisy / friends
     taken, kept, squares = (torch.full_like(estimate, value) for value in (0, 1, 0))
-    for step, w in zip(STEPS, alike, strict=True):
-        there = _there(step)
-        share = _whole(w) * torch.minimum(most[HERE], most[there])
+    for there, share in _shares(alike, most):
         more = share * (estimate[HERE] - estimate[there])
         taken[HERE] += more
         taken[there] -= more
@@ -140,9 +140,7 @@ def _exchanged(
         squares[HERE] += share
         squares[there] += share
     out = estimate.clone()
-    for step, w in zip(STEPS, alike, strict=True):
-        there = _there(step)
-        share = _whole(w) * torch.minimum(most[HERE], most[there])
+    for there, share in _shares(alike, most):
         moved = (taken[there] - taken[HERE]).clamp(-estimate[HERE], estimate[there]).mul_(share)
         out[HERE] += moved
         out[there] -= moved
@@ -150,6 +148,13 @@ def _exchanged(
     shared = SHARED_NOISE[0] + (SHARED_NOISE[1] - SHARED_NOISE[0]) * own
     left = kept * kept + squares  # by an average, of noise that pixels do not have in common
     return out, variance * (1 - (1 - shared) * (1 - left) ** 2)
+
+
+def _shares(alike: list[Tensor], most: Tensor) -> Iterator[tuple[tuple, Tensor]]:
+    """Yield where the partners of pixels `HERE` are, and what each two of them share."""
+    for step, w in zip(STEPS, alike, strict=True):
+        there = _there(step)
+        yield there, _whole(w) * torch.minimum(most[HERE], most[there])
 
 
 def _there(step: tuple[int, int]) -> tuple:
