@@ -7,6 +7,7 @@ import numpy as np
 from event_model import unpack_event_page
 
 from bluesky_denoise.documents import Document
+from bluesky_denoise.frame_checks import valid_pixels
 from bluesky_denoise.frames import Denoised
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.runs.derived_stream import DerivedEvent
@@ -108,4 +109,5 @@ class _NotDenoised:
     def denoise(
         self, counts: np.ndarray, exposure_s: Any, mask: np.ndarray | None = None
     ) -> Denoised:
-        return Denoised(rate=np.zeros(np.shape(counts), np.float32))
+        valid = valid_pixels(counts, mask)
+        return Denoised(rate=np.where(valid, np.float32(0), np.float32("nan")))

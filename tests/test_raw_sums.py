@@ -60,6 +60,7 @@ def test_a_deadline_can_be_raw_sums_with_the_flag_down(RE, raw, tmp_path, kind):
         assert event["denoised_spot_intensity"] == pytest.approx(inside - background)
         assert event["denoised_spot_intensity_error"] == pytest.approx(error, rel=1e-3)
         assert np.isnan(event["denoised_spot_denoised_sum"])
+        assert event[f"denoised_{key}_raw_total"] == frame[~mask].sum()
         assert event["denoised_denoise_ok"] is False
         assert "not denoised within" in event["denoised_denoise_reason"]
 
