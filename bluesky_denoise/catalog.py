@@ -1,7 +1,7 @@
 """The denoised streams of a run, and whether all of it is denoised."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from bluesky_denoise.in_tiled.event_array import EventArray
 from bluesky_denoise.in_tiled.stream_table import read_table
 from bluesky_denoise.in_tiled.streams import denoised_in
 from bluesky_denoise.runs.derived_run import raw_stream_of
-from bluesky_denoise.sources.frame_keys import is_frame_key
+from bluesky_denoise.sources.frame_keys import frame_keys
 
 __all__ = [
     "FROM_ARCHIVE",
@@ -26,6 +26,7 @@ __all__ = [
     "events_of",
     "find_stream",
     "frames_not_ok",
+    "has_frame_keys",
     "has_frames",
     "is_complete",
     "is_whole",
@@ -185,14 +186,10 @@ def _derived_runs(run: Any, container: str) -> list[Any]:
     return list(catalog.search(Eq("start.original_run_uid", run.metadata["start"]["uid"])).values())
 
 
-def is_complete(
-    run: Any, streams: tuple[str, ...] = ("primary",), container: str = "denoised"
+def has_frame_keys(
+    run: Any, streams: Sequence[str], data_keys: Sequence[str] | None = None
 ) -> bool:
-    """Tell whether a run needs no (more) denoising.
-
-    It needs none if it holds no frames, is not finished, or has a denoised stream with
-    an event for each raw one that is in Tiled, none of which was skipped or lost beside the scan.
-    There are more events than the run says where points were taken again after a pause.
+    """Tell whether a run has frames that are to be denoised.
 
     Parameters
     ----------
@@ -200,6 +197,38 @@ def is_complete(
         The raw run.
     streams :
         The raw streams that are to be denoised.
+    data_keys :
+        Data keys or detectors that are; None: every two-dimensional detector key.
+    """
+    raw = as_tiled_run(run)
+    for name in streams:
+        specs = raw[name].base.metadata.get("data_keys", {}) if name in raw else {}
+        object_keys: dict[str, list[str]] = {}
+        for key, spec in specs.items():
+            object_keys.setdefault(spec.get("object_name", ""), []).append(key)
+        if frame_keys({"data_keys": specs, "object_keys": object_keys}, data_keys):
+            return True
+    return False
+
+
+def is_complete(
+    run: Any,
+    streams: tuple[str, ...] = ("primary",),
+    container: str = "denoised",
+    data_keys: Sequence[str] | None = None,
+) -> bool:
+    """Tell whether a run needs no (more) denoising.
+
+    It needs none if it holds no such frames, is not finished, or has a denoised stream with
+    an event for each raw one that is in Tiled, none of which was skipped or lost beside the scan.
+    There are more events than the run says where points were taken again after a pause.
+
+    Parameters
+    ----------
+    run :
+        The raw run.
+    streams, data_keys :
+        As for `has_frame_keys`.
     container :
         As for `denoised_streams`.
     """
@@ -208,8 +237,7 @@ def is_complete(
     if stop is None:
         return True
     for name in streams:
-        keys = raw[name].base.metadata.get("data_keys", {}) if name in raw else {}
-        if not any(is_frame_key(spec) for spec in keys.values()):
+        if not has_frame_keys(raw, [name], data_keys):
             continue
         if stop.get("num_events", {}).get(name) and not any(
             found.raw_stream == name and is_whole(found, stop)

@@ -21,9 +21,9 @@ from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.runs.derived_run import raw_stream_of
 from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.sources.exposure import Exposure, find_exposure
-from bluesky_denoise.sources.frame_keys import also_called, frame_keys, is_frame_key
+from bluesky_denoise.sources.frame_keys import also_called, frame_keys
 
-__all__ = ["TriedFrames", "TriedStream", "has_frame_keys", "try_settings"]
+__all__ = ["TriedFrames", "TriedStream", "try_settings"]
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,6 @@ class TriedStream:
             for event in self.events
             if not event["denoise_ok"]
         ]
-
-
-def has_frame_keys(run: Any, streams: Sequence[str]) -> bool:
-    """Tell whether a run has frames in one of these raw streams."""
-    raw = as_tiled_run(run)
-    specs = [raw[name].base.metadata.get("data_keys", {}) for name in streams if name in raw]
-    return any(is_frame_key(spec) for keys in specs for spec in keys.values())
 
 
 def try_settings(

@@ -72,8 +72,17 @@ def test_a_stream_without_events_does_not_make_a_run_complete(RE, tiled, camera)
 
     RE.subscribe(TiledWriter(tiled.client))
     (uid,) = RE(plan())
-    assert not is_complete(tiled.client[uid], ("dark", "primary"))
-    assert is_complete(tiled.client[uid], ("dark",))
+    run = tiled.client[uid]
+    assert not is_complete(run, ("dark", "primary"))
+    assert is_complete(run, ("dark",))
+    assert not is_complete(run, data_keys=("det",))
+    assert is_complete(run, data_keys=("other",))
+
+
+def test_small_frames_are_to_be_denoised_where_they_are_named(RE, tiled):
+    run = archived(RE, tiled, Camera(name="strip", func=poisson(shape=(1, 40))), 1)
+    assert is_complete(run)
+    assert not is_complete(run, data_keys=("strip_image",))
 
 
 def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, settings):

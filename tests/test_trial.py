@@ -10,6 +10,7 @@ from live_path import UNIT, Camera, poisson
 from ophyd.sim import det as point_detector
 from ophyd.sim import motor
 
+from bluesky_denoise import trial
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.runs import row_denoiser
 from bluesky_denoise.settings import DenoiseSettings
@@ -123,7 +124,8 @@ def test_check_says_what_denoises(command, uid, tmp_path):
     assert " on cpu, threads: 1, non_local\n" in said
 
 
-def test_check_says_that_a_detector_is_too_fast(command, uid, tmp_path):
+def test_check_says_that_a_detector_is_too_fast(command, uid, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "_pace_s", lambda run, stream: 0.01)
     settings = (tmp_path / "settings.yaml").read_text()
     (tmp_path / "slow.yaml").write_text(settings.replace(UNIT, "child_denoisers:Slow"))
     said = command("check", "slow.yaml")

@@ -105,7 +105,7 @@ def _may_lack_frames(run: Any, settings: Any) -> bool:
     from bluesky_denoise.catalog import is_complete
 
     try:
-        return not is_complete(run, settings.streams, settings.tiled_container)
+        return not is_complete(run, settings.streams, settings.tiled_container, settings.data_keys)
     except httpx.HTTPStatusError as error:
         if error.response.is_server_error:
             return True
@@ -157,12 +157,14 @@ def restore(
 
 def _newest_with_frames(catalog: Any, settings: Any) -> Any:
     """Return the newest run that settings may be tried on."""
+    from bluesky_denoise.catalog import has_frame_keys
     from bluesky_denoise.runs.derived_run import is_derived
-    from bluesky_denoise.trial import has_frame_keys
 
     for run in reversed(catalog.values().tail(_LOOKED_AT)):
         start = run.metadata.get("start")
-        if start and not is_derived(start) and has_frame_keys(run, settings.streams):
+        if not start or is_derived(start):
+            continue
+        if has_frame_keys(run, settings.streams, settings.data_keys):
             return run
     fail(
         f"None of the newest {_LOOKED_AT} runs has frames in {', '.join(settings.streams)}. Take "
