@@ -41,14 +41,12 @@ class RawSums(LastEvent):
         self._data: list[Document] = []
         self._last: list[Document] = []
 
-    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take a document of a raw run."""
-        name = str(name)
+    def _take(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "event_page":
             for event in unpack_event_page(doc):
-                self("event", event)
+                self._take("event", event)
             return
-        super().__call__(name, doc)
+        super()._take(name, doc)
         if name == "start":
             if not self._open:
                 self._once, self._before, self._data, self._last = [], [], [], []

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from beamline import denoised_here, detector, events_of
 from composed_runs import ComposedRun
-from derived_by_hand import Derived, at, signals_of
+from derived_by_hand import KEY, Derived, at, signals_of
 from ophyd.sim import SynAxis
 
 from bluesky_denoise.newest_results import Result
 from bluesky_denoise.plans import read_denoised
 from bluesky_denoise.runs.last_event import LastEvent, RawEvent
+from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
 from bluesky_denoise.testing import UnitDenoiser
@@ -43,6 +44,16 @@ def test_a_stream_datum_of_something_else_brings_no_frames(tmp_path, key, brings
     for name, doc in run.documents:
         last(name, doc)
     assert last.has_frames(*run.documents[-1]) is brings
+
+
+@pytest.mark.parametrize("on_timeout", ["nan", "raw"])
+def test_a_document_that_cannot_be_followed_is_logged_and_not_raised(on_timeout, caplog):
+    settings = DenoiseSettings(data_keys=[KEY])
+    signals = signals_of(Derived(), settings=settings, on_timeout=on_timeout)
+    at(signals, 1)
+    signals.raw("event", {"descriptor": "raw-run primary", "data": {}})
+    assert "A raw document (event) could not be followed" in caplog.text
+    assert signals.last_event.seq_num == 1
 
 
 def test_the_last_event_is_that_of_a_running_run_with_frames(RE):

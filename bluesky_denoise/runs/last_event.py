@@ -1,11 +1,14 @@
 """Which raw event came last: what a plan that waits for its result waits for."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bluesky_denoise.sources.frame_keys import frame_keys
 
 __all__ = ["LastEvent", "RawEvent"]
+
+logger = logging.getLogger(__name__)
 
 
 class RawEvent(NamedTuple):
@@ -57,7 +60,13 @@ class LastEvent:
         return self._of_streams.get((run_uid, stream))
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take a document of a raw run."""
+        """Take a document of a raw run; never raises, as it may be subscribed to a RunEngine."""
+        try:
+            self._take(str(name), doc)
+        except Exception:
+            logger.exception("A raw document (%s) could not be followed", name)
+
+    def _take(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "descriptor":
             frames, stream = frame_keys(doc, self._data_keys), (doc["run_start"], doc["name"])
             if frames and doc["name"] in self._streams:
