@@ -8,8 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bluesky_denoise import DenoiseSettings
+from bluesky_denoise.settings_errors import EXPECTED
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -53,10 +55,21 @@ def test_quoted_code_is_python_and_imports_what_there_is(page):
                 import_module(f"{module}.{name}")
 
 
-def test_every_setting_is_in_the_table_and_no_other():
+def test_every_setting_is_in_the_table_with_its_default_and_no_other():
     text = (ROOT / "docs/settings.md").read_text()
-    table = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert sorted(table) == sorted(DenoiseSettings.model_fields)
+    table = dict(re.findall(r"^\| `(\w+)` \| *(.*?) *\|", text, re.MULTILINE))
+    assert sorted(table) == sorted(DenoiseSettings.model_fields) == sorted(EXPECTED)
+    told = {name: yaml.safe_load(default.strip("`")) for name, default in table.items()}
+    for name, default in DenoiseSettings():
+        if default:
+            assert told[name] == (default[0] if isinstance(default, tuple) else default)
+
+
+@pytest.mark.parametrize("name", ["callbacks/settings.yaml", "docs/settings.md"])
+def test_templates_have_settings_that_there_are(name):
+    keys = re.findall(r"^(?:# )?(\w+): ", (ROOT / name).read_text(), re.MULTILINE)
+    assert "frames_directory" in keys
+    assert set(keys) <= DenoiseSettings.model_fields.keys()
 
 
 def test_the_ten_lines_of_the_readme_run(tmp_path):
