@@ -99,7 +99,7 @@ def export_nexus(
                             progress(i * rows + written, len(keys) * rows)
                     _numbers(entry, columns, axes)
                     _table(entry, columns, table["time"].to_numpy())
-                    _provenance(entry, run, denoised)
+                    _provenance(entry, denoised)
                     if "default" not in entry.attrs:
                         entry.attrs["default"] = "numbers"
             finally:  # rather than what HDF5 makes of it
@@ -335,7 +335,7 @@ def _table(entry: h5py.Group, columns: Mapping[str, np.ndarray], time: np.ndarra
         _field(group, key, values)
 
 
-def _provenance(entry: h5py.Group, run: Any, denoised: DenoisedStream) -> None:
+def _provenance(entry: h5py.Group, denoised: DenoisedStream) -> None:
     group = _group(entry, "denoise", "NXprocess")
     _field(group, "program", "bluesky-denoise")
     _field(group, "version", denoised.version)

@@ -154,7 +154,7 @@ class DenoiseSettings(BaseModel):
             raise SettingsError(f"Settings file {path} cannot be read: {error}") from None
         address, where = {}, str(path)
         if isinstance(values, dict) and "denoise" in values:
-            address = {key: values[key] for key in ("tiled_uri",) if values.get(key)}
+            address = {"tiled_uri": values["tiled_uri"]} if values.get("tiled_uri") else {}
             values, where = values["denoise"] or {}, f"{path}, denoise"
         if not isinstance(values, dict):
             raise SettingsError(

@@ -21,8 +21,10 @@ __all__ = [
     "denoised_per_shot",
     "denoised_per_step",
     "denoised_scan",
+    "plan_metadata",
     "read_denoised",
     "shown_in_wrapper",
+    "shown_with_references",
 ]
 
 Readings = Mapping[str, Reading]

@@ -17,6 +17,7 @@ from bluesky_denoise.runs.results import Regions
 __all__ = [
     "DerivedRun",
     "is_derived",
+    "is_stream_name",
     "raw_stream_of",
     "start_metadata",
     "stop_document",

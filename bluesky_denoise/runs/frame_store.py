@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-__all__ = ["FrameStore"]
+__all__ = ["GROUP", "FrameStore"]
 
 GROUP = "denoised"
 

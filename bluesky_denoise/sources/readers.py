@@ -28,7 +28,15 @@ from bluesky_denoise.frame_checks import as_counts
 from bluesky_denoise.sources.frame_keys import TAKE_ONE
 from bluesky_denoise.sources.stored_rows import are_stored
 
-__all__ = ["SOURCES", "AdapterSource", "FrameSource", "HDF5Source", "as_stack", "open_source"]
+__all__ = [
+    "SOURCES",
+    "AdapterSource",
+    "FrameSource",
+    "HDF5Source",
+    "as_stack",
+    "open_source",
+    "read_until",
+]
 
 _POLL_S = 0.02
 _WRITTEN = (
