@@ -123,6 +123,25 @@ def test_of_the_keys_that_the_settings_name_each_detector_has_its_own(in_events)
         assert find_exposure(doc, "b_image", extra_keys=extra_keys).key == "b_timer"
 
 
+@pytest.mark.parametrize("in_events", [True, False])
+def test_a_key_that_is_named_for_one_detector_is_not_taken_for_one_that_has_its_own(in_events):
+    own = "a_cam_acquire_time"
+    doc = {
+        "data_keys": {"a_image": image(), "b_image": image(), "b_timer": number()},
+        "object_keys": {"a": ["a_image"], "b": ["b_image", "b_timer"]},
+        "configuration": {} if in_events else {"a": {"data": {own: 0.1}}},
+    }
+    if in_events:
+        doc["data_keys"][own] = number()
+        doc["object_keys"]["a"].append(own)
+    assert find_exposure(doc, "b_image", extra_keys=("b_timer",)).key == "b_timer"
+    assert find_exposure(doc, "a_image", extra_keys=("b_timer",)).key == own
+    doc["configuration"] = {}
+    doc["data_keys"].pop(own, None)
+    assert find_exposure(doc, "a_image", extra_keys=("b_timer",)).key == "b_timer"
+    assert find_exposure(doc, "a_image", extra_keys=("b_timer",), default_s=1.0).value_s == 1.0
+
+
 def test_the_exposure_of_one_detector_is_not_taken_for_another():
     two = descriptor(configuration={"other": {"other_cam_acquire_time": (0.5, "s")}})
     with pytest.raises(ExposureNotFound):

@@ -74,7 +74,8 @@ def find_exposure(
 
     Of a device with several detectors, each has the key that is named most like its frames.
     Where areaDetector sums several exposures into an image (``num_exposures`` beside
-    ``acquire_time``), it is that of all.
+    ``acquire_time``), it is that of all. A key of another detector that `extra_keys` names is taken
+    only where nothing else is found.
 
     Parameters
     ----------
@@ -97,57 +98,106 @@ def find_exposure(
         If there is none, with the keys that were looked at; if it is scanned, and not in
         the events; or if it may be that of another detector of the same device.
     """
-    data_keys = descriptor["data_keys"]
-    owner = _owner(descriptor, data_key)
-    images = [key for key in data_keys if _owner(descriptor, key) == owner]
-    several = sum(is_frame_key(data_keys[key]) for key in images) > 1
-
-    event_keys = {key: data_keys[key] for key in data_keys if key != data_key}
-    others = _of_other_detectors(descriptor, owner)
-    own = exposure_keys([key for key in event_keys if key not in others], owner, data_key)
-    unknown = {}  # key -> units that are none of time
-    # Its own come first, as in the configuration.
-    named = sorted((key for key in extra_keys if key in event_keys), key=others.__contains__)
-    for key in [*named, *own]:
-        if event_keys[key].get("dtype") in ("number", "integer"):
-            if (factor := seconds_per_unit(event_keys[key])) is not None:
-                if several and key not in extra_keys:
-                    _check_is_its_own(key, own, data_key)
-                return _summed(Exposure(key, None, factor), descriptor)
-            unknown[key] = event_keys[key]["units"]
-
-    configurations = descriptor.get("configuration", {})
-    unusable = ""
-    for name in [owner, *(n for n in configurations if n != owner)]:
-        configuration = configurations.get(name, {})
-        values = configuration.get("data", {})
-        own = exposure_keys(values, owner, data_key) if name == owner else []
-        for key in (*extra_keys, *own):
-            if key in values and not _is_positive(values[key]):
-                unusable = f"{key!r} is {values[key]!r}; expected a number > 0. "
-            elif key in values:
-                if key in motors:
-                    raise ExposureNotFound(_scanned(descriptor, data_key, key))
-                spec = configuration.get("data_keys", {}).get(key, {})
-                if (factor := seconds_per_unit(spec)) is not None:
-                    if several and key not in extra_keys:
-                        differ = [other for other in own if values[other] != values[key]]
-                        _check_is_its_own(key, differ, data_key)
-                    return _summed(Exposure(key, float(values[key]) * factor), descriptor)
-                unknown[key] = spec["units"]
-
+    search = _Search(descriptor, data_key, extra_keys, motors)
+    if found := search.in_events() or search.in_configuration():
+        return found
     if default_s is not None:
         return Exposure("settings", default_s)
-    looked_at = [*extra_keys, *(f"{owner}*{suffix}" for suffix in _SUFFIXES)]
-    present = sorted(
-        {*event_keys, *(k for c in configurations.values() for k in c.get("data", ()))}
-    )
-    raise ExposureNotFound(
-        f"No exposure time for {data_key!r} in stream {descriptor.get('name')!r}: looked for "
-        f"{', '.join(looked_at)} among the event and configuration keys "
-        f"({', '.join(present) or 'there are none'}). {_units(unknown)}{unusable}"
-        "Set `exposure_s`, or name the key in `exposure_keys`."
-    )
+    # Last what is named for another detector, which may be exposed with this one.
+    if found := search.in_events(of_others=True) or search.in_configuration(of_others=True):
+        return found
+    raise ExposureNotFound(search.why_not())
+
+
+class _Search:
+    """Where the exposure of a data key may be; remembers what was found and is of no use."""
+
+    def __init__(
+        self,
+        descriptor: Mapping[str, Any],
+        data_key: str,
+        extra_keys: tuple[str, ...],
+        motors: Sequence[str],
+    ) -> None:
+        self._descriptor, self._data_key = descriptor, data_key
+        self._extra_keys, self._motors = extra_keys, motors
+        self._specs = specs = descriptor["data_keys"]
+        self._configurations = descriptor.get("configuration", {})
+        self._owner = owner = _owner(descriptor, data_key)
+        self._others = _other_detectors(descriptor, owner)
+        images = [key for key in specs if is_frame_key(specs[key])]
+        self._several = [_owner(descriptor, key) for key in images].count(owner) > 1
+        self._unknown: dict[str, str] = {}  # key -> units that are none of time
+        self._unusable = ""
+
+    def in_events(self, *, of_others: bool = False) -> Exposure | None:
+        """Return the first key of the events that is a time: of this detector, or of others."""
+        theirs = {key for keys in self._others.values() for key in keys}
+        keys = [k for k in self._specs if k != self._data_key and (k in theirs) == of_others]
+        own = [] if of_others else exposure_keys(keys, self._owner, self._data_key)
+        for key in [*(key for key in self._extra_keys if key in keys), *own]:
+            spec = self._specs[key]
+            if spec.get("dtype") not in ("number", "integer"):
+                continue
+            if (factor := self._factor(key, spec)) is not None:
+                self._check_is_its_own(key, own)
+                return _summed(Exposure(key, None, factor), self._descriptor)
+        return None
+
+    def in_configuration(self, *, of_others: bool = False) -> Exposure | None:
+        """Return the first time in the configuration of this detector, or in that of others."""
+        devices = [
+            name
+            for name in self._configurations
+            if name != self._owner and (name in self._others) == of_others
+        ]
+        for name in devices if of_others else [self._owner, *devices]:
+            configuration = self._configurations.get(name, {})
+            values, specs = configuration.get("data", {}), configuration.get("data_keys", {})
+            own = exposure_keys(values, self._owner, self._data_key) if name == self._owner else []
+            for key in [key for key in (*self._extra_keys, *own) if key in values]:
+                if not _is_positive(values[key]):
+                    self._unusable = f"{key!r} is {values[key]!r}; expected a number > 0. "
+                    continue
+                if key in self._motors:
+                    raise ExposureNotFound(_scanned(self._descriptor, self._data_key, key))
+                if (factor := self._factor(key, specs.get(key, {}))) is not None:
+                    differ = [other for other in own if values[other] != values[key]]
+                    self._check_is_its_own(key, differ)
+                    return _summed(Exposure(key, float(values[key]) * factor), self._descriptor)
+        return None
+
+    def _factor(self, key: str, spec: Mapping[str, Any]) -> float | None:
+        factor = seconds_per_unit(spec)
+        if factor is None:
+            self._unknown[key] = spec["units"]
+        return factor
+
+    def _check_is_its_own(self, key: str, others: Iterable[str]) -> None:
+        """Refuse the exposure of a device with several detectors that may be another's."""
+        if not self._several or key in self._extra_keys:
+            return
+        suffix = next(suffix for suffix in _SUFFIXES if key.lower().endswith(suffix))
+        for other in others:
+            alike = _alike(other, self._data_key) == _alike(key, self._data_key)
+            if other != key and alike and other.lower().endswith(suffix):
+                raise ExposureNotFound(
+                    f"The exposure of {self._data_key!r} may be {key!r} or {other!r}: both are of "
+                    "its device, and neither is named more like it. Name the right one in "
+                    "`exposure_keys`, or make a device of each detector."
+                )
+
+    def why_not(self) -> str:
+        """Say where was looked, and what is there."""
+        looked_at = [*self._extra_keys, *(f"{self._owner}*{suffix}" for suffix in _SUFFIXES)]
+        configured = (k for c in self._configurations.values() for k in c.get("data", ()))
+        present = sorted({*self._specs, *configured} - {self._data_key})
+        return (
+            f"No exposure time for {self._data_key!r} in stream {self._descriptor.get('name')!r}: "
+            f"looked for {', '.join(looked_at)} among the event and configuration keys "
+            f"({', '.join(present) or 'there are none'}). {_units(self._unknown)}{self._unusable}"
+            "Set `exposure_s`, or name the key in `exposure_keys`."
+        )
 
 
 def _scanned(descriptor: Mapping[str, Any], data_key: str, key: str) -> str:
@@ -184,19 +234,6 @@ def _alike(key: str, data_key: str) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _check_is_its_own(key: str, others: Iterable[str], data_key: str) -> None:
-    """Refuse the exposure of a device with several detectors that may be another's."""
-    suffix = next(suffix for suffix in _SUFFIXES if key.lower().endswith(suffix))
-    for other in others:
-        alike = _alike(other, data_key) == _alike(key, data_key)
-        if other != key and alike and other.lower().endswith(suffix):
-            raise ExposureNotFound(
-                f"The exposure of {data_key!r} may be {key!r} or {other!r}: both are of its "
-                "device, and neither is named more like it. Name the right one in "
-                "`exposure_keys`, or make a device of each detector."
-            )
-
-
 def _summed(exposure: Exposure, descriptor: Mapping[str, Any]) -> Exposure:
     """Count in that several exposures are summed into a frame."""
     if not exposure.key.lower().endswith(_TIME):
@@ -217,14 +254,13 @@ def _belongs(key: str, owner: str) -> bool:
     return key.startswith(owner) and not key[len(owner) : len(owner) + 1].isalnum()
 
 
-def _of_other_detectors(descriptor: Mapping[str, Any], owner: str) -> set[str]:
-    """Return the keys of other detectors: the name of `det_2` begins with that of `det`."""
+def _other_detectors(descriptor: Mapping[str, Any], owner: str) -> dict[str, list[str]]:
+    """Return other detectors with their keys: the name of `det_2` begins with that of `det`."""
     specs = descriptor["data_keys"]
     return {
-        key
+        name: keys
         for name, keys in descriptor.get("object_keys", {}).items()
-        if name != owner and any(is_frame_key(specs[k]) for k in keys if k in specs)
-        for key in keys
+        if name != owner and any(is_frame_key(specs[key]) for key in keys if key in specs)
     }
 
 
