@@ -51,6 +51,8 @@ def profile_directory(holding: str, startup_file: str | None = None) -> Path:
 def newest_scan_id(catalog: Any) -> int:
     """Return the number of the newest run that a catalog keeps, from which scans are numbered on.
 
+    An older one may have been brought in after it.
+
     Parameters
     ----------
     catalog :
@@ -61,8 +63,9 @@ def newest_scan_id(catalog: Any) -> int:
     int
         0 if there is none.
     """
-    runs = [run for run in catalog.values().tail(9) if "start" in run.metadata]
-    return runs[-1].metadata["start"].get("scan_id") or 0 if runs else 0
+    last = [run.metadata.get("start") for run in catalog.values().tail(9)]
+    newest = max(filter(None, last), key=lambda start: start["time"], default={})
+    return newest.get("scan_id") or 0
 
 
 def closed_at_exit() -> ExitStack:

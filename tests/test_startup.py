@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from bluesky_denoise.errors import SettingsError
-from bluesky_denoise.startup import profile_directory
+from bluesky_denoise.startup import newest_scan_id, profile_directory
 
 SESSION = """
 import atexit, threading
@@ -36,6 +37,21 @@ def profile(tmp_path):
     (tmp_path / "profile_x" / "startup").mkdir(parents=True)
     (tmp_path / "profile_x" / "settings.yaml").touch()
     return tmp_path / "profile_x"
+
+
+@pytest.mark.parametrize(
+    ("starts", "number"),
+    [
+        ([], 0),
+        ([None, {"time": 1.0}], 0),  # a container of derived runs, and a run without a number
+        ([{"time": 1.0, "scan_id": 7}, {"time": 2.0, "scan_id": 1}], 1),
+        ([{"time": 2.0, "scan_id": 8}, {"time": 1.0, "scan_id": 7}], 8),  # 7 was restored
+    ],
+)
+def test_scans_are_numbered_on_from_the_newest(starts, number):
+    runs = [SimpleNamespace(metadata={"start": start} if start else {}) for start in starts]
+    values = SimpleNamespace(tail=lambda number: runs[-number:])
+    assert newest_scan_id(SimpleNamespace(values=lambda: values)) == number
 
 
 def test_a_startup_file_finds_its_profile(profile, monkeypatch, tmp_path):
