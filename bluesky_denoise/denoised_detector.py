@@ -11,6 +11,7 @@ from ophyd.status import DeviceStatus
 
 from bluesky_denoise.errors import FrameShapeError, SettingsError
 from bluesky_denoise.frames import DenoiserLike, Frame
+from bluesky_denoise.plans.checks import check_above_zero
 from bluesky_denoise.plans.exposures import exposure_signal, summed_exposures_signal
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.runs.results import hinted_keys, measure, number_keys
@@ -59,7 +60,7 @@ class DenoisedDetector:
     Raises
     ------
     SettingsError
-        If it cannot be told how long the detector exposes.
+        If it cannot be told how long the detector exposes, or `exposure_s` is not above 0.
 
     Examples
     --------
@@ -93,6 +94,8 @@ class DenoisedDetector:
         self._frame, self._exposure_s, self._mask = frame, exposure_s, mask
         if exposure_s is None:
             exposure_signal(detector)  # fails now rather than in the middle of a scan
+        else:
+            check_above_zero(exposure_s=exposure_s)
         self._numbers = dict.fromkeys(self._specs, float("nan"))
         self._stamp = time.time()
         # The RunEngine asks what it is by the protocols of Bluesky. From Python 3.12 on they see
