@@ -92,35 +92,22 @@ class DerivedStream:
         self.name, self.emitted, self._directory = name, 0, directory
         self._emit, self._frame_keys = emit, list(regions)
         self._failing: set[str] = set()  # keys of which the last frames could not be saved
+        start, specs = bundle.start_doc, descriptor["data_keys"]
         errors = {key + SIGMA: key for key in regions} if save_sigma else {}
         self._sigma_keys = {name: key for name, key in errors.items() if name not in regions}
         seen = {key: _seen_shape(key, events) for key in regions}
         self._unseen = [key for key, shape in seen.items() if shape is None]
-        self._row_shapes = {
-            key: _row_shape(descriptor["data_keys"][key], shape) for key, shape in seen.items()
-        }
+        self._row_shapes = {key: _row_shape(specs[key], shape) for key, shape in seen.items()}
         self._row_shapes |= {name: self._row_shapes[key] for name, key in self._sigma_keys.items()}
-        start = bundle.start_doc
-        if no_errors := sorted(errors.keys() & regions.keys()):
-            logger.warning(
-                "Run %.8s: %s of %r are frames of a detector, so that standard errors of these "
-                "names are not saved; rename the detector to have them",
-                *(start["original_run_uid"], ", ".join(map(repr, no_errors)), name),
-            )
         source = f"denoise:{start['denoise'].get('model', '')}"
         self._numbers = number_keys(regions, source) | audit_keys(regions, source)
         ours = self._numbers | event_keys(source)
         taken = {key.lower() for key in ours}  # tables of Tiled do not tell upper from lower case
-        hidden = sorted(key for key in descriptor["data_keys"] if key.lower() in taken)
-        if hidden:
-            logger.warning(
-                "Run %.8s: the readings %s are in the raw stream alone, for numbers of %r have "
-                "these names; rename them to have them there too",
-                *(start["original_run_uid"], ", ".join(map(repr, hidden)), name),
-            )
+        hidden = sorted(key for key in specs if key.lower() in taken)
+        self._tell_of_names(start, sorted(errors.keys() & regions.keys()), hidden)
         self._scalars = [
             key
-            for key, spec in descriptor["data_keys"].items()
+            for key, spec in specs.items()
             if key not in self._row_shapes
             and key not in hidden
             and "external" not in spec
@@ -129,18 +116,10 @@ class DerivedStream:
         self._store, self._unsaved = self._open_store(start) if directory else (None, "")
         if self._unsaved:  # the numbers go on
             self._row_shapes = {}
-        data_keys = {key: dict(descriptor["data_keys"][key]) for key in self._scalars}
-        data_keys |= ours
-        for key, shape in self._row_shapes.items():
-            data_keys[key] = {
-                "dtype": "array",
-                "dtype_numpy": "<f4",
-                "shape": list(shape),
-                "units": "counts / s",
-                "source": source,
-                **({"external": "STREAM:"} if directory else {}),
-                **{k: v for k, v in descriptor["data_keys"].get(key, {}).items() if k == RAW_KEY},
-            }
+        data_keys = {key: dict(specs[key]) for key in self._scalars} | ours
+        data_keys |= {
+            key: self._frames_spec(specs.get(key, {}), key, source) for key in self._row_shapes
+        }
         self._descriptor = bundle.compose_descriptor(
             name=name,
             data_keys=data_keys,
@@ -151,20 +130,50 @@ class DerivedStream:
             time=min([time.time(), *(event.time for event in events)]),
         )
         emit("descriptor", self._descriptor.descriptor_doc)
-        self._compose_datum = {}
-        for key in self._row_shapes if self._store else ():
-            resource, compose = bundle.compose_stream_resource(
-                mimetype="application/x-hdf5",
-                uri=_uri(self._store.path),
-                data_key=key,
-                parameters={
-                    "dataset": f"/{GROUP}/{key}",
-                    "chunk_shape": [1, *self._row_shapes[key]],
-                    "swmr": True,
-                },
+        in_files = self._row_shapes if self._store else ()
+        self._compose_datum = {key: self._announce_file(bundle, key) for key in in_files}
+
+    def _tell_of_names(self, start: RunStart, no_errors: list[str], hidden: list[str]) -> None:
+        """Tell of names that two things have, of which one is left out."""
+        if no_errors:
+            logger.warning(
+                "Run %.8s: %s of %r are frames of a detector, so that standard errors of these "
+                "names are not saved; rename the detector to have them",
+                *(start["original_run_uid"], ", ".join(map(repr, no_errors)), self.name),
             )
-            self._emit("stream_resource", resource)
-            self._compose_datum[key] = compose
+        if hidden:
+            logger.warning(
+                "Run %.8s: the readings %s are in the raw stream alone, for numbers of %r have "
+                "these names; rename them to have them there too",
+                *(start["original_run_uid"], ", ".join(map(repr, hidden)), self.name),
+            )
+
+    def _frames_spec(self, raw: Mapping[str, Any], key: str, source: str) -> dict[str, Any]:
+        """Return the data key of frames, or of their standard errors."""
+        return {
+            "dtype": "array",
+            "dtype_numpy": "<f4",
+            "shape": list(self._row_shapes[key]),
+            "units": "counts / s",
+            "source": source,
+            **({"external": "STREAM:"} if self._store else {}),
+            **({RAW_KEY: raw[RAW_KEY]} if RAW_KEY in raw else {}),
+        }
+
+    def _announce_file(self, bundle: event_model.ComposeRunBundle, key: str) -> Callable[..., Any]:
+        """Emit where the frames of a data key are; return what composes their stream datums."""
+        resource, compose = bundle.compose_stream_resource(
+            mimetype="application/x-hdf5",
+            uri=_uri(self._store.path),
+            data_key=key,
+            parameters={
+                "dataset": f"/{GROUP}/{key}",
+                "chunk_shape": [1, *self._row_shapes[key]],
+                "swmr": True,
+            },
+        )
+        self._emit("stream_resource", resource)
+        return compose
 
     def _open_store(self, start: RunStart) -> tuple[FrameStore | None, str]:
         """Make the file; return it, or why it cannot be made."""
