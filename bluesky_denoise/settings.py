@@ -405,9 +405,10 @@ class DenoiseSettings(BaseModel):
             By data key, what else its frames may be called here.
         """
         also = also or {}
-        regions = {
-            key: dict(_first(self.rois, (key, *also.get(key, ()))) or {}) for key in data_keys
-        }
+        regions: dict[str, dict[str, ROI]] = {key: {} for key in data_keys}
+        for key, of_key in regions.items():
+            for name in (key, *also.get(key, ())):
+                of_key.update(self.rois.get(name, {}))
         if data_keys:
             regions[data_keys[0]] |= self.rois.get("*", {})
         return regions
@@ -473,11 +474,9 @@ def _is_region(value: Any) -> bool:
 
 def _of(value: Any, names: Sequence[str]) -> Any:
     """Return what is set for frames: for all alike, or by name."""
-    return _first(value, names) if isinstance(value, dict) else value
-
-
-def _first(values: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((values[name] for name in names if name in values), None)
+    if not isinstance(value, dict):
+        return value
+    return next((value[name] for name in names if name in value), None)
 
 
 def _summary(mask: Any) -> Any:

@@ -54,6 +54,13 @@ def test_regions_come_from_yaml_by_data_key(tmp_path):
     }
 
 
+def test_regions_by_detector_and_by_its_data_key_are_all_measured():
+    spot, line = ROI(ROWS, COLS), ROI((4, 12), (4, 12))
+    settings = DenoiseSettings(rois={"det": {"spot": spot}, "det_image": {"line": line}})
+    found = settings.rois_of(["det_image"], {"det_image": ["det"]})
+    assert found == {"det_image": {"line": line, "spot": spot}}
+
+
 def test_a_region_outside_of_the_frame_is_told_before_the_first_frame(RE):
     collector = DocumentCollector()
     router = DenoiseRouter(DenoiseSettings(rois={"far": ROI((0, 10), (60, 70))}), UnitDenoiser())
