@@ -120,9 +120,10 @@ class DenoisedSignals(Device):
         by_key = getattr(settings, "rois", None) or {}
         if rois is None:
             rois = [name for regions in by_key.values() for name in regions]
-        namespace = result_components(tuple(data_keys), tuple(rois))
-        namespace |= {"data_keys": tuple(data_keys), "rois": tuple(rois)}
-        namespace["_frames_of"] = frames_of(tuple(data_keys), by_key)
+        data_keys, rois = _names(data_keys), _names(rois)
+        namespace = result_components(data_keys, rois)
+        namespace |= {"data_keys": data_keys, "rois": rois}
+        namespace["_frames_of"] = frames_of(data_keys, by_key)
         namespace |= {"__doc__": cls.__doc__, "__module__": cls.__module__}
         return super().__new__(type(cls.__name__, (cls,), namespace))
 
@@ -151,7 +152,7 @@ class DenoisedSignals(Device):
         super().__init__("", name=name)
         self.timeout_s, self.on_timeout = timeout_s, on_timeout
         self._denoise = denoise
-        self.streams = tuple(streams or getattr(settings, "streams", None) or ("primary",))
+        self.streams = _names(streams or getattr(settings, "streams", None) or "primary")
         """The raw streams whose results are followed."""
         self.raw: LastEvent
         """Subscribe it to the RunEngine, where `denoise` is on another machine, or
@@ -327,6 +328,11 @@ class DenoisedSignals(Device):
             else:
                 still.append(item)
         self._waiting = still
+
+
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names as a tuple; a text is one name, and not its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _settings_of(denoise: Any, settings: SettingsLike | None) -> DenoiseSettings | None:

@@ -324,6 +324,12 @@ def test_names_with_hyphens_become_attributes(derived):
     assert signals.pilatus_image_raw_total.get() == 7.0
 
 
+def test_one_name_stands_for_a_list_of_one(derived):
+    signals = DenoisedSignals(derived, data_keys=KEY, rois="spot", streams="primary")
+    assert (signals.data_keys, signals.rois, signals.streams) == ((KEY,), ("spot",), ("primary",))
+    assert np.isnan(signals.spot_intensity.get())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
