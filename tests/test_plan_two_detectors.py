@@ -12,6 +12,7 @@ from bluesky_denoise.plans import (
     denoised_scan,
     find_weak_peak,
 )
+from bluesky_denoise.plans.checks import detector_of
 from bluesky_denoise.simulation import SceneFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import UnitDenoiser
@@ -54,6 +55,12 @@ def test_what_a_detector_sums_into_an_image_counts_in_the_exposure_of_a_point(RE
     for point in points:
         assert point["low_point_exposure_s"] == pytest.approx(0.8 * point["low_point_frames"])
         assert point["low_point_intensity"] == pytest.approx(100, rel=0.4)  # 4 sigma
+
+
+def test_a_region_without_a_data_key_is_of_the_first_detector_that_is_denoised(RE, lo, hi):
+    denoised = signals(RE, rois={"spot": SPOT}, data_keys=("hi", "lo"))
+    assert detector_of(denoised, "spot_intensity", [lo, hi]) is hi
+    assert detector_of(denoised, "spot_intensity", [lo]) is lo
 
 
 def readings(raw):

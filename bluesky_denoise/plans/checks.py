@@ -121,10 +121,16 @@ def check_number_of(
 
 
 def detector_of(denoised: DenoisedSignals, attribute: str, detectors: Sequence[Any]) -> Any:
-    """Return the detector whose frames a number is of; the first where that cannot be told."""
-    data_key = denoised.frames_of.get(attribute)
-    may = [d for d in detectors if data_key is not None and _may_read([d], [data_key])]
-    return [*may, *detectors][0]
+    """Return the detector whose frames a number is of; the first where that cannot be told.
+
+    A region that is set without a data key is of the first frames that the denoiser is for.
+    """
+    of = denoised.frames_of.get(attribute)
+    for data_key in denoised.data_keys if of is None else (of,):
+        for detector in detectors:
+            if _may_read([detector], [data_key]):
+                return detector
+    return detectors[0]
 
 
 def detectors_of(denoised: DenoisedSignals, detectors: Sequence[Any]) -> list[Any]:
