@@ -21,11 +21,12 @@ from bluesky_denoise.runs.raw_run import DenoisedRun
 from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.support.subscribers import Subscribers
 
-__all__ = ["DenoiseRouter", "DenoiserLike", "with_threads"]
+__all__ = ["DenoiseRouter", "with_threads"]
 
 logger = logging.getLogger(__name__)
 
 _PROBE = np.ones((1, 16, 16), np.uint16)
+_OF_A_DENOISER = ("denoise", "name", "device", "weights_sha256", "card")
 
 
 class DenoiseRouter:
@@ -231,12 +232,18 @@ def _made(module: str, factory: str) -> DenoiserLike:
     except (ImportError, AttributeError) as error:
         raise ModelNotFound(f"{where}: {error}") from error
     try:
-        return make()
+        made = make()
     except (ImportError, AttributeError, TypeError) as error:
         raise ModelNotFound(
             f"{where}: calling it raised {type(error).__name__}: {error}. It must return a "
             "denoiser, and is called with no arguments."
         ) from error
+    if lacking := [name for name in _OF_A_DENOISER if not hasattr(made, name)]:
+        raise ModelNotFound(
+            f"{where}: it returned a {type(made).__name__} without {', '.join(lacking)}. "
+            "docs/denoiser.md shows what a denoiser must have."
+        )
+    return made
 
 
 def with_threads(settings: DenoiseSettings) -> DenoiseSettings:

@@ -1,10 +1,15 @@
 """What a router makes of the setting `model`, and how many threads it denoises with."""
 
+import re
+from pathlib import Path
+
+import bluesky.plans as bp
 import pytest
-from live_path import settings
+from live_path import Camera, poisson, settings
 
 from bluesky_denoise.errors import ModelNotFound
 from bluesky_denoise.router import DenoiseRouter
+from bluesky_denoise.testing import DocumentCollector
 
 
 @pytest.mark.parametrize(
@@ -20,6 +25,29 @@ def test_an_error_within_a_factory_keeps_its_traceback():
     with pytest.raises(ModelNotFound, match=told) as caught:
         DenoiseRouter(settings(model="numpy:zeros"))
     assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_a_factory_that_makes_no_denoiser_is_told_what_lacks():
+    told = "returned a dict without denoise, name, device, weights_sha256, card"
+    with pytest.raises(ModelNotFound, match=told):
+        DenoiseRouter(settings(model="builtins:dict"))
+
+
+def test_the_denoiser_of_your_own_on_the_page_works(RE, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs/denoiser.md").read_text()
+    (code,) = re.findall(r"```python\n([^`]*class [^`]*)```", page)
+    (tmp_path / "my_denoisers.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    derived = DocumentCollector()
+    rois = {"spot": {"rows": (2, 10), "cols": (2, 10)}}
+    router = DenoiseRouter(settings(model="my_denoisers:RowMeans", rois=rois))
+    router.subscribe(derived)
+    func = poisson()
+    RE(bp.count([Camera(name="det", func=func)]), router)
+    (event,) = derived.by_name["event"]
+    assert event["data"]["denoise_ok"], event["data"]["denoise_reason"]
+    total = event["data"]["det_image_denoised_total"]
+    assert total == pytest.approx(func.taken[-1].sum() / 0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("model", [r"C:\w\my.safetensors", "C:/w/my.safetensors"])
