@@ -228,6 +228,8 @@ def _denoise_runs(runs: list, settings: Any, again: bool) -> None:
     from bluesky_denoise.reprocessing import StoredResults, has_result, mark_interrupted, reprocess
     from bluesky_denoise.router import DenoiseRouter
 
+    if not runs:  # for which no network need be loaded
+        return
     router = DenoiseRouter(settings)
     of = router.provenance, settings.streams, settings.tiled_container
 
