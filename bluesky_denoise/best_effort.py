@@ -13,9 +13,13 @@ from bluesky_denoise.runs.derived_run import is_derived
 __all__ = ["DenoisedBestEffortCallback", "NarrowLines"]
 
 _CONTINUED = {"coarse_signals": "fine_signals"}
+"""Streams that another one goes on from, in a table of its own."""
 _TOLD = ("agreement", "total", "weak_peak")
+"""Streams whose events are printed as a line."""
 _WIDTH, _LEAST_WIDTH, _LINE = 12, 10, 80
+"""Widest and narrowest column, and the width of the terminal, in characters."""
 _NUMBER = re.compile(r"\b\d[\d.]*\b")
+"""By numbers alone, two reasons do not differ."""
 
 
 class NarrowLines:

@@ -278,6 +278,7 @@ class DenoisedSignals(Device):
             self._do_without(wanted, status, DenoiseTimeout(reason))
 
     def _do_without(self, wanted: RawEvent, status: DeviceStatus, error: DenoiseError) -> None:
+        """End a trigger whose result will not come, as `on_timeout` says."""
         if self.on_timeout == "raise":
             _fail(status, error)
             return
@@ -295,6 +296,7 @@ class DenoisedSignals(Device):
         status.set_finished()
 
     def _show(self, data: Mapping[str, Any]) -> None:
+        """Put the numbers of a derived event into the signals; NaN where it lacks one."""
         now = time.time()
         for attribute, key in self._keys.items():
             signal = getattr(self, attribute)
@@ -321,6 +323,7 @@ class DenoisedSignals(Device):
         return newest is not result or not result.answers(self._wanted)
 
     def _answer_all(self) -> None:
+        """Finish the triggers whose end is known now."""
         still: list[tuple[RawEvent, DeviceStatus, threading.Timer]] = []
         for item in self._waiting:
             if self._answer(item[0], item[1]):

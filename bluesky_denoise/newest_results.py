@@ -38,7 +38,7 @@ class NewestResults:
     Parameters
     ----------
     name :
-        Who asks, for messages.
+        Name of the device, for messages.
     streams :
         The raw streams to follow.
     keys :

@@ -79,7 +79,8 @@ class FrameViewer:
         self._denoised = RecentFrames(data_key, streams[1])
         self._sigma = RecentFrames(data_key + SIGMA, streams[1])
         self._normalizer = RunNormalizer(RESOURCE_PATCHES)
-        self._raw_run = self._derived_from = ""  # uids of the raw run that each is of
+        self._raw_run = ""  # uid of the raw run that is followed
+        self._derived_from = ""  # and of the one that the results are of
         self._trace: dict[int, tuple[float, float, float]] = {}  # a point may be taken again
         self._subscribed: list[tuple[Callable[[int], None], int]] = []
         self._changed, self._closing = threading.Event(), threading.Event()

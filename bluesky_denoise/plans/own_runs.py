@@ -43,6 +43,7 @@ def own_runs_wrapper(
     bundles: dict[Any, dict[Any, set[str]]] = {}  # by run: what is read, with its keys
 
     def untold(read: Mapping[Any, set[str]]) -> list[str]:
+        """Return the detectors that are read without their exposure."""
         keys = {key for own in read.values() for key in own}
         return [
             detector.name

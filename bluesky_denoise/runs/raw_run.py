@@ -26,7 +26,7 @@ __all__ = ["DenoisedRun"]
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 3
-"""Times `read_timeout_s` after which frames that nothing announces are waited for no more."""
+"""Frames that nothing has announced are waited for so many times `read_timeout_s`."""
 
 
 class DenoisedRun:
@@ -70,8 +70,8 @@ class DenoisedRun:
         self._skipping = ""
         self._known: DerivedEvent | None = None
         self._passed_over: dict[str, set[str]] = {}  # frames of streams that are not wanted
-        self._left_out: set[str] = set()  # images of which was told why they are not denoised
-        self._not_found: set[str] = set()  # of `data_keys`, as was told
+        self._left_out: set[str] = set()  # images that the log has said are not denoised
+        self._not_found: set[str] = set()  # of `data_keys`, as the log has said
         self._problems: list[str] = []
         self._skipped = 0
         # Resource and Datum become StreamResource and StreamDatum: one path for all.

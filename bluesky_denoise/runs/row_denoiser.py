@@ -23,7 +23,7 @@ __all__ = ["RowDenoiser"]
 logger = logging.getLogger(__name__)
 
 _MOST_TOLD = 3
-"""Frames of a run, with one data key and kind of error, that the log tells of."""
+"""Most frames of a run that are logged for one data key and one kind of error."""
 
 
 class RowDenoiser:
