@@ -58,6 +58,8 @@ def test_colours_are_no_frames(shape):
     check_frame_shape({"dtype": "array", "shape": [None, 48, None]}, "det")
 
 
+SMALL = {"dtype": "array", "shape": [3, 1, 1280], "source": "sim"}
+MATRIX = {"dtype": "array", "shape": [3, 3], "source": "sim"}
 DET = {"det_image": IMAGE, "det_stats1_total": NUMBER}
 STEREO = {"eyes_left": IMAGE, "eyes_right": IMAGE}
 
@@ -65,10 +67,12 @@ STEREO = {"eyes_left": IMAGE, "eyes_right": IMAGE}
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [
-        (None, {"det_image": "det_image", "eyes_left": "eyes_left", "eyes_right": "eyes_right"}),
+        (None, {k: k for k in ("det_image", "eyes_left", "eyes_right", "mixed_image")}),
         (["det_image"], {"det_image": "det_image"}),
         (["det"], {"det": "det_image"}),
         (["det", "det_image"], {"det_image": "det_image"}),
+        (["strip"], {"strip": "strip_image"}),
+        (["mixed"], {"mixed": "mixed_image"}),
         (["eyes"], {"eyes_left": "eyes_left", "eyes_right": "eyes_right"}),
         (["eyes_right", "det"], {"eyes_right": "eyes_right", "det": "det_image"}),
         (["eyes_right", "eyes"], {"eyes_right": "eyes_right", "eyes_left": "eyes_left"}),
@@ -77,7 +81,9 @@ STEREO = {"eyes_left": IMAGE, "eyes_right": IMAGE}
     ],
 )
 def test_frames_are_asked_for_by_data_key_or_by_device(wanted, found):
-    stream = descriptor(det=DET, eyes=STEREO, motor={"motor": NUMBER})
+    strip = {"strip_image": SMALL, "strip_matrix": MATRIX}
+    mixed = {"mixed_profiles": SMALL, "mixed_image": IMAGE}
+    stream = descriptor(det=DET, eyes=STEREO, motor={"motor": NUMBER}, strip=strip, mixed=mixed)
     assert list(frame_keys(stream, wanted).items()) == list(found.items())
 
 

@@ -1,5 +1,7 @@
 """A denoiser of two detectors, in runs that have one of them alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from beamline import ROIS, denoised_here, events_of, scene
@@ -13,6 +15,7 @@ from bluesky_denoise.plans import (
     find_weak_peak,
 )
 from bluesky_denoise.plans.checks import detector_of
+from bluesky_denoise.plans.descriptions import images_per_event
 from bluesky_denoise.simulation import SceneFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.testing import UnitDenoiser
@@ -61,6 +64,15 @@ def test_a_region_without_a_data_key_is_of_the_first_detector_that_is_denoised(R
     denoised = signals(RE, rois={"spot": SPOT}, data_keys=("hi", "lo"))
     assert detector_of(denoised, "spot_intensity", [lo, hi]) is hi
     assert detector_of(denoised, "spot_intensity", [lo]) is lo
+
+
+@pytest.mark.parametrize("data_key", ["strip", "strip_image", None])
+def test_images_of_a_strip_detector_are_counted(data_key):
+    spec = {"dtype": "array", "shape": [3, 1, 1280], "source": "sim"}
+    strip = SimpleNamespace(name="strip", describe=lambda: {"strip_image": spec})
+    with pytest.raises(StopIteration) as end:
+        next(images_per_event(strip, data_key))
+    assert end.value.value == 3
 
 
 def readings(raw):

@@ -37,8 +37,10 @@ def images_per_event(detector: Any, data_key: str | None) -> MsgGenerator[int]:
         What the settings call the frames, of several; None: the first.
     """
     specs = yield from described_there(detector)
-    frames = {key: spec for key, spec in specs.items() if is_frame_key(spec)}
-    meant = [key for key in frames if data_key and is_part(key, data_key)]
-    for key in [*meant, *frames]:
-        return math.prod(size for size in frames[key]["shape"][:-2] if size)
+    frames = [key for key, spec in specs.items() if is_frame_key(spec)]
+    small = [key for key, spec in specs.items() if is_frame_key(spec, 1) and key not in frames]
+    images = [*frames, *small]
+    meant = [key for key in images if data_key and is_part(key, data_key)]
+    for key in (*meant, *images):
+        return math.prod(size for size in specs[key]["shape"][:-2] if size)
     return 1

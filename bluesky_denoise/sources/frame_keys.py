@@ -84,8 +84,9 @@ def frame_keys(descriptor: EventDescriptor, wanted: Sequence[str] | None) -> dic
     wanted :
         Data keys, or names of devices. A device stands for its image key, whose frames then
         have the name of the device: ``det`` for the ``det_image`` of an areaDetector. A device
-        with several images stands for all of them, under their own names. None: every
-        two-dimensional detector key, under its own name.
+        with several images stands for all of them, under their own names; small ones, such as those
+        of a strip detector, count where it has no others. None: every two-dimensional detector key
+        of 16 x 16 pixels or more, under its own name.
     """
     specs = descriptor["data_keys"]
     if wanted is None:
@@ -94,8 +95,7 @@ def frame_keys(descriptor: EventDescriptor, wanted: Sequence[str] | None) -> dic
     for device in wanted:
         if device in specs:
             continue
-        owned = descriptor.get("object_keys", {}).get(device, [])
-        images = [key for key in owned if is_frame_key(specs[key])]
+        images = _images_of(descriptor, device)
         if len(images) > 1:
             found |= {key: key for key in images}
         elif images and images[0] not in found:
@@ -105,14 +105,25 @@ def frame_keys(descriptor: EventDescriptor, wanted: Sequence[str] | None) -> dic
     return {name: found[name] for name in found_in_order}
 
 
+def _images_of(descriptor: EventDescriptor, device: str) -> list[str]:
+    specs, owned = descriptor["data_keys"], descriptor.get("object_keys", {}).get(device, [])
+    images = [key for key in owned if is_frame_key(specs[key])]
+    return images or [key for key in owned if _is_small(specs[key])]
+
+
+def _is_small(spec: Mapping[str, Any]) -> bool:
+    """Tell whether a data key holds images of less than 16 pixels a side."""
+    if is_frame_key(spec) or not is_frame_key(spec, 1):
+        return False
+    return max(side or 0 for side in spec["shape"][-2:]) > _LARGEST_MATRIX
+
+
 def left_out(descriptor: EventDescriptor) -> dict[str, str]:
     """Return why images of a raw stream are denoised only if they are named, by data key."""
     found = {}
     for key, spec in descriptor["data_keys"].items():
         shape = list(spec.get("shape") or ())
-        if is_frame_key(spec) or not is_frame_key(spec, 1):
-            continue
-        if max(side or 0 for side in shape[-2:]) <= _LARGEST_MATRIX:
+        if not _is_small(spec):
             continue
         try:
             check_frame_shape(spec, key)
