@@ -60,7 +60,8 @@ class DenoisedDetector:
     Raises
     ------
     SettingsError
-        If it cannot be told how long the detector exposes, or `exposure_s` is not above 0.
+        If it cannot be told how long the detector exposes, `exposure_s` is not above 0, or a region
+        is none.
 
     Examples
     --------
@@ -85,6 +86,12 @@ class DenoisedDetector:
                 f"{detector.name} is a detector of ophyd-async; DenoisedDetector takes those of "
                 "ophyd. Use DenoisedSignals and the plans of `bluesky_denoise.plans`."
             )
+        for name, roi in (rois or {}).items():
+            if not isinstance(roi, ROI | np.ndarray):
+                raise SettingsError(
+                    f"Region {name!r} is {roi!r}; expected a ROI, such as ROI(rows=(80, 96), "
+                    "cols=(200, 216))."
+                )
         self.detector, self.denoiser = detector, denoiser
         self._regions = {"frame": dict(rois or {})}
         self._specs = {

@@ -71,9 +71,19 @@ def test_the_exposure_of_a_denoised_detector_is_shortened_too(RE, raw, det):
     assert smart.hints["fields"] == ["det_stats1_total", "det_frame_denoised_total"]
 
 
-def test_an_exposure_that_is_none_is_refused_at_once(det):
-    with pytest.raises(SettingsError, match="exposure_s is 0; expected a number above 0"):
-        DenoisedDetector(det, UnitDenoiser(), exposure_s=0)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"exposure_s": 0}, "exposure_s is 0; expected a number above 0"),
+        (
+            {"rois": {"a": {"rows": (0, 9), "cols": (0, 9)}}},
+            "Region 'a' is {'rows': .*expected a ROI",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(det, wrong, message):
+    with pytest.raises(SettingsError, match=message):
+        DenoisedDetector(det, UnitDenoiser(), **wrong)
 
 
 def test_masked_pixels_are_left_out_of_its_numbers(RE, raw, det):

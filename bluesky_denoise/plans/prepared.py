@@ -83,5 +83,6 @@ def _prepared(msg: Msg, detectors: Sequence[Any]) -> int | None:
 
 
 def _refused(reason: str) -> MsgGenerator[None]:
+    """Raise in the plan, which can put back what it has set."""
     raise SettingsError(reason)
-    yield
+    yield  # makes a generator of it
