@@ -256,21 +256,13 @@ def children():
     return {child.pid for child in psutil.Process().children()}
 
 
-@pytest.fixture
-def ctrl_c_interrupts():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate, ctrl_c_interrupts):
+def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate, ctrl_c):
     derived = DocumentCollector()
     denoise = DenoiseProcess(settings(model="child_denoisers:Gated"))
     denoise.subscribe(derived)
     RE.subscribe(denoise)
     RE(bp.count([replay()], 3))
-    ctrl_c = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    ctrl_c.start()
+    ctrl_c()
     with pytest.raises(KeyboardInterrupt):
         denoise.close()
     gate.touch()
@@ -278,6 +270,33 @@ def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate, 
     assert [event["data"]["denoise_ok"] for event in derived.by_name["event"]] == [True] * 3
     assert derived.by_name["stop"][0]["exit_status"] == "success"
     assert not psutil.pid_exists(denoise.pid)
+
+
+STARTS = """
+import json, pickle, sys
+from multiprocessing.connection import Client
+with Client(json.loads(sys.argv[1]), authkey=bytes.fromhex(sys.stdin.readline())) as parent:
+    parent.recv_bytes()
+    parent.send_bytes(pickle.dumps(("started", {})))
+    parent.recv_bytes()
+"""
+
+
+@pytest.mark.parametrize("code", ["import time; time.sleep(60)", STARTS], ids=["early", "late"])
+def test_ctrl_c_while_it_is_built_leaves_neither_a_child_nor_a_thread(monkeypatch, ctrl_c, code):
+    def interrupted(function):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bluesky_denoise.child.connection._START", code)
+    threads, others = set(threading.enumerate()), children()
+    if code == STARTS:  # the last of what is done
+        monkeypatch.setattr("bluesky_denoise.process.atexit.register", interrupted)
+    else:
+        ctrl_c()
+    with pytest.raises(KeyboardInterrupt):
+        DenoiseProcess(settings())
+    wait_for(lambda: set(threading.enumerate()) <= threads, 5, what="the end of the threads")
+    assert children() == others
 
 
 def test_a_child_that_is_being_started_again_has_ended_for_all_who_close_the_denoiser(gate, logged):
