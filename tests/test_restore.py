@@ -1,5 +1,6 @@
 import re
 import shutil
+import uuid
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
@@ -12,7 +13,7 @@ from composed_runs import ComposedRun
 from live_path import SHAPE, Camera, poisson, wait_for
 from ophyd import Signal
 from ophyd_async.core import TriggerInfo, init_devices
-from process_fixtures import replay
+from process_fixtures import open_node, replay
 from router_fixtures import path_provider
 from tiled.client import from_context, from_uri
 from tiled_fixtures import in_tiled
@@ -322,6 +323,23 @@ def test_a_file_of_another_kind_is_refused(tiled, tmp_path, lines, message):
         restore_run(tiled.client, path)
     assert "a" not in list(tiled.client)
     assert path.read_text() == lines
+
+
+@pytest.mark.parametrize("letters", [4, 8])
+def test_a_run_whose_uid_is_short_is_not_taken_for_one_that_begins_so(tiled, tmp_path, letters):
+    uid = str(uuid.uuid4())
+    short = uid[:letters]
+    open_node(tiled, {"uid": uid, "time": 1.0})
+    file = BackupFile(tmp_path, "short")
+    file.append([("start", {"uid": short, "time": 2.0})])
+    stop = {"uid": "end", "run_start": short, "time": 3.0, "exit_status": "success"}
+    file.append([("stop", stop)])
+    file.release()
+    shutil.copy(file.path, tmp_path / "copy.jsonl")
+    told = restore_run(tiled.client, file.path)
+    assert told.startswith(f"run {short} is in Tiled, with no events. ")
+    assert "was in Tiled already" in restore_run(tiled.client, tmp_path / "copy.jsonl")
+    assert tiled.client[uid].metadata.get("stop") is None
 
 
 def test_a_file_that_a_session_still_writes_is_left_to_it(kept, unreliable, tiled):
