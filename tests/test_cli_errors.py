@@ -27,6 +27,16 @@ def test_a_number_of_runs_below_one_is_refused(command, typed):
     assert ">=1" in said or "be greater than or equal" in said  # versions of typer differ
 
 
+@pytest.mark.parametrize("number", [301, 10**20])
+def test_more_runs_than_there_are_or_tiled_tells_of_at_once_may_be_asked_for(
+    command, uid, monkeypatch, number
+):
+    monkeypatch.setattr("bluesky_denoise.commands.denoise._may_lack_frames", lambda *of: False)
+    said = command("catch-up", "settings.yaml", "-n", str(number))
+    assert re.search(r"0 of the newest [1-9]\d* runs are to be denoised", said)
+    assert "no such runs" in command("runs", "-n", str(number), "--sample", "of nobody")
+
+
 def test_a_package_that_lacks_is_named_with_the_extra_that_brings_it(tmp_path):
     (tmp_path / "scipy.py").write_text("raise ModuleNotFoundError('no', name='scipy.signal')")
     done = subprocess.run(
