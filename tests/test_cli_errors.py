@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import re
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -50,6 +51,19 @@ def test_a_package_that_lacks_is_named_with_the_extra_that_brings_it(tmp_path):
         "Error: this needs the package scipy, which is not installed: "
         "pip install 'bluesky-denoise[evaluation]'\n"
     )
+
+
+def test_ctrl_c_while_the_program_is_imported_shows_no_traceback(tmp_path):
+    press = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+    (tmp_path / "typer.py").write_text(press)
+    done = subprocess.run(
+        [sys.executable, "-m", "bluesky_denoise", "runs"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        # A shell starts what it puts into the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 def test_the_folder_of_the_picture_is_looked_for_before_the_demo(command, tmp_path):
