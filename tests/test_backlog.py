@@ -39,18 +39,19 @@ def skipped(batch):
 
 
 def test_what_waits_can_be_given_up(changed):
-    backlog = Backlog(changed, most=9, wait_s=0)
-    for name, doc in (("start", {}), ("event", event(0)), ("event", event(1)), ("stop", {})):
+    backlog = Backlog(changed, most=2, wait_s=0)
+    for name, doc in (("start", {}), *(("event", event(i)) for i in range(3)), ("stop", {})):
         backlog.put(name, doc, frames=name == "event")
     assert backlog.with_frames == 2
     backlog.skip("closed")
     assert backlog.with_frames == 0
-    backlog.put("event", event(2), frames=True)
+    backlog.put("event", event(3), frames=True)
     taken = backlog.take(9)
-    assert [skip for _, _, skip in taken] == ["", "closed", "closed", "", ""]
+    full = "skipped: the queue of the denoiser was full"
+    assert [skip for _, _, skip in taken] == ["", "closed", "closed", full, "", ""]
     images = [doc["data"]["det"] for name, doc, _ in taken if name == "event"]
-    assert images[:2] == [None, None]
-    assert images[2] is not None
+    assert images[:3] == [None, None, None]
+    assert images[3] is not None
 
 
 def test_documents_come_out_in_the_order_in_which_they_were_put_in(changed):
