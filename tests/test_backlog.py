@@ -182,6 +182,10 @@ def test_frames_are_taken_again_when_half_of_the_memory_is_free(changed, monkeyp
     backlog.take(1)
     backlog.put("event", event(5), frames=True)  # three wait: there is room, but half is taken
     assert skipped(backlog.take(9)) == [False, False, False, True, True]
+    backlog.put("event", event(6), frames=True)
+    large = {"seq_num": 7, "data": {"det": np.full((4, *SHAPE), 7)}}
+    backlog.put("event", large, frames=True)  # half is free, and it needs more
+    assert skipped(backlog.take(9)) == [False, True]
 
 
 def test_frames_that_are_given_up_take_no_memory(changed, monkeypatch):
@@ -308,4 +312,5 @@ def test_large_frames_are_taken_out_few_at_a_time(changed):
     backlog.put("event", event(1), frames=True)
     assert [len(backlog.take(32)) for _ in range(4)] == [4, 4, 2, 1]
     backlog.put("event", {"seq_num": 1, "data": "malformed"}, frames=True)
-    assert len(backlog.take(32)) == 1
+    backlog.put("stream_datum", {"indices": None, "seq_nums": "malformed"}, frames=True)
+    assert len(backlog.take(32)) == 2

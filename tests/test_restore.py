@@ -313,8 +313,13 @@ def test_a_fly_scan_without_events_is_restored(kept, unreliable, tiled, tmp_path
             '{"name": "event", "doc": {"uid": "b", "descriptor": "c"}}\n',
             "is damaged. Nothing is written, .*: document 2, ",
         ),
+        (
+            '{"name": "start", "doc": {"uid": "a", "time": 1}}\n'
+            '{"name": "start", "doc": {"uid": "b", "time": 1}}\n',
+            "has a second start, of run b; expected one run. Nothing is written",
+        ),
     ],
-    ids=["empty", "no start", "no JSON", "denoised", "no descriptor"],
+    ids=["empty", "no start", "no JSON", "denoised", "no descriptor", "two runs"],
 )
 def test_a_file_of_another_kind_is_refused(tiled, tmp_path, lines, message):
     path = tmp_path / "a.jsonl"
