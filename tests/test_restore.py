@@ -243,6 +243,17 @@ def test_rows_of_a_fly_scan_that_a_file_lacks_are_not_deleted_in_tiled(tiled, tm
     assert tiled.client[run.run.start_doc["uid"]]["primary"]["det"].shape[0] == 4
 
 
+def test_all_events_of_a_stream_whose_configuration_changed_are_restored(tiled, tmp_path):
+    run = ComposedRun(tmp_path)
+    run.event()
+    run.event(run.begin("primary"))
+    file = BackupFile(tmp_path, "run")
+    file.append(run.ended())
+    file.release()
+    assert "with 2 events of primary. " in restore_run(tiled.client, file.path)
+    assert len(tiled.client[run.run.start_doc["uid"]]["primary"]["motor"].read()) == 2
+
+
 def test_a_number_that_is_whole_at_first_is_no_obstacle(RE, unreliable, tiled):
     """Tiled refuses it in a run that is written event by event."""
     position = Signal(name="position", value=1)
