@@ -254,6 +254,48 @@ def test_all_events_of_a_stream_whose_configuration_changed_are_restored(tiled, 
     assert len(tiled.client[run.run.start_doc["uid"]]["primary"]["motor"].read()) == 2
 
 
+@pytest.mark.parametrize(("times", "there"), [(0, 2), (2, 4)], ids=["lost", "written twice"])
+def test_an_event_that_is_not_once_in_tiled_is_told_and_the_file_stays(
+    tiled, tmp_path, monkeypatch, times, there
+):
+    def writer(*given, **options):
+        write = TiledWriter(*given, **options)
+
+        def write_most(name, doc):
+            for _ in range(times if doc.get("seq_num") == 2 else 1):
+                write(name, doc)
+
+        return write_most
+
+    monkeypatch.setattr("bluesky_denoise.restore.TiledWriter", writer)
+    run = ComposedRun(tmp_path)
+    for _ in range(3):
+        run.event()
+    file = BackupFile(tmp_path, "run")
+    file.append(run.ended())
+    file.release()
+    told = (
+        rf"not in Tiled as it should be: {there} events of primary are there, and 3 in the file\."
+    )
+    with pytest.raises(BackupError, match=told):
+        restore_run(tiled.client, file.path)
+    assert file.path.exists()
+
+
+def test_frames_that_are_no_more_in_tiled_are_missed(tiled, tmp_path):
+    run = ComposedRun(tmp_path, motor=False, det=([1, *SHAPE], "STREAM:"))
+    run.files("det", run.file("frames.h5", np.ones((2, *SHAPE), np.uint16)))(1, 2)
+    file = BackupFile(tmp_path, "run")
+    file.append(run.ended())
+    file.release()
+    shutil.copy(file.path, tmp_path / "copy.jsonl")
+    restore_run(tiled.client, file.path)
+    stream = tiled.client[run.run.start_doc["uid"]]["primary"]
+    stream.base.delete_contents(["det"], recursive=True, external_only=False)
+    with pytest.raises(BackupError, match="its end, and yet det of primary is not complete"):
+        restore_run(tiled.client, tmp_path / "copy.jsonl")
+
+
 def test_a_number_that_is_whole_at_first_is_no_obstacle(RE, unreliable, tiled):
     """Tiled refuses it in a run that is written event by event."""
     position = Signal(name="position", value=1)
