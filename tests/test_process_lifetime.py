@@ -18,6 +18,7 @@ from live_path import NO_PROXY, is_whole, python_path, settings, wait_for
 from process_fixtures import FRAMES, NOWHERE, open_node, replay
 
 from bluesky_denoise.backup import backup_files, read_backup
+from bluesky_denoise.child.worker import _portable
 from bluesky_denoise.errors import DenoiseError, ModelNotFound, SettingsError
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
@@ -297,6 +298,27 @@ def test_ctrl_c_while_it_is_built_leaves_neither_a_child_nor_a_thread(monkeypatc
         DenoiseProcess(settings())
     wait_for(lambda: set(threading.enumerate()) <= threads, 5, what="the end of the threads")
     assert children() == others
+
+
+def test_what_a_child_has_left_of_a_run_goes_to_the_next_before_the_end_of_that_run(monkeypatch):
+    """Else `wait` would return before it is in Tiled."""
+    monkeypatch.setattr("bluesky_denoise.child.connection._START", STARTS)
+    denoise = DenoiseProcess(settings())
+    left = [("start", {"uid": "derived", "original_run_uid": "raw"})]
+    with denoise._changed:
+        denoise._abandoned.append(left)
+        denoise._backlog.put("stop", {"run_start": "raw"}, frames=False)
+        messages = [denoise._next_message() for _ in range(2)]
+    denoise.close(0.1)
+    assert messages == [("abandoned", left), ("documents", [("stop", {"run_start": "raw"}, "")])]
+
+
+def test_an_error_that_cannot_be_sent_is_told_as_text():
+    class Local(Exception):
+        pass
+
+    error = _portable(Local("the key is k3y"), lambda text: text.replace("k3y", "***"))
+    assert (type(error), str(error)) == (RuntimeError, "Local: the key is ***")
 
 
 def test_a_child_that_is_being_started_again_has_ended_for_all_who_close_the_denoiser(gate, logged):
