@@ -302,9 +302,10 @@ def test_what_has_no_frames_takes_no_room(changed):
     assert other["data"]["motor"] == 0.5
 
 
-def test_large_frames_are_taken_out_few_at_a_time(changed):
+def test_large_frames_are_taken_out_few_at_a_time(changed, monkeypatch):
+    monkeypatch.setattr("bluesky_denoise.child.backlog._MOST_BYTES", 256 << 10)
     backlog = Backlog(changed, most=99, wait_s=0)
-    large = np.zeros((5, 1024, 1024), np.uint32)  # 20 MiB
+    large = np.zeros((5, 64, 64), np.uint32)  # 80 KiB
     for number in range(9):
         backlog.put("event", {"seq_num": number, "data": {"det": large}}, frames=True)
     page = {"data": {"det": [large] * 5, "motor": [0.0] * 5}}

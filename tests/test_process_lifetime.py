@@ -1,5 +1,6 @@
 """A denoiser from its beginning to its end, and over many runs."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from live_path import NO_PROXY, is_whole, python_path, settings, wait_for
 from process_fixtures import FRAMES, NOWHERE, open_node, replay
 
 from bluesky_denoise.backup import backup_files, read_backup
-from bluesky_denoise.child.worker import _portable
+from bluesky_denoise.child.worker import _LogToParent, _Pipe, _portable
 from bluesky_denoise.errors import DenoiseError, ModelNotFound, SettingsError
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
@@ -319,6 +320,13 @@ def test_an_error_that_cannot_be_sent_is_told_as_text():
 
     error = _portable(Local("the key is k3y"), lambda text: text.replace("k3y", "***"))
     assert (type(error), str(error)) == (RuntimeError, "Local: the key is ***")
+
+
+def test_what_the_child_logs_when_its_parent_is_gone_is_no_error():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with ours:
+        _LogToParent(_Pipe(ours), str).emit(logging.makeLogRecord({"msg": "all is kept"}))
 
 
 def test_a_child_that_is_being_started_again_has_ended_for_all_who_close_the_denoiser(gate, logged):
