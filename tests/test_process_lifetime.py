@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -320,6 +321,25 @@ def test_an_error_that_cannot_be_sent_is_told_as_text():
 
     error = _portable(Local("the key is k3y"), lambda text: text.replace("k3y", "***"))
     assert (type(error), str(error)) == (RuntimeError, "Local: the key is ***")
+
+
+def test_messages_of_several_threads_of_the_child_do_not_mix():
+    inside, most = [], []
+
+    class Slow:
+        def send_bytes(self, data):
+            inside.append(data)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.remove(data)
+
+    pipe = _Pipe(Slow())
+    threads = [threading.Thread(target=pipe.send, args=("log", n)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4
 
 
 def test_what_the_child_logs_when_its_parent_is_gone_is_no_error():
