@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import bluesky.plans as bp
 import h5py
@@ -20,7 +21,7 @@ from live_path import NO_PROXY, is_whole, python_path, settings, wait_for
 from process_fixtures import FRAMES, NOWHERE, open_node, replay
 
 from bluesky_denoise.backup import backup_files, read_backup
-from bluesky_denoise.child.worker import _LogToParent, _Pipe, _portable
+from bluesky_denoise.child.worker import _LogToParent, _Pipe, _portable, _Worker
 from bluesky_denoise.errors import DenoiseError, ModelNotFound, SettingsError
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
@@ -321,6 +322,16 @@ def test_an_error_that_cannot_be_sent_is_told_as_text():
 
     error = _portable(Local("the key is k3y"), lambda text: text.replace("k3y", "***"))
     assert (type(error), str(error)) == (RuntimeError, "Local: the key is ***")
+
+
+def test_results_go_in_messages_of_bounded_length_each_once():
+    worker, sent = object.__new__(_Worker), []
+    worker._pipe = SimpleNamespace(send=lambda kind, content: sent.append((kind, content)))
+    worker._sink, worker._ended, worker._most_at_once = None, [], 4
+    worker._documents = documents = [("event", {"seq_num": number}) for number in range(10)]
+    worker._hand_on("ready")
+    expected = ("documents", documents[:4]), ("documents", documents[4:6]), ("ready", documents[6:])
+    assert sent == [*expected]
 
 
 def test_messages_of_several_threads_of_the_child_do_not_mix():
