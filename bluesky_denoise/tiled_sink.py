@@ -14,7 +14,7 @@ import numpy as np
 from bluesky_denoise.as_settings import SettingsLike, as_settings
 from bluesky_denoise.backup import backup_files, read_backup, take_backup
 from bluesky_denoise.documents import Document
-from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.errors import DenoiseError, TiledUnavailable
 from bluesky_denoise.in_tiled.layouts import (
     connect,
     explain,
@@ -110,7 +110,17 @@ class TiledSink:
         -------
         list of pathlib.Path
             Backup files of runs that are not in Tiled.
+
+        Raises
+        ------
+        DenoiseError
+            If a function that was given to the sink calls it: it would wait for itself.
         """
+        if threading.current_thread() is self._thread:
+            raise DenoiseError(
+                "`close` was called by a function that was given to a TiledSink: it waits until "
+                "that has ended. Call it outside."
+            )
         with self._changed:
             self._arrived.append(None)
             self._changed.notify()

@@ -14,7 +14,7 @@ from tiled_fixtures import FRAMES, INLINE, Live, check_documents, in_tiled
 
 from bluesky_denoise import DenoiseProcess
 from bluesky_denoise.backup import BackupFile, backup_files
-from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.errors import DenoiseError, TiledUnavailable
 from bluesky_denoise.in_tiled.layouts import connect
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
@@ -238,7 +238,13 @@ def test_a_run_that_can_neither_be_written_nor_kept_is_no_concern_of_another(
             endless.append(endless)
 
     done = []
-    sink = TiledSink(options, done.append)
+
+    def written(raw_uid):
+        with pytest.raises(DenoiseError, match="a function that was given to a TiledSink"):
+            sink.close()  # would wait for itself
+        done.append(raw_uid)
+
+    sink = TiledSink(options, written)
     first = next(i for i, (name, _) in enumerate(good) if name == "event")
     for name, doc in good[: first + 1]:
         sink(name, doc)
