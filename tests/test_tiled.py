@@ -7,6 +7,7 @@ import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from bluesky_tiled_plugins import subscribe_to_streams
 from live_path import SHAPE, Camera, poisson, settings, wait_for
@@ -18,6 +19,7 @@ from tiled_fixtures import FRAMES, IN_FILES, INLINE, check_documents, in_tiled
 from bluesky_denoise import __version__
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.in_tiled.layouts import explain
+from bluesky_denoise.in_tiled.stream_table import read_table
 from bluesky_denoise.in_tiled.streams import StreamWriter
 from bluesky_denoise.reprocessing import mark_interrupted, reprocess
 from bluesky_denoise.router import DenoiseRouter
@@ -71,6 +73,21 @@ def test_documents_that_come_twice_are_written_once(RE, tiled, written, tmp_path
     np.testing.assert_array_equal(denoised["raw_seq_num"].read(), [1, 2, 3])
 
 
+def test_a_row_that_tiled_has_twice_hides_none_that_come_later(RE, tiled, written, det):
+    """As where a server that hung takes what was sent first and what was sent again."""
+    router, derived = DenoiseRouter(settings(), UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    RE.subscribe(router)
+    (uid,) = RE(bp.count([det], 2))
+    StreamWriter(tiled.client).write(derived.documents[:-2])
+    stream = in_tiled(tiled, uid)["denoised"].base
+    row = stream["internal"].read()
+    stream["internal"].append_partition(0, pa.Table.from_pandas(row, preserve_index=False))
+    StreamWriter(tiled.client).write(derived.documents)
+    assert list(read_table(stream)["raw_seq_num"]) == [1, 2]
+    assert in_tiled(tiled, uid)["denoised"].metadata["denoise"]["num_events"] == 2
+
+
 def test_inline_frames_whose_pixels_never_arrived_are_sent_again_in_pieces_that_a_proxy_takes(
     RE, tiled, written, det, monkeypatch
 ):
@@ -86,7 +103,7 @@ def test_inline_frames_whose_pixels_never_arrived_are_sent_again_in_pieces_that_
     run["denoised"].base.write_array(np.zeros((2, *SHAPE), np.float32), key="det_image")
 
     frame_bytes = 4 * FRAMES[0].size
-    monkeypatch.setattr("bluesky_denoise.in_tiled.streams._PIECE_BYTES", 5 * frame_bytes)
+    monkeypatch.setattr("bluesky_denoise.in_tiled.streams._PIECE_BYTES", frame_bytes // 2)
     client, sent, most = from_uri(tiled.uri), [], 0
     send = client.context.http_client.send
 
@@ -99,6 +116,11 @@ def test_inline_frames_whose_pixels_never_arrived_are_sent_again_in_pieces_that_
 
     client.context.http_client.send = through_a_proxy
     with client.context:
+        with pytest.raises(ClientError):
+            StreamWriter(client).write(derived.documents)
+        assert sent == [1]
+        sent.clear()
+        monkeypatch.setattr("bluesky_denoise.in_tiled.streams._PIECE_BYTES", 5 * frame_bytes)
         with pytest.raises(ClientError) as told:
             StreamWriter(client).write(derived.documents)
         assert sent == [4, 2, 1]
