@@ -209,7 +209,7 @@ def test_a_derived_run_of_the_archive_has_the_tags_of_the_raw_run(
     RE.subscribe(TiledWriter(own, batch_size=1))
     for given in (["proposal"], None):
         with_tags = {"tiled_access_tags": given} if given else {}
-        (uid,) = RE(scan([det], motor, -1, 1, 3), **with_tags)
+        (uid,) = RE(scan([det], motor, -1, 1, 1), **with_tags)
         options = settings(
             tiled_uri=uri_of("alice"), tiled_layout="run", tiled_container="beside/denoised"
         )
