@@ -197,6 +197,11 @@ def test_rows_that_tiled_does_not_number_are_recorded_as_lost(RE, raw, tiled, tm
     assert [mean for mean in means(derived) if mean == mean] == [1, 2, 3, 4, 5, 6, 9, 10]
     told = "lost on the message bus, and not to be told in Tiled from points taken again"
     assert values(derived, "denoise_reason")[6].startswith(told)
+    all_but_the_first = nth(documents, "stream_datum", 2, 3, 4, 5)
+    derived = filled(documents, tiled.client, all_but_the_first)
+    assert values(derived, "raw_seq_num") == FLOWN
+    assert [mean for mean in means(derived) if mean == mean] == [1, 2]
+    assert values(derived, "denoise_reason")[2].startswith(told)
 
 
 def test_frames_of_two_takes_of_a_row_are_never_in_one_event(RE, raw, tmp_path):
