@@ -19,6 +19,7 @@ from tiled_fixtures import Live, in_tiled
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.in_tiled.archive import archived_documents
+from bluesky_denoise.in_tiled.event_array import EventArray
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.reprocessing import StoredResults
 from bluesky_denoise.router import DenoiseRouter
@@ -118,6 +119,9 @@ def joined(request, RE, raw, tiled, written, detector, beside):
     run = in_tiled(tiled, uid)
     if request.param == "when it is validated":
         assert run["primary"]["detector"].shape == (4, 2, *SHAPE)
+        events = EventArray(run["primary"].base, "detector")
+        assert len(events) == 4
+        np.testing.assert_array_equal(events[1:4], FRAMES[2:8].reshape(3, 2, *SHAPE))
         with pytest.warns(UserWarning, match="primary/detector"):
             run.validate(raise_on_error=True)
         run = in_tiled(tiled, uid)

@@ -275,9 +275,12 @@ def test_frames_of_events_that_are_denoised_together_stay_with_their_events(tmp_
     run.files("det", run.file("det.h5", RISING[:6]))(1, 3)
     for _ in range(3):
         run.event()
-    derived = routed(run.ended(), exposure_s=EXPOSURE_S, frames_directory=tmp_path / "denoised")
-    found = rates(derived, "det").mean(axis=(2, 3)) * EXPOSURE_S
-    assert found.tolist() == [[1, 2], [3, 4], [5, 6]]
+    documents = run.ended()
+    for messages in ([documents], [[document] for document in documents]):
+        derived = routed(*messages, exposure_s=EXPOSURE_S, frames_directory=tmp_path / "denoised")
+        found = rates(derived, "det").mean(axis=(2, 3)) * EXPOSURE_S
+        assert found.tolist() == [[1, 2], [3, 4], [5, 6]]
+        assert values(derived, "motor") == [0.0, 0.0, 0.0]  # none went before its event
 
 
 def test_frames_of_a_fly_scan_are_denoised_before_its_end(tmp_path):

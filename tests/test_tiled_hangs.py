@@ -277,10 +277,14 @@ def test_frames_that_come_while_a_request_hangs_take_no_more_memory_than_there_i
     options = settings(tiled_uri=tiled.uri, backup_directory=tmp_path / "backup")
     sink = TiledSink(options, written.append)
     first, second = (i for i, (name, _) in enumerate(derived[0]) if name == "event")
-    for name, doc in derived[0][: first + 1]:
+    for name, doc in derived[0][:first]:
         sink(name, doc)
     assert asked.wait(60)
-    monkeypatch.setattr("bluesky_denoise.tiled_sink._MOST_BYTES", FRAMES[0].size)
+    frame_bytes = 4 * FRAMES[0].size
+    monkeypatch.setattr("bluesky_denoise.tiled_sink._MOST_BYTES", 2 * frame_bytes - 1)
+    for name, doc in derived[0][first:second]:
+        sink(name, doc)
+    assert backup_files(options.backup_path) == []
     for name, doc in derived[0][second:]:
         sink(name, doc)
     (path,) = backup_files(options.backup_path)

@@ -33,6 +33,20 @@ def test_a_raw_run_that_is_not_there_yet_is_waited_for(RE, raw, tiled, into_tile
     check_documents(in_tiled(tiled, uid), {"primary": 2, "denoised": 2})
 
 
+def test_a_derived_run_that_waits_in_memory_is_kept_when_the_denoiser_is_closed(
+    RE, tiled, det, tmp_path
+):
+    backup = tmp_path / "backup"
+    one = Live(tiled_uri=tiled.uri, backup_directory=backup, node_timeout_s=1000)
+    RE.subscribe(one.router)
+    RE(bp.count([det], 1))
+    (run,) = wait_for(lambda: [r for r in one.sink._runs.values() if r.stopped], what="the run")
+    assert backup_files(backup) == []
+    run.since -= 100  # or the raw run is waited for some seconds more
+    (path,) = one.sink.close(30)
+    assert is_whole(path)
+
+
 def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
     RE, raw, tiled, det, tmp_path, logged
 ):

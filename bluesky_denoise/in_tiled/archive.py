@@ -1,8 +1,8 @@
 """An archived run as documents again, with its frames read from Tiled."""
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -258,7 +258,7 @@ def raw_rows(
     points = ((run.metadata.get("stop") or {}).get("num_events") or {}).get(stream)
     table = read_table(node, ["seq_num"])
     if table is not None:
-        found = _rows_by_number(table["seq_num"], seq_nums)
+        found = _rows_by_number(table["seq_num"].tolist(), seq_nums)
     elif from_archive or points == number:  # rows were numbered; or no point was taken again
         found = seq_nums - 1
     elif len(seq_nums) == number:
@@ -279,15 +279,21 @@ def raw_rows(
     return found
 
 
-def _rows_by_number(raw: Iterable[int], seq_nums: np.ndarray) -> np.ndarray:
-    """Return the rows of raw numbers; each time that a number comes, the next row of it."""
-    rows = defaultdict(list)
+def _rows_by_number(raw: Sequence[int], seq_nums: np.ndarray) -> np.ndarray:
+    """Return the rows of raw numbers; each time that a number comes, the next row of it.
+
+    Those that the raw table lacks, as it is still being written or was cut short, come behind it.
+    """
+    rows = defaultdict(deque)
     for row, seq_num in enumerate(raw):
-        rows[int(seq_num)].append(row)
-    times: Counter[int] = Counter()
+        rows[seq_num].append(row)
+    behind, last = len(raw), max(raw, default=0)
     found = []
-    for seq_num in seq_nums:
-        of_it = rows.get(int(seq_num), [int(seq_num) - 1])
-        found.append(of_it[min(times[seq_num], len(of_it) - 1)])
-        times[seq_num] += 1
+    for seq_num in seq_nums.tolist():
+        if rows[seq_num]:
+            found.append(rows[seq_num].popleft())
+            continue
+        behind = max(behind, len(raw) + seq_num - last - 1)
+        found.append(behind)
+        behind += 1
     return np.array(found)
