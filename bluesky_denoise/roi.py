@@ -302,10 +302,10 @@ def _off_by_curvature(crop: Crop, chosen: list[Summation], ellipse: Ellipse | No
 def _peak(crop: Crop, expected: np.ndarray) -> tuple[Ellipse | None, float, float]:
     """Find the peak of an image (h, w) of expected counts, with its significance."""
     inside, around = crop.inside, crop.around
-    level = float(crop.counts[around].mean()) if around.any() else 0.0
+    under = ground(crop.counts, around)
+    level = float(under[crop.region].mean())
     if not inside.any() or not np.isfinite(expected[inside]).all():
         return None, 0.0, level
-    under = ground(crop.counts, around)
     ellipse = find_ellipse(excess(expected, under, around), crop.region, crop.valid)
     if ellipse is None:
         return None, 0.0, level

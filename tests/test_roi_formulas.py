@@ -92,3 +92,12 @@ def test_a_background_of_few_pixels_gives_numbers(left):
     assert found.intensity == pytest.approx(0, abs=1e-9)
     assert (found.background, found.background_error) == (7, 0)
     assert found.intensity_error**2 >= 700 + 100**2 * 7 / len(pixels[left]) - 1e-6
+
+
+@pytest.mark.parametrize("slope", [0.0, 2.0])
+def test_the_background_is_that_of_the_region_and_not_of_the_frame_beside_it(slope):
+    rows = np.arange(40)[:, None] * np.ones(40)
+    counts = 100 + slope * rows
+    found = measure_roi(counts, 0.5, ROI((0, 10), (10, 20)), Blind())
+    assert found.background == pytest.approx((100 + slope * 4.5) / 0.5)
+    assert found.raw_sum - 100 * found.background == pytest.approx(found.intensity, abs=1e-6)
