@@ -197,8 +197,7 @@ def weigh(
         seconds += [crop.exposure_s * share] * FOLDS
     rates = np.zeros((0, *crop.counts.shape))
     if stack and crop.inside.any():
-        seen = np.maximum(np.stack(stack), 0)
-        rates = denoiser.denoise(seen, np.asarray(seconds), mask=~crop.valid).rate
+        rates = denoiser.denoise(np.stack(stack), np.asarray(seconds), mask=~crop.valid).rate
     if rate is not None:
         whole = np.asarray(rate)[crop.window]
     else:
@@ -304,7 +303,7 @@ def _peak(crop: Crop, expected: np.ndarray) -> tuple[Ellipse | None, float, floa
     inside, around = crop.inside, crop.around
     under = ground(crop.counts, around)
     level = float(under[crop.region].mean())
-    if not inside.any() or not np.isfinite(expected[inside]).all():
+    if not np.isfinite(expected[inside]).all():
         return None, 0.0, level
     ellipse = find_ellipse(excess(expected, under, around), crop.region, crop.valid)
     if ellipse is None:

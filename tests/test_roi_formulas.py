@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from roi_fixtures import Blind
+from roi_fixtures import BOX, SHAPE, Blind, Smoother
 
 from bluesky_denoise.regions.region import cut
 from bluesky_denoise.regions.summation import Summation, bend
-from bluesky_denoise.roi import ROI, Weighing, measure_roi, values
+from bluesky_denoise.roi import ROI, Weighing, measure_roi, values, weigh
+from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
+from bluesky_denoise.testing import UnitDenoiser
 
 COUNTS = np.array([[100, 400]])
 PARTS = np.array([[[25, 100]]] * 4)
@@ -39,6 +41,16 @@ def test_the_error_of_a_profile_is_that_of_what_the_model_expects():
     found = weighed([(2, 1)] * 4, profile=(0.25, 0.75))
     # The sum is 600, so 150 and 450 counts are expected, weighed with the squares.
     assert found.intensity_error**2 == pytest.approx(4 * 150 + 1 * 450)
+
+
+def test_the_error_of_a_profile_has_in_it_the_background_under_it_and_beside_it():
+    counts = np.array([[3, 100, 400, 5]])
+    crop = cut(counts, 1.0, ROI((0, 1), (1, 3), 1), None, 0)
+    one = Summation(np.array([[-1.0, 2, 1, -1]]), np.array([[0, 0.25, 0.75, 0]]), 1.0)
+    found = values(Weighing(crop, counts[None], [one], np.zeros(counts.shape)))
+    assert found.intensity == -3 + 200 + 400 - 5
+    expected = 592 * np.array([0, 0.25, 0.75, 0]) + 4
+    assert found.intensity_error**2 == pytest.approx(np.array([1, 4, 1, 1]) @ expected)
 
 
 def test_no_photon_is_no_certainty_but_that_of_one_count_in_the_pixel_of_most_weight():
@@ -101,3 +113,44 @@ def test_the_background_is_that_of_the_region_and_not_of_the_frame_beside_it(slo
     found = measure_roi(counts, 0.5, ROI((0, 10), (10, 20)), Blind())
     assert found.background == pytest.approx((100 + slope * 4.5) / 0.5)
     assert found.raw_sum - 100 * found.background == pytest.approx(found.intensity, abs=1e-6)
+
+
+def test_a_curvature_that_shows_beside_the_peak_alone_is_told():
+    rows, cols = np.indices(SHAPE) - 22.5
+    peak = gaussian_peak(SHAPE, Peak(22.5, 22.5, 4000.0, 1.8, 1.8))
+    counts = np.rint(peak + 10 + 0.01 * (rows**2 + cols**2))
+    box = ROI(BOX.rows, BOX.cols, 1)
+    crop = cut(counts, 1.0, box, None, 1)
+    assert not bend(crop.counts, crop.around).any()
+    found = measure_roi(counts, 1.0, box, Smoother())
+    assert found.method == "profile"
+    assert found.background_error == pytest.approx(4000 - found.intensity, rel=0.1)
+    assert found.background_error > 300
+
+
+def test_each_part_of_the_photons_is_weighed_by_the_others():
+    counts = np.random.default_rng(0).poisson(
+        gaussian_peak(SHAPE, Peak(22.5, 22.5, 900.0, 1.8, 1.8)) + 1.0
+    )
+    crop = cut(counts, 1.0, BOX, None, 4)
+    found = weigh(crop, Smoother(), rng=np.random.default_rng(1))
+    assert found.parts.sum(0) == pytest.approx(crop.counts)
+    assert len(found.parts) == len(found.summations) == 4
+
+
+@pytest.mark.parametrize(("factor", "width"), [(1, 0), (1.5, 4)], ids=["no frame", "no photons"])
+def test_with_a_denoised_frame_nothing_is_denoised_that_is_of_no_use(factor, width):
+    counts = factor * np.random.default_rng(2).poisson(4.0, SHAPE)
+    denoiser = UnitDenoiser()
+    box = ROI(BOX.rows, BOX.cols, width)
+    found = measure_roi(counts, 1.0, box, denoiser, rate=np.ones(SHAPE))
+    assert denoiser.calls == []
+    assert found.intensity == pytest.approx(measure_roi(counts, 1.0, box, Blind()).intensity)
+
+
+def test_a_denoised_frame_without_an_end_shows_no_peak():
+    counts = np.random.default_rng(3).poisson(4.0, SHAPE)
+    rate = np.ones(SHAPE)
+    rate[20, 21] = np.inf
+    found = measure_roi(counts * 1.5, 1.0, BOX, Blind(), rate=rate)
+    assert (found.method, found.significance) == ("sum", 0)
