@@ -277,7 +277,7 @@ def _error(crop: Crop, chosen: list[Summation], intensity: float) -> float:
         all_weights = np.stack([one.coefficients for one in chosen])
         differ = all_weights - all_weights.mean(0)
         made = (differ * crop.counts).sum((1, 2)) ** 2
-        of_noise = (differ**2 * np.maximum(crop.counts, 0)).sum((1, 2))
+        of_noise = (differ**2 * crop.counts).sum((1, 2))
         variance += max(float((made - of_noise).sum()), 0.0) / (len(chosen) - 1)
     return float(np.sqrt(variance))
 

@@ -5,7 +5,7 @@ import pytest
 from roi_fixtures import BOX, SHAPE, Blind, Smoother
 
 from bluesky_denoise.regions.region import cut
-from bluesky_denoise.regions.summation import Summation, bend
+from bluesky_denoise.regions.summation import Summation, bend, choose_summation
 from bluesky_denoise.roi import ROI, Weighing, measure_roi, values, weigh
 from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 from bluesky_denoise.testing import UnitDenoiser
@@ -51,6 +51,18 @@ def test_the_error_of_a_profile_has_in_it_the_background_under_it_and_beside_it(
     assert found.intensity == -3 + 200 + 400 - 5
     expected = 592 * np.array([0, 0.25, 0.75, 0]) + 4
     assert found.intensity_error**2 == pytest.approx(np.array([1, 4, 1, 1]) @ expected)
+
+
+def test_a_peak_below_nothing_is_no_noise_of_its_own():
+    counts = np.array([[40, 1, 2, 60]])
+    crop = cut(counts, 1.0, ROI((0, 1), (1, 3), 1), None, 0)
+    one = Summation(np.array([[-1.0, 1, 1, -1]]), np.array([[0, 0.5, 0.5, 0]]), 1.0)
+    plain = Summation(np.array([[-1.0, 1, 1, -1]]), None, 1.0)
+    parts = np.stack([counts / 2] * 2)
+    found = values(Weighing(crop, parts, [one, plain], np.zeros(counts.shape)))
+    assert found.intensity == -97
+    assert found.intensity_error**2 == pytest.approx((4 * 50 + 103) / 2)
+    assert (found.method, found.significance) == ("profile", 0)
 
 
 def test_no_photon_is_no_certainty_but_that_of_one_count_in_the_pixel_of_most_weight():
@@ -132,10 +144,15 @@ def test_each_part_of_the_photons_is_weighed_by_the_others():
     counts = np.random.default_rng(0).poisson(
         gaussian_peak(SHAPE, Peak(22.5, 22.5, 900.0, 1.8, 1.8)) + 1.0
     )
-    crop = cut(counts, 1.0, BOX, None, 4)
+    crop = cut(counts, 0.5, BOX, None, 4)
     found = weigh(crop, Smoother(), rng=np.random.default_rng(1))
-    assert found.parts.sum(0) == pytest.approx(crop.counts)
-    assert len(found.parts) == len(found.summations) == 4
+    np.testing.assert_array_equal(found.parts.sum(0), crop.counts)
+    for part, summation in zip(found.parts, found.summations, strict=True):
+        others = crop.counts - part
+        rate = Smoother().denoise(others[None], 0.5 * 0.75).rate[0]
+        wanted = choose_summation(crop, others, 0.5 * rate)
+        np.testing.assert_allclose(summation.coefficients, wanted.coefficients)
+    assert len(found.parts) == 4
 
 
 @pytest.mark.parametrize(("factor", "width"), [(1, 0), (1.5, 4)], ids=["no frame", "no photons"])
