@@ -115,6 +115,14 @@ def test_one_frame_that_is_enough_is_left_as_it_is_and_several_are_corrected():
         assert at_most.intensity == at_most.uncorrected
 
 
+def test_a_peak_is_at_most_all_of_the_variance():
+    tally = ExposureTally(0.1, 100)
+    for _ in range(2):
+        tally.add(1.0, 0.02, 1000.0)  # 1000 counts, with a variance of 400
+    assert tally.reached
+    assert tally.intensity == pytest.approx(1 - (2 - 1) * 0.02**2 / 2)
+
+
 def test_a_frame_of_less_than_a_count_has_its_own_error():
     tally = ExposureTally(0.1, 100)
     tally.add(0.0, 1.0, 0.5)

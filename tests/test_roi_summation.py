@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from roi_fixtures import BOX, SHAPE, Blind
 
-from bluesky_denoise.regions.extraction import find_ellipse, widest
+from bluesky_denoise.regions.extraction import Ellipse, find_ellipse, widest
 from bluesky_denoise.regions.region import cut
 from bluesky_denoise.regions.summation import (
     bend,
     choose_summation,
     excess,
     ground,
+    made_up,
     plain_summation,
 )
 from bluesky_denoise.roi import ROI, measure_roi
@@ -133,3 +134,47 @@ def test_a_wide_peak_is_summed_plainly_where_that_is_no_worse():
     crop = cut(rate, 1.0, BOX, None, 4)
     assert choose_summation(crop, 0.75 * rate, rate) is None
     assert plain_summation(crop).coefficients.sum() == pytest.approx(0)
+
+
+def behind_a_gap(counts, background=1.0):
+    mask = np.zeros(SHAPE, bool)
+    mask[:, 22:24] = True
+    rate = gaussian_peak(SHAPE, Peak(22.0, 22.5, counts, 2.0, 2.0)) + background
+    return cut(rate, 1.0, BOX, mask, 4), rate
+
+
+@pytest.mark.parametrize(
+    ("row", "col", "tall", "wide", "off"),
+    [
+        (22.0, 22.5, 2.0, 2.0, 1e-6),
+        (22.3, 22.5, 2.0, 2.0, 1),
+        (22.0, 22.8, 2.0, 2.0, 1),
+        (22.0, 22.5, 2.2, 2.0, 6),
+        (22.0, 22.5, 2.0, 2.2, 50),
+    ],
+)
+def test_what_is_hidden_is_made_up_for_by_an_ellipse_that_is_nearly_right(
+    row, col, tall, wide, off
+):
+    crop, _ = behind_a_gap(5000)
+    made = made_up(crop, Ellipse(row, col, np.diag([tall**2, wide**2])))
+    # No photon is drawn; the plain sum, and what is hidden.
+    assert made.covered == pytest.approx(0.62, abs=0.05)
+    assert (made.coefficients * crop.counts).sum() == pytest.approx(5000, abs=off)
+    assert made.profile is None
+
+
+def test_what_tells_nothing_of_a_hidden_part_makes_nothing_up():
+    crop, _ = behind_a_gap(5000)
+    seen = Ellipse(22.0, 32.0, np.diag([1.0, 1.0]))
+    assert made_up(crop, seen) is None  # nothing of it is hidden
+    bare = cut(crop.counts, 1.0, ROI((0, 42), (0, 42), 0), None, 0)
+    assert made_up(bare, Ellipse(0.0, 0.0, np.diag([1.0, 1.0]))) is None
+
+
+def test_the_sum_of_a_peak_behind_a_gap_is_that_of_the_whole():
+    crop, rate = behind_a_gap(5000)
+    chosen = choose_summation(crop, np.round(0.75 * crop.counts), rate)
+    assert chosen.covered == pytest.approx(0.62, abs=0.01)
+    assert (chosen.coefficients * crop.counts).sum() == pytest.approx(5000, rel=2e-3)
+    np.testing.assert_allclose(chosen.coefficients[~crop.valid], 0, atol=1e-12)
