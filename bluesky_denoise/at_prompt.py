@@ -74,7 +74,8 @@ def open_view(RE: Any, denoise: Any, data_key: str, roi: str | None) -> FrameVie
         If there are no such frames, or no such region.
     """
     known = denoise.settings.data_keys
-    if known is not None and data_key not in known:
+    # A device that has several images stands for them; which ones, a run tells.
+    if known is not None and not any(data_key.startswith(name) for name in known):
         raise SettingsError(
             f"The view is to show {data_key!r}; what is denoised is {', '.join(known)}."
         )

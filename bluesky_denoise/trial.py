@@ -103,6 +103,8 @@ def try_settings(
     router = DenoiseRouter(dry, denoiser)
     raw = as_tiled_run(run)
     documents = list(archived_documents(raw, settings.streams, most=events))
+    with _quiet():  # a network is slow when it is first used; what it logs comes again below
+        _denoise(DenoiseRouter(dry, router.denoiser), _first_events(documents))
     audited = _denoise(router, documents)
     seconds = audited.seconds
     if settings.audit:
@@ -134,6 +136,17 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         package.setLevel(level)
+
+
+def _first_events(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield documents of a run up to the first event of each stream."""
+    begun = set()
+    for name, doc in documents:
+        if name == "event":
+            if doc["descriptor"] in begun:
+                continue
+            begun.add(doc["descriptor"])
+        yield name, doc
 
 
 @dataclass

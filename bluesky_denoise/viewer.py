@@ -154,12 +154,7 @@ class FrameViewer:
             if name == "descriptor" and doc["uid"] in self._denoised.descriptors:
                 raw = next(iter(self._raw.descriptors.values()), {"data_keys": {}})
                 self._box = _box(self._rois, raw, self.data_key, self._roi)
-                if self._traced not in doc["data_keys"]:
-                    logger.warning(
-                        "The live view is to trace %s, which the stream %s does not have; it has "
-                        "%s",
-                        *(self._traced, doc["name"], ", ".join(doc["data_keys"])),
-                    )
+                self._warn_of_lacking(doc)
             if name == "event" and doc["descriptor"] in self._denoised.descriptors:
                 data = doc["data"]
                 error = data.get(self._traced + "_error", 0.0)
@@ -170,6 +165,16 @@ class FrameViewer:
                 self._trace[data["raw_seq_num"]] = at, value, error
         if name == "event":
             self._changed.set()
+
+    def _warn_of_lacking(self, descriptor: Mapping[str, Any]) -> None:
+        keys = descriptor["data_keys"]
+        for what, key in (("show", self.data_key), ("trace", self._traced)):
+            if key not in keys:
+                logger.warning(
+                    "The live view is to %s %s, which the stream %s does not have; it has %s",
+                    *(what, key, descriptor["name"], ", ".join(keys)),
+                )
+                return
 
     def close(self) -> None:
         """Draw what has come last, and stop."""

@@ -37,5 +37,8 @@ try:
     RE.subscribe(raw_writer(cat, settings.backup_path / "raw"))
 except DenoiseError as error:
     sys.exit(f"{error} It is below `backup_directory` in {sys.argv[1]}.")
-denoise = DenoiseProcess(settings)
+try:
+    denoise = DenoiseProcess(settings)
+except DenoiseError as error:
+    sys.exit(str(error))
 RE.subscribe(denoise)

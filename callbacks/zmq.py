@@ -19,6 +19,7 @@ import argparse  # noqa: E402
 import asyncio  # noqa: E402
 import logging  # noqa: E402
 import signal  # noqa: E402
+from contextlib import ExitStack  # noqa: E402
 from functools import partial  # noqa: E402
 
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher  # noqa: E402
@@ -91,11 +92,12 @@ def main() -> None:
     except ZMQError as error:
         sys.exit(f"--subscribe {arguments.subscribe!r}: {error}; {EXPECTED}")
     finally:
-        filler.close()
-        router.close()
-        if sink:
-            sink.close(30)
-        publisher.close()
+        with ExitStack() as in_turn:  # the last one first; each of them whatever another raises
+            in_turn.callback(publisher.close)
+            if sink:
+                in_turn.callback(sink.close, 30)
+            in_turn.callback(router.close)
+            in_turn.callback(filler.close)
 
 
 if __name__ == "__main__":

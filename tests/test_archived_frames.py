@@ -98,6 +98,29 @@ def drawn(run, event, path, monkeypatch):
     return [np.round(image * EXPOSURE_S) for image in images[:2]]
 
 
+# Frames that are of no event, or of another stream -----------------------------------------
+
+
+def test_a_file_with_frames_of_other_streams_is_not_denoised_from_the_archive(
+    RE, raw, tiled, written, detector, motor, beside, tmp_path
+):
+    """A raw frame beside the denoised one of another: Tiled does not know which are whose."""
+
+    @bpp.stage_decorator([detector])
+    @bpp.run_decorator()
+    def plan():
+        for stream in ("primary", "dark", "primary"):
+            yield from bps.trigger_and_read([detector, motor], stream)
+
+    (uid,) = RE(plan())
+    beside(raw.documents)
+    run = in_tiled(tiled, uid)
+    assert len(run["primary"]["detector"]) == 3
+    for take in (lambda: list(archived_documents(run)), lambda: exported(run, tmp_path / "x.h5")):
+        with pytest.raises(DenoiseError, match="have frames for 3 events, and there are 2"):
+            take()
+
+
 # Several frames in an event ---------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from unittest.mock import MagicMock
 
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
@@ -12,8 +13,10 @@ from bluesky.callbacks import LiveTable
 from ophyd import Signal
 from ophyd.sim import det1
 
+from bluesky_denoise import at_prompt
 from bluesky_denoise.at_prompt import has_screen
 from bluesky_denoise.best_effort import DenoisedBestEffortCallback, NarrowLines
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import (
     adaptive_exposure_scan,
     denoised_count,
@@ -45,6 +48,16 @@ def rows(shown):
     """Return the first column of the rows that have numbers, tables one after another."""
     cells = [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("|")]
     return [int(cell) for cell in cells if cell.isdigit()]
+
+
+def test_the_view_shows_one_of_the_images_of_a_device(monkeypatch):
+    viewer, denoise = MagicMock(), MagicMock()
+    monkeypatch.setattr(at_prompt, "FrameViewer", viewer)
+    denoise.settings.data_keys = ["station"]
+    at_prompt.open_view(None, denoise, "station_saxs_image", None)
+    assert viewer.call_args.args == ("station_saxs_image",)
+    with pytest.raises(SettingsError, match="what is denoised is station"):
+        at_prompt.open_view(None, denoise, "saxs_image", None)
 
 
 @pytest.mark.parametrize(

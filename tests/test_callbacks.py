@@ -2,10 +2,13 @@
 
 import os
 import re
+import runpy
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import MagicMock, Mock
 
 import bluesky.plans as bp
 import numpy as np
@@ -16,7 +19,9 @@ from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT, python_path, wait_for
 from ophyd.sim import motor
 
+import bluesky_denoise
 from bluesky_denoise import DenoiseSettings, denoised_streams
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.testing import DocumentCollector, validate_documents
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +128,15 @@ def test_in_process_says_what_it_lacks(environment, tmp_path, settings, told):
     assert "Traceback" not in output
 
 
+def test_in_process_says_why_nothing_can_be_denoised(settings_file, tiled, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["in_process.py", str(settings_file)])
+    monkeypatch.setattr("tiled.client.from_uri", lambda *args, **options: tiled.client)
+    refuse = Mock(side_effect=SettingsError("There is no such mask."))
+    monkeypatch.setattr(bluesky_denoise, "DenoiseProcess", refuse)
+    with pytest.raises(SystemExit, match="There is no such mask"):
+        runpy.run_path(str(ROOT / "callbacks/in_process.py"))
+
+
 def test_in_process_says_that_it_cannot_keep_raw_runs(tiled, environment, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "settings.yaml").write_text(f"tiled_uri: {tiled.uri}\n")
@@ -184,6 +198,19 @@ def proxy():
     process.terminate()
     process.wait(10)
     process.stdout.close()
+
+
+def test_zmq_keeps_results_whatever_fails_as_it_ends(settings_file, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["zmq.py", str(settings_file)])
+    monkeypatch.setattr(signal, "signal", Mock())
+    names = runpy.run_path(str(ROOT / "callbacks/zmq.py"))["main"].__globals__
+    sink, filler = Mock(), Mock()
+    filler.close.side_effect = OSError("Tiled is away")
+    names |= {"TiledSink": lambda settings: sink, "GapFiller": lambda *args: filler}
+    names |= dict.fromkeys(["DenoiseRouter", "Dispatcher", "Publisher"], MagicMock())
+    with pytest.raises(OSError, match="Tiled is away"):
+        names["main"]()
+    sink.close.assert_called_once_with(30)
 
 
 def test_zmq_denoises_what_comes_over_the_proxy_and_publishes_it_back(

@@ -85,6 +85,20 @@ def test_the_time_of_the_audit_is_told_apart(RE, tiled, monkeypatch):
     assert {event["denoise_audit"] for event in plain.events} == {"none"}
 
 
+def test_the_first_use_of_a_network_is_not_counted(RE, tiled, monkeypatch):
+    run, network = _run(RE, tiled, poisson(shape=(32, 40)), 1), UnitDenoiser(delay_s=0.2)
+    denoise = network.denoise
+
+    def slow_once(*args, **kwargs):
+        result = denoise(*args, **kwargs)
+        network.delay_s = 0
+        return result
+
+    monkeypatch.setattr(network, "denoise", slow_once)
+    (stream,) = try_settings(run, DenoiseSettings(audit=False), 1, denoiser=network)
+    assert stream.seconds < 0.2
+
+
 def test_check_tries_settings_on_the_newest_run_with_frames(command, uid, RE, tmp_path):
     RE(bp.count([point_detector]))  # has no frames
     settings = (tmp_path / "settings.yaml").read_text()

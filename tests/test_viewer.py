@@ -127,6 +127,16 @@ def test_a_roi_that_there_is_not_is_told(RE, logged):
     assert "is to trace satelite_intensity, which the stream denoised does not have" in logged()
 
 
+def test_frames_that_there_are_not_are_told(RE, logged):
+    router = DenoiseRouter(settings(data_keys=["det"]), UnitDenoiser())
+    viewer = FrameViewer(KEY, interval_s=60.0)
+    viewer.attach(RE, router)
+    RE.subscribe(router)
+    RE(bp.count([detector()]))
+    viewer.close()
+    assert f"is to show {KEY}, which the stream denoised does not have; it has det_" in logged()
+
+
 def test_frames_that_come_faster_than_they_are_drawn_are_passed_over(RE):
     det, motor = detector(), SynAxis(name="motor")
     router = DenoiseRouter(settings(data_keys=[KEY]), UnitDenoiser())

@@ -143,7 +143,8 @@ def archived_events(
     Raises
     ------
     DenoiseError
-        If the exposure was changed during a scan without events: which frames are of which?
+        If the exposure was changed during a scan without events, or if files have more frames than
+        there are events: which frames are of which?
     """
     node = run[stream].base
     descriptors = descriptors_of(run, stream)
@@ -152,6 +153,7 @@ def archived_events(
     arrays = {key: EventArray(node, key) for key in found if is_array(found[key])}
     lengths = [len(array) for array in arrays.values()]
     if table is not None:
+        _check_rows(run, stream, max(lengths, default=0), len(table))
         lengths.append(len(table))
     else:
         _check_exposures(run, stream, descriptors)
@@ -216,6 +218,21 @@ def _check_exposures(run: Any, stream: str, descriptors: Sequence[Mapping[str, A
             )
 
 
+def _check_rows(run: Any, stream: str, frames: int, events: int) -> None:
+    """Refuse a stream that has ended with more frames in its files than events.
+
+    A file may have frames of other streams, or of points that have no event: Tiled shows all of
+    them once the run is validated.
+    """
+    if frames > events and run.metadata.get("stop"):
+        raise DenoiseError(
+            f"Run {run.metadata['start']['uid']}, stream {stream}: the files have frames for "
+            f"{frames} events, and there are {events}; Tiled does not tell which frames are of "
+            "which event. They may be of other streams, or of points that were taken again or "
+            "dropped. Denoise such a run beside the scan, or from its documents."
+        )
+
+
 def _exposure_s(descriptor: Mapping[str, Any], key: str) -> float | None:
     try:
         return find_exposure(descriptor, key).value_s
@@ -258,6 +275,7 @@ def raw_rows(
     points = ((run.metadata.get("stop") or {}).get("num_events") or {}).get(stream)
     table = read_table(node, ["seq_num"])
     if table is not None:
+        _check_rows(run, stream, number, len(table))
         found = _rows_by_number(table["seq_num"].tolist(), seq_nums)
     elif from_archive or points == number:  # rows were numbered; or no point was taken again
         found = seq_nums - 1
