@@ -1,6 +1,7 @@
 """Which frames in Tiled are of which event: several in one, fly scans, exposures that change."""
 
 import re
+from urllib.parse import urlsplit
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
@@ -119,6 +120,42 @@ def test_a_file_with_frames_of_other_streams_is_not_denoised_from_the_archive(
     for take in (lambda: list(archived_documents(run)), lambda: exported(run, tmp_path / "x.h5")):
         with pytest.raises(DenoiseError, match="have frames for 3 events, and there are 2"):
             take()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_frame_of_a_point_that_was_broken_off_is_the_last(
+    RE, raw, tiled, written, detector, motor, beside, tmp_path, dark
+):
+    """Unless it is in a file that another stream has a part of."""
+
+    @bpp.stage_decorator([detector])
+    @bpp.run_decorator()
+    def plan():
+        for stream in ("primary", "primary", *["dark"] * dark):
+            yield from bps.trigger_and_read([detector, motor], stream)
+        raise RuntimeError("the beam is lost")
+
+    with pytest.raises(RuntimeError, match="the beam is lost"):
+        RE(plan())
+    beside(raw.documents)
+    (resource, *_) = raw.by_name["stream_resource"]
+    if not dark:  # what a detector wrote that was triggered, and not read
+        with h5py.File(urlsplit(resource["uri"]).path, "a") as file:
+            frames = file[resource["parameters"]["dataset"]]
+            frames.resize(3, 0)
+    run = in_tiled(tiled, raw.documents[0][1]["uid"])
+    with pytest.warns(UserWarning, match="primary/detector"):
+        run.validate(raise_on_error=True)
+    run = in_tiled(tiled, raw.documents[0][1]["uid"])
+    assert len(run["primary"]["detector"]) == 3
+    if dark:
+        with pytest.raises(DenoiseError, match="have frames for 3 events, and there are 2"):
+            list(archived_documents(run))
+        return
+    events = [doc for name, doc in archived_documents(run) if name == "event"]
+    for event, frame in zip(events, FRAMES[:2], strict=True):
+        np.testing.assert_array_equal(np.squeeze(event["data"]["detector"]), frame)
+    np.testing.assert_array_equal(exported(run, tmp_path / "x.h5")[0], FRAMES[:2])
 
 
 # Several frames in an event ---------------------------------------------------------------

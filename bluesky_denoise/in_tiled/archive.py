@@ -222,15 +222,29 @@ def _check_rows(run: Any, stream: str, frames: int, events: int) -> None:
     """Refuse a stream that has ended with more frames in its files than events.
 
     A file may have frames of other streams, or of points that have no event: Tiled shows all of
-    them once the run is validated.
+    them once the run is validated. The point at which a run was broken off comes last.
     """
-    if frames > events and run.metadata.get("stop"):
+    stop = run.metadata.get("stop")
+    if not stop or frames <= events:
+        return
+    broken_off = stop.get("exit_status") != "success" and frames == events + 1
+    if not (broken_off and _has_own_files(run, stream)):
         raise DenoiseError(
             f"Run {run.metadata['start']['uid']}, stream {stream}: the files have frames for "
             f"{frames} events, and there are {events}; Tiled does not tell which frames are of "
             "which event. They may be of other streams, or of points that were taken again or "
             "dropped. Denoise such a run beside the scan, or from its documents."
         )
+
+
+def _has_own_files(run: Any, stream: str) -> bool:
+    """Tell whether no other raw stream of a run has frames of the same detectors."""
+    nodes = {name: run[name].base for name in run}
+    arrays = arrays_of(nodes.pop(stream)).keys()
+    return all(
+        METADATA_KEY in node.metadata or arrays.isdisjoint(node.metadata.get("data_keys", {}))
+        for node in nodes.values()
+    )
 
 
 def _exposure_s(descriptor: Mapping[str, Any], key: str) -> float | None:
