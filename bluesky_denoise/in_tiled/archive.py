@@ -219,18 +219,29 @@ def _check_exposures(run: Any, stream: str, descriptors: Sequence[Mapping[str, A
 
 
 def _check_rows(run: Any, stream: str, frames: int, events: int) -> None:
-    """Refuse a stream that has ended with more frames in its files than events.
+    """Refuse a stream with more frames in its files than events, once no more of these come.
 
-    A file may have frames of other streams, or of points that have no event: Tiled shows all of
-    them once the run is validated.
+    A file may have frames of other streams, or of points that have no event. If the detector is
+    in another stream, too, frames are not taken to be ahead of their events.
     """
-    if frames > events and run.metadata.get("stop"):
+    if frames > events and (run.metadata.get("stop") or _are_elsewhere(run, stream)):
         raise DenoiseError(
             f"Run {run.metadata['start']['uid']}, stream {stream}: the files have frames for "
             f"{frames} events, and there are {events}; Tiled does not tell which frames are of "
             "which event. They may be of other streams, or of points that were taken again or "
             "dropped. Denoise such a run beside the scan, or from its documents."
         )
+
+
+def _are_elsewhere(run: Any, stream: str) -> bool:
+    """Return whether another raw stream has frames in files under a data key of this one."""
+    raw = {name: run[name].base.metadata for name in run}
+    in_files = {
+        name: {key for key, spec in metadata.get("data_keys", {}).items() if "external" in spec}
+        for name, metadata in raw.items()
+        if METADATA_KEY not in metadata
+    }
+    return any(in_files[stream] & keys for name, keys in in_files.items() if name != stream)
 
 
 def _exposure_s(descriptor: Mapping[str, Any], key: str) -> float | None:
