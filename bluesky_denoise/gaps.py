@@ -249,7 +249,7 @@ class GapFiller:
     def _go_back(self, uid: str, stream: ReceivedStream, seq_num: int) -> None:
         """Take points again from a number on, as after a pause."""
         self._fill(uid, stream, stream.begun(), stream.descriptor, again=True)
-        self._router.flush()  # what comes now belongs to other rows
+        self._router.go_back(stream.descriptor)
         stream.go_back(seq_num)
 
     def _fill(

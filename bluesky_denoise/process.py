@@ -95,9 +95,21 @@ class DenoiseProcess:
         self._backups: list[str] = []
         # A thread whose `join` was interrupted counts as ended, up to Python 3.12: an event tells.
         self._fed = threading.Event()
-        self._start_child()
-        threading.Thread(target=self._feed, name="denoise-feed", daemon=True).start()
-        atexit.register(self.close)
+        try:
+            self._start_child()
+            threading.Thread(target=self._feed, name="denoise-feed", daemon=True).start()
+            atexit.register(self.close)
+        except BaseException:  # as by Ctrl-C
+            self._leave_nothing()
+            raise
+
+    def _leave_nothing(self) -> None:
+        """End what has been started of it, as it cannot be built."""
+        with self._changed:
+            self._closing = self._closed = self._child_ready = True
+            self._changed.notify_all()
+        if child := self.__dict__.get("_child"):
+            child.end(0)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_"):

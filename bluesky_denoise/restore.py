@@ -10,6 +10,7 @@ import httpx
 from bluesky_tiled_plugins import TiledWriter
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 from event_model import DocumentRouter
+from tiled.client.container import Container
 
 from bluesky_denoise.backup import read_backup, take_backup
 from bluesky_denoise.errors import BackupError
@@ -73,22 +74,31 @@ def restore_run(
                 f"that. {_UNTOUCHED}."
             )
         kept = _look_through(path)
-        there = kept.uid in client
-        if there:
-            _refuse_taken_names(client[kept.uid], kept)
-        if not there:
+        run = _run_in(client, kept.uid)
+        if run is not None:
+            _refuse_taken_names(run, kept)
+        if run is None:
             _write(client, path, kept, progress)
-        elif differences := _differences(client[kept.uid], kept):
-            _make_room(client[kept.uid], kept, differences, replace)
-            _write(_InPlace(client[kept.uid]), path, kept, progress)
+        elif differences := _differences(run, kept):
+            _make_room(run, kept, differences, replace)
+            _write(_InPlace(run), path, kept, progress)
         else:
             return f"run {kept.uid} was in Tiled already, {kept.told()}. {_set_aside(path)}"
-        if differences := _differences(client[kept.uid], kept):
+        if differences := _differences(_run_in(client, kept.uid), kept):
             raise BackupError(
                 f"Run {kept.uid} was written, and is not in Tiled as it should be: {differences}. "
                 f"The file {path.name} is as it was."
             )
         return f"run {kept.uid} is in Tiled, {kept.told()}. {_set_aside(path)}"
+
+
+def _run_in(client: Any, uid: str) -> Any:
+    """Return the run with just this uid, or None; a catalog itself takes first letters of one."""
+    try:
+        run = Container.__getitem__(client, uid)
+    except KeyError:
+        return None
+    return run if run.metadata.get("start", {}).get("uid") == uid else None
 
 
 class _KeptRun(DocumentRouter):
@@ -204,6 +214,8 @@ def _pass_on(path: Path, take: Callable[[str, dict[str, Any]], None], failed: st
 
 def _differences(run: Any, kept: _KeptRun) -> str:
     """Say what of a run is not in Tiled as it is in a file; empty if all is."""
+    if run is None:
+        return "there is no such run"
     told = []
     for name, wanted in kept.events.items():
         if name not in run:

@@ -197,8 +197,7 @@ def weigh(
         seconds += [crop.exposure_s * share] * FOLDS
     rates = np.zeros((0, *crop.counts.shape))
     if stack and crop.inside.any():
-        seen = np.maximum(np.stack(stack), 0)
-        rates = denoiser.denoise(seen, np.asarray(seconds), mask=~crop.valid).rate
+        rates = denoiser.denoise(np.stack(stack), np.asarray(seconds), mask=~crop.valid).rate
     if rate is not None:
         whole = np.asarray(rate)[crop.window]
     else:
@@ -278,7 +277,7 @@ def _error(crop: Crop, chosen: list[Summation], intensity: float) -> float:
         all_weights = np.stack([one.coefficients for one in chosen])
         differ = all_weights - all_weights.mean(0)
         made = (differ * crop.counts).sum((1, 2)) ** 2
-        of_noise = (differ**2 * np.maximum(crop.counts, 0)).sum((1, 2))
+        of_noise = (differ**2 * crop.counts).sum((1, 2))
         variance += max(float((made - of_noise).sum()), 0.0) / (len(chosen) - 1)
     return float(np.sqrt(variance))
 
@@ -302,10 +301,10 @@ def _off_by_curvature(crop: Crop, chosen: list[Summation], ellipse: Ellipse | No
 def _peak(crop: Crop, expected: np.ndarray) -> tuple[Ellipse | None, float, float]:
     """Find the peak of an image (h, w) of expected counts, with its significance."""
     inside, around = crop.inside, crop.around
-    level = float(crop.counts[around].mean()) if around.any() else 0.0
-    if not inside.any() or not np.isfinite(expected[inside]).all():
-        return None, 0.0, level
     under = ground(crop.counts, around)
+    level = float(under[crop.region].mean())
+    if not np.isfinite(expected[inside]).all():
+        return None, 0.0, level
     ellipse = find_ellipse(excess(expected, under, around), crop.region, crop.valid)
     if ellipse is None:
         return None, 0.0, level

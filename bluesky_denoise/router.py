@@ -153,6 +153,19 @@ class DenoiseRouter:
         for run in list(self._runs.values()):
             run.flush()
 
+    def go_back(self, descriptor: str) -> None:
+        """Take what comes of a stream for points that are taken again, as after a pause.
+
+        The numbers of what comes tell that, too, unless what came of these points was lost.
+
+        Parameters
+        ----------
+        descriptor :
+            The uid of a raw descriptor of the stream.
+        """
+        if run := self._runs.get(self._run_of.get(descriptor, "")):
+            run.go_back(descriptor)
+
     def close(self, reason: str = "the denoiser was closed during the run") -> None:
         """End the derived runs that are still open, as failed."""
         for uid in list(self._runs):

@@ -14,7 +14,7 @@ import numpy as np
 from bluesky_denoise.as_settings import SettingsLike, as_settings
 from bluesky_denoise.backup import backup_files, read_backup, take_backup
 from bluesky_denoise.documents import Document
-from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.errors import DenoiseError, TiledUnavailable
 from bluesky_denoise.in_tiled.layouts import (
     connect,
     explain,
@@ -84,7 +84,9 @@ class TiledSink:
         self._looked, self._closing = not look, False
         self._away = ""  # why nothing answers: then not each run tries it
         self._away_s = self._away_until = 0.0
-        self._thread = threading.Thread(target=self._loop, name="denoise-tiled", daemon=True)
+        # A thread whose `join` was interrupted counts as ended, up to Python 3.12: an event tells.
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="denoise-tiled", daemon=True)
         self._thread.start()
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
@@ -97,7 +99,7 @@ class TiledSink:
             self._changed.notify()
 
     def close(self, timeout: float | None = None) -> list[Path]:
-        """Write what can be written, and end the thread; the rest is backed up.
+        """Write what can be written, and end the thread; the rest is backed up, after Ctrl-C too.
 
         Parameters
         ----------
@@ -108,14 +110,29 @@ class TiledSink:
         -------
         list of pathlib.Path
             Backup files of runs that are not in Tiled.
+
+        Raises
+        ------
+        DenoiseError
+            If a function that was given to the sink calls it: it would wait for itself.
         """
+        if threading.current_thread() is self._thread:
+            raise DenoiseError(
+                "`close` was called by a function that was given to a TiledSink: it waits until "
+                "that has ended. Call it outside."
+            )
         with self._changed:
             self._arrived.append(None)
             self._changed.notify()
-        self._thread.join(timeout)
+        try:
+            self._ended.wait(timeout)
+        finally:
+            with self._changed:
+                if not self._ended.is_set():  # Tiled takes a request, and does not answer
+                    self._back_up_all(
+                        "Tiled did not answer before the denoiser was closed", _REPLAY
+                    )
         with self._changed:
-            if self._thread.is_alive():  # Tiled takes a request, and does not answer
-                self._back_up_all("Tiled did not answer before the denoiser was closed", _REPLAY)
             runs = list(self._runs.values())
             for run in runs:
                 run.release()
@@ -130,6 +147,12 @@ class TiledSink:
         for run in self._runs.values():
             run.trouble = run.trouble or f"{reason}. {_STILL}"
             run.back_up(reason, then)
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        finally:
+            self._ended.set()
 
     def _loop(self) -> None:
         while True:

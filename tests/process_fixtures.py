@@ -1,7 +1,10 @@
 """What the tests of `DenoiseProcess` share: a process, and a live path to check."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -112,6 +115,14 @@ def gate(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", python_path())
     monkeypatch.setenv("DENOISE_TEST_GATE", str(tmp_path / "gate"))
     return tmp_path / "gate"
+
+
+@pytest.fixture
+def ctrl_c():
+    """Return a function that presses Ctrl-C a moment later."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
+    yield lambda: threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    signal.signal(signal.SIGINT, before)
 
 
 class TiledElsewhere:

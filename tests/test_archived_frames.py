@@ -2,6 +2,7 @@
 
 import re
 from unittest.mock import MagicMock
+from urllib.parse import urlsplit
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
@@ -20,6 +21,7 @@ from tiled_fixtures import Live, in_tiled
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.in_tiled.archive import archived_documents, archived_events
+from bluesky_denoise.in_tiled.event_array import EventArray
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.reprocessing import StoredResults
 from bluesky_denoise.router import DenoiseRouter
@@ -127,6 +129,42 @@ def test_a_file_with_frames_of_other_streams_is_not_denoised_from_the_archive(
             take()
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_frame_of_a_point_that_was_broken_off_is_the_last(
+    RE, raw, tiled, written, detector, motor, beside, tmp_path, dark
+):
+    """Unless it is in a file that another stream has a part of."""
+
+    @bpp.stage_decorator([detector])
+    @bpp.run_decorator()
+    def plan():
+        for stream in ("primary", "primary", *["dark"] * dark):
+            yield from bps.trigger_and_read([detector, motor], stream)
+        raise RuntimeError("the beam is lost")
+
+    with pytest.raises(RuntimeError, match="the beam is lost"):
+        RE(plan())
+    beside(raw.documents)
+    (resource, *_) = raw.by_name["stream_resource"]
+    if not dark:  # what a detector wrote that was triggered, and not read
+        with h5py.File(urlsplit(resource["uri"]).path, "a") as file:
+            frames = file[resource["parameters"]["dataset"]]
+            frames.resize(3, 0)
+    run = in_tiled(tiled, raw.documents[0][1]["uid"])
+    with pytest.warns(UserWarning, match="primary/detector"):
+        run.validate(raise_on_error=True)
+    run = in_tiled(tiled, raw.documents[0][1]["uid"])
+    assert len(run["primary"]["detector"]) == 3
+    if dark:
+        with pytest.raises(DenoiseError, match="have frames for 3 events, and there are 2"):
+            list(archived_documents(run))
+        return
+    events = [doc for name, doc in archived_documents(run) if name == "event"]
+    for event, frame in zip(events, FRAMES[:2], strict=True):
+        np.testing.assert_array_equal(np.squeeze(event["data"]["detector"]), frame)
+    np.testing.assert_array_equal(exported(run, tmp_path / "x.h5")[0], FRAMES[:2])
+
+
 # Several frames in an event ---------------------------------------------------------------
 
 
@@ -148,6 +186,9 @@ def joined(request, RE, raw, tiled, written, detector, beside):
     run = in_tiled(tiled, uid)
     if request.param == "when it is validated":
         assert run["primary"]["detector"].shape == (4, 2, *SHAPE)
+        events = EventArray(run["primary"].base, "detector")
+        assert len(events) == 4
+        np.testing.assert_array_equal(events[1:4], FRAMES[2:8].reshape(3, 2, *SHAPE))
         with pytest.warns(UserWarning, match="primary/detector"):
             run.validate(raise_on_error=True)
         run = in_tiled(tiled, uid)

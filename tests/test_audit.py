@@ -298,8 +298,10 @@ def test_a_wrong_exposure_shows_only_against_an_expected_rate(rng):
 
 def test_counts_outside_of_the_trained_range_are_flagged(rng):
     counts = rng.poisson(smooth_scene(2.0))
-    assert audit_frame(counts, 1.0, Smoother(), trained_range=(1e-3, 1e6)).ok
-    for limits in ((1e-3, 2.0), (10.0, 1e6)):
+    mean, most = counts.mean(), counts.max()
+    for limits in ((1e-3, 1e6), (1e-3, most / 1.9), (1.9 * mean, 1e6)):
+        assert audit_frame(counts, 1.0, Smoother(), trained_range=limits).ok
+    for limits in ((1e-3, most / 2.1), (2.1 * mean, 1e6)):
         verdict = audit_frame(counts, 1.0, Smoother(), trained_range=limits)
         assert "outside of the range of training" in verdict.reason
 
@@ -386,6 +388,11 @@ def test_an_empty_frame_has_nothing_wrong_about_it():
     assert verdict.reason == ""
     assert np.isnan(verdict.deviance)
     assert audit_frame(np.ones(SHAPE, int), 1.0, Smoother(), mask=np.ones(SHAPE, bool)).ok
+
+
+def test_an_estimate_of_light_where_no_photon_came_fails():
+    verdict = audit_rate(np.zeros(SHAPE, int), np.ones(SHAPE))
+    assert "an estimate without photons around" in verdict.reason
 
 
 def test_frames_of_every_size_are_audited(rng):

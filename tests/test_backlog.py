@@ -39,18 +39,19 @@ def skipped(batch):
 
 
 def test_what_waits_can_be_given_up(changed):
-    backlog = Backlog(changed, most=9, wait_s=0)
-    for name, doc in (("start", {}), ("event", event(0)), ("event", event(1)), ("stop", {})):
+    backlog = Backlog(changed, most=2, wait_s=0)
+    for name, doc in (("start", {}), *(("event", event(i)) for i in range(3)), ("stop", {})):
         backlog.put(name, doc, frames=name == "event")
     assert backlog.with_frames == 2
     backlog.skip("closed")
     assert backlog.with_frames == 0
-    backlog.put("event", event(2), frames=True)
+    backlog.put("event", event(3), frames=True)
     taken = backlog.take(9)
-    assert [skip for _, _, skip in taken] == ["", "closed", "closed", "", ""]
+    full = "skipped: the queue of the denoiser was full"
+    assert [skip for _, _, skip in taken] == ["", "closed", "closed", full, "", ""]
     images = [doc["data"]["det"] for name, doc, _ in taken if name == "event"]
-    assert images[:2] == [None, None]
-    assert images[2] is not None
+    assert images[:3] == [None, None, None]
+    assert images[3] is not None
 
 
 def test_documents_come_out_in_the_order_in_which_they_were_put_in(changed):
@@ -181,6 +182,10 @@ def test_frames_are_taken_again_when_half_of_the_memory_is_free(changed, monkeyp
     backlog.take(1)
     backlog.put("event", event(5), frames=True)  # three wait: there is room, but half is taken
     assert skipped(backlog.take(9)) == [False, False, False, True, True]
+    backlog.put("event", event(6), frames=True)
+    large = {"seq_num": 7, "data": {"det": np.full((4, *SHAPE), 7)}}
+    backlog.put("event", large, frames=True)  # half is free, and it needs more
+    assert skipped(backlog.take(9)) == [False, True]
 
 
 def test_frames_that_are_given_up_take_no_memory(changed, monkeypatch):
@@ -297,9 +302,10 @@ def test_what_has_no_frames_takes_no_room(changed):
     assert other["data"]["motor"] == 0.5
 
 
-def test_large_frames_are_taken_out_few_at_a_time(changed):
+def test_large_frames_are_taken_out_few_at_a_time(changed, monkeypatch):
+    monkeypatch.setattr("bluesky_denoise.child.backlog._MOST_BYTES", 256 << 10)
     backlog = Backlog(changed, most=99, wait_s=0)
-    large = np.zeros((5, 1024, 1024), np.uint32)  # 20 MiB
+    large = np.zeros((5, 64, 64), np.uint32)  # 80 KiB
     for number in range(9):
         backlog.put("event", {"seq_num": number, "data": {"det": large}}, frames=True)
     page = {"data": {"det": [large] * 5, "motor": [0.0] * 5}}
@@ -307,4 +313,5 @@ def test_large_frames_are_taken_out_few_at_a_time(changed):
     backlog.put("event", event(1), frames=True)
     assert [len(backlog.take(32)) for _ in range(4)] == [4, 4, 2, 1]
     backlog.put("event", {"seq_num": 1, "data": "malformed"}, frames=True)
-    assert len(backlog.take(32)) == 1
+    backlog.put("stream_datum", {"indices": None, "seq_nums": "malformed"}, frames=True)
+    assert len(backlog.take(32)) == 2

@@ -157,7 +157,10 @@ def test_a_file_is_its_writers_until_that_lets_it_go_or_is_killed(tmp_path):
     file.append([("stop", {"uid": "b"})])
     assert not taken(file.path)
     assert len(list(read_backup(file.path))) == 2
+    release, there = file.release, []
+    file.release = lambda: [there.append(file.path.exists()), release()]
     file.done()
+    assert there == [False]  # else another could take what is in Tiled
     assert not taken(file.path)
 
     write = "file = BackupFile(Path(sys.argv[1]), 'run'); file.append([('start', {})]); input()"

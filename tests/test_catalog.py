@@ -99,6 +99,10 @@ def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, se
     assert is_complete(run)
     assert has_result(run, found.provenance) == "denoised"
     assert StoredResults(run, found.provenance).seq_nums("primary") == {1, 3}
+    later = np.array([1, 2, 2, 2, 3, 5])  # than what Tiled has of a raw run that still goes on
+    np.testing.assert_array_equal(raw_rows(run, "primary", later, 6), [0, 1, 2, 4, 3, 5])
+    with pytest.raises(DenoiseError, match=r"has 4 raw frames, and frame 5 is denoised"):
+        raw_rows(run, "primary", np.array([1, 2, 2, 3, 4]), 4)
 
 
 def test_a_raw_row_that_was_written_twice_as_an_answer_was_lost_shifts_no_frame(

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import re
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -27,6 +28,16 @@ def test_a_number_of_runs_below_one_is_refused(command, typed):
     assert ">=1" in said or "be greater than or equal" in said  # versions of typer differ
 
 
+@pytest.mark.parametrize("number", [301, 10**20])
+def test_more_runs_than_there_are_or_tiled_tells_of_at_once_may_be_asked_for(
+    command, uid, monkeypatch, number
+):
+    monkeypatch.setattr("bluesky_denoise.commands.denoise._may_lack_frames", lambda *of: False)
+    said = command("catch-up", "settings.yaml", "-n", str(number))
+    assert re.search(r"0 of the newest [1-9]\d* runs are to be denoised", said)
+    assert "no such runs" in command("runs", "-n", str(number), "--sample", "of nobody")
+
+
 def test_a_package_that_lacks_is_named_with_the_extra_that_brings_it(tmp_path):
     (tmp_path / "scipy.py").write_text("raise ModuleNotFoundError('no', name='scipy.signal')")
     done = subprocess.run(
@@ -40,6 +51,19 @@ def test_a_package_that_lacks_is_named_with_the_extra_that_brings_it(tmp_path):
         "Error: this needs the package scipy, which is not installed: "
         "pip install 'bluesky-denoise[evaluation]'\n"
     )
+
+
+def test_ctrl_c_while_the_program_is_imported_shows_no_traceback(tmp_path):
+    press = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+    (tmp_path / "typer.py").write_text(press)
+    done = subprocess.run(
+        [sys.executable, "-m", "bluesky_denoise", "runs"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        # A shell starts what it puts into the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 def test_the_folder_of_the_picture_is_looked_for_before_the_demo(command, tmp_path):

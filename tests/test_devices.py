@@ -120,9 +120,25 @@ def test_a_result_that_comes_after_the_trigger_finishes_it(derived):
     at(signals, 2)
     status = signals.trigger()
     assert not status.done
+    ((_, _, timer),) = signals._waiting
+    assert timer.daemon  # the end of a session does not wait for it
     derived.event(2, 20.0)
     status.wait(1)
     assert signals.read()["denoised_det_image_raw_total"]["value"] == 20.0
+    timer.join(1)  # nor is there one for each point of a fast scan
+    assert not timer.is_alive()
+
+
+def test_a_result_that_comes_just_as_time_is_up_stays(derived):
+    signals = signals_of(derived, on_timeout="nan")
+    derived.open("raw-run")
+    at(signals, 1)
+    status = signals.trigger()
+    ((_, _, timer),) = signals._waiting
+    derived.event(1, 20.0)
+    timer.function(*timer.args)
+    status.wait(1)
+    assert signals.det_image_raw_total.get() == 20.0
 
 
 def test_a_point_taken_again_waits_for_its_own_result(derived):
@@ -208,6 +224,9 @@ def test_results_of_runs_without_triggers_are_shown_as_they_come(derived):
         derived.event(2, 20.0)
         assert signals.det_image_raw_total.get() == 20.0
         derived.emit("stop", derived.bundle.compose_stop())
+    newest = signals._newest
+    assert [*newest.ended] == ["third"]
+    assert [*newest.results] == [("third", "primary")]
 
 
 def test_a_derived_run_that_ended_is_not_waited_for(derived, logged):

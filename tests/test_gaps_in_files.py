@@ -6,7 +6,9 @@ import time
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
+import numpy as np
 import pytest
+from bluesky.utils import RunEngineInterrupted
 from bluesky_tiled_plugins import TiledWriter
 from live_path import Camera, poisson, settings, values
 from lossy_bus import Counting, classic, filled, fly, in_files, means, no_tiled, nth, step, taken
@@ -195,6 +197,21 @@ def test_rows_that_tiled_does_not_number_are_recorded_as_lost(RE, raw, tiled, tm
     assert [mean for mean in means(derived) if mean == mean] == [1, 2, 3, 4, 5, 6, 9, 10]
     told = "lost on the message bus, and not to be told in Tiled from points taken again"
     assert values(derived, "denoise_reason")[6].startswith(told)
+    all_but_the_first = nth(documents, "stream_datum", 2, 3, 4, 5)
+    derived = filled(documents, tiled.client, all_but_the_first)
+    assert values(derived, "raw_seq_num") == FLOWN
+    assert [mean for mean in means(derived) if mean == mean] == [1, 2]
+    assert values(derived, "denoise_reason")[2].startswith(told)
+
+
+def test_frames_of_two_takes_of_a_row_are_never_in_one_event(RE, raw, tmp_path):
+    with pytest.raises(RunEngineInterrupted):
+        RE(fly([in_files(tmp_path, "a"), in_files(tmp_path, "b", 101)], pause_after=2))
+    RE.resume()
+    derived = filled(raw.documents, None, nth(raw.documents, "stream_datum", 2, of="a"))
+    seen = list(zip(means(derived, "a"), means(derived, "b"), strict=True))
+    assert np.array_equal([b - a for a, b in seen], [100] * 2 + [np.nan] * 2 + [100] * 6, True)
+    assert [b for _, b in seen] == list(range(101, 111))
 
 
 class Configured(AsyncReplayDetector):

@@ -52,7 +52,7 @@ def test_a_document_that_cannot_be_followed_is_logged_and_not_raised(on_timeout,
     signals = signals_of(Derived(), settings=settings, on_timeout=on_timeout)
     at(signals, 1)
     signals.raw("event", {"descriptor": "raw-run primary", "data": {}})
-    assert "A raw document (event) could not be followed" in caplog.text
+    assert "A event document could not be followed" in caplog.text
     assert signals.last_event.seq_num == 1
 
 

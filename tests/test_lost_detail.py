@@ -54,6 +54,9 @@ def test_errors_that_neighbours_share_are_those_of_the_estimate(rng):
     ratio, z = untold_error(counts, rate, np.zeros(rate.shape))
     assert abs(z) < 4
     assert untold_error(np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4))) == (0.0, 0.0)
+    pair, dark = np.zeros(rate.shape), np.full(rate.shape, 1e-4)
+    pair[100, 100:102] = 1
+    assert untold_error(pair, dark, 0 * dark)[1] < 2  # two photons side by side are no detail
 
 
 @pytest.mark.parametrize("period", [2.5, 4, 12])
@@ -79,3 +82,8 @@ def test_noise_holds_no_wave(rng, rate, shape):
     powers = [lost_wave(rng.poisson(model), model, 0 * model)[0] for _ in range(20)]
     assert max(powers) < 55
     assert min(shape) < 200 or rate < 0.01 or min(powers) > 20  # the largest of 40,000 places
+
+
+def test_a_total_that_is_off_is_no_wave(rng):
+    model = np.full((256, 256), 100.0)
+    assert lost_wave(rng.poisson(1.03 * model), model, 0 * model)[0] < 55

@@ -9,6 +9,7 @@ import bluesky.preprocessors as bpp
 import numpy as np
 from live_path import settings, wait_for
 from ophyd import Signal
+from ophyd.sim import SynAxis
 from process_fixtures import FRAMES, replay
 from tiled.client import from_uri
 
@@ -54,6 +55,19 @@ def test_a_monitor_does_not_break_the_raw_writer(RE, tiled, raw, tmp_path):
     frames = [data["det_image"] for data in events["primary"]]
     np.testing.assert_array_equal(run["primary"]["det_image"].read(), frames)
     client.context.close()
+
+
+def test_an_event_is_in_tiled_as_soon_as_it_is_saved(RE, tiled, raw, tmp_path):
+    RE.subscribe(raw_writer(tiled.client, tmp_path / "raw_backup"))
+    seen = []
+
+    def look(name, doc):
+        run = tiled.client[raw.by_name["start"][0]["uid"]]
+        seen.append(len(run["primary"].base["internal"].read(["seq_num"])))
+
+    RE.subscribe(look, "event")
+    RE(bp.count([SynAxis(name="motor")], 2))
+    assert seen == [1, 2]
 
 
 def test_a_monitor_takes_no_frame_from_the_denoiser(RE):

@@ -99,6 +99,44 @@ def test_an_absolute_error_spares_points_without_a_peak():
     assert tally.frames == 9
 
 
+def test_one_frame_that_is_enough_is_left_as_it_is_and_several_are_corrected():
+    tally = ExposureTally(0.1, 100)
+    tally.add(2000.0, 200.0, 0.5)  # 1000 counts with a variance of 10000: a tenth is the peak's
+    assert (tally.reached, tally.enough, tally.intensity) == (True, True, 2000.0)
+    tally.add(2000.0, 200.0, 0.5)
+    share, error = 0.1, 1 / np.sqrt(200)
+    assert tally.intensity == pytest.approx(2000 * (1 - (2 - share) * error**2))
+    peak_alone = ExposureTally(0.1, 100)
+    peak_alone.add(200.0, 20.0, 0.5)
+    peak_alone.add(200.0, 20.0, 0.5)
+    assert peak_alone.intensity == pytest.approx((200 - 1) / 1.0)  # (N - 1) / T
+    for at_most in (peak_alone, tally):
+        at_most.max_frames = 2
+        assert at_most.intensity == at_most.uncorrected
+
+
+def test_a_peak_is_at_most_all_of_the_variance():
+    tally = ExposureTally(0.1, 100)
+    for _ in range(2):
+        tally.add(1.0, 0.02, 1000.0)  # 1000 counts, with a variance of 400
+    assert tally.reached
+    assert tally.intensity == pytest.approx(1 - (2 - 1) * 0.02**2 / 2)
+
+
+def test_a_frame_of_less_than_a_count_has_its_own_error():
+    tally = ExposureTally(0.1, 100)
+    tally.add(0.0, 1.0, 0.5)
+    assert tally.error == 1.0
+    tally.add(0.0, 1.6, 0.5)
+    assert tally.error == pytest.approx(0.8)
+
+
+def test_an_absolute_error_that_is_just_reached_is_enough():
+    tally = ExposureTally(0.1, 100, absolute_error=2.0)
+    tally.add(10.0, 2.0, 1.0)
+    assert (tally.enough, tally.reached) == (True, False)
+
+
 @pytest.mark.parametrize(("background", "absolute_error"), [(5, 1.0), (20, 2.0)])
 def test_an_absolute_error_costs_less_than_one_count_of_a_point(background, absolute_error):
     rng = np.random.default_rng(2)

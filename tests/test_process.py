@@ -319,9 +319,7 @@ def test_a_document_that_is_malformed_is_told_and_reaches_no_one(RE, live, logge
     live.denoise(name, {})
     (uid,) = RE(bp.count([replay()], 2))
     live.check(uid, 2)
-    assert f"A {name} document could not be handled" in logged() or (
-        f"A {name} document could not be handed to the denoiser" in logged()
-    )
+    assert re.search(f"A {name} document could not be (handled|handed|followed)", logged())
 
 
 def test_a_run_that_cannot_be_opened_costs_no_other(RE, tiled, tmp_path):

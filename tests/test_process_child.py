@@ -13,6 +13,7 @@ import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
+from event_model import compose_run
 from live_path import (
     settings,
     wait_for,
@@ -21,6 +22,7 @@ from process_fixtures import FRAMES, NOWHERE, finished, replay
 
 import bluesky_denoise.process as process_module
 from bluesky_denoise.backup import backup_files
+from bluesky_denoise.child.open_runs import OpenRun, OpenRuns
 from bluesky_denoise.errors import DenoiseError, DenoiseFailed
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.testing import DocumentCollector, assert_emitted
@@ -113,6 +115,16 @@ def test_a_killed_child_with_frames_inside_the_events_is_counted_right(
         denoise.wait(1)  # it is told once
     raw.validate()
     assert_emitted(raw.by_name, start=2, descriptor=2, event=4, stop=2)
+
+
+def test_a_run_of_which_all_had_come_when_its_child_died_keeps_its_end():
+    runs = OpenRuns(frames_in_files=True)
+    runs["raw"] = run = OpenRun({"uid": "raw", "time": 1.0})
+    derived = compose_run(metadata={"original_run_uid": "raw"})
+    documents = [("start", derived.start_doc), ("stop", derived.compose_stop())]
+    for name, doc in documents:
+        runs.follow(name, doc)
+    assert runs.end_of(run, {}, "the denoiser process died") == (documents, [])
 
 
 CONNECT = """

@@ -357,6 +357,7 @@ def test_without_tiled_all_is_kept_in_the_backup_when_it_is_closed(
         RE.subscribe(denoise)
         RE(bp.count([replay()], 2))
         finished(derived)
+    denoise.wait(1)  # nothing more can come of it
     (path,) = backup_files(tmp_path / "backup")
     kept = list(read_backup(path))
     validate_documents(kept)

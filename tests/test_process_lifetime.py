@@ -1,13 +1,16 @@
 """A denoiser from its beginning to its end, and over many runs."""
 
+import logging
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import bluesky.plans as bp
 import h5py
@@ -18,6 +21,7 @@ from live_path import NO_PROXY, is_whole, python_path, settings, wait_for
 from process_fixtures import FRAMES, NOWHERE, open_node, replay
 
 from bluesky_denoise.backup import backup_files, read_backup
+from bluesky_denoise.child.worker import _LogToParent, _Pipe, _portable, _Worker
 from bluesky_denoise.errors import DenoiseError, ModelNotFound, SettingsError
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
@@ -256,21 +260,13 @@ def children():
     return {child.pid for child in psutil.Process().children()}
 
 
-@pytest.fixture
-def ctrl_c_interrupts():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate, ctrl_c_interrupts):
+def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate, ctrl_c):
     derived = DocumentCollector()
     denoise = DenoiseProcess(settings(model="child_denoisers:Gated"))
     denoise.subscribe(derived)
     RE.subscribe(denoise)
     RE(bp.count([replay()], 3))
-    ctrl_c = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    ctrl_c.start()
+    ctrl_c()
     with pytest.raises(KeyboardInterrupt):
         denoise.close()
     gate.touch()
@@ -278,6 +274,90 @@ def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate, 
     assert [event["data"]["denoise_ok"] for event in derived.by_name["event"]] == [True] * 3
     assert derived.by_name["stop"][0]["exit_status"] == "success"
     assert not psutil.pid_exists(denoise.pid)
+
+
+STARTS = """
+import json, pickle, sys
+from multiprocessing.connection import Client
+with Client(json.loads(sys.argv[1]), authkey=bytes.fromhex(sys.stdin.readline())) as parent:
+    parent.recv_bytes()
+    parent.send_bytes(pickle.dumps(("started", {})))
+    parent.recv_bytes()
+"""
+
+
+@pytest.mark.parametrize("code", ["import time; time.sleep(60)", STARTS], ids=["early", "late"])
+def test_ctrl_c_while_it_is_built_leaves_neither_a_child_nor_a_thread(monkeypatch, ctrl_c, code):
+    def interrupted(function):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bluesky_denoise.child.connection._START", code)
+    threads, others = set(threading.enumerate()), children()
+    if code == STARTS:  # the last of what is done
+        monkeypatch.setattr("bluesky_denoise.process.atexit.register", interrupted)
+    else:
+        ctrl_c()
+    with pytest.raises(KeyboardInterrupt):
+        DenoiseProcess(settings())
+    wait_for(lambda: set(threading.enumerate()) <= threads, 5, what="the end of the threads")
+    assert children() == others
+
+
+def test_what_a_child_has_left_of_a_run_goes_to_the_next_before_the_end_of_that_run(monkeypatch):
+    """Else `wait` would return before it is in Tiled."""
+    monkeypatch.setattr("bluesky_denoise.child.connection._START", STARTS)
+    denoise = DenoiseProcess(settings())
+    left = [("start", {"uid": "derived", "original_run_uid": "raw"})]
+    with denoise._changed:
+        denoise._abandoned.append(left)
+        denoise._backlog.put("stop", {"run_start": "raw"}, frames=False)
+        messages = [denoise._next_message() for _ in range(2)]
+    denoise.close(0.1)
+    assert messages == [("abandoned", left), ("documents", [("stop", {"run_start": "raw"}, "")])]
+
+
+def test_an_error_that_cannot_be_sent_is_told_as_text():
+    class Local(Exception):
+        pass
+
+    error = _portable(Local("the key is k3y"), lambda text: text.replace("k3y", "***"))
+    assert (type(error), str(error)) == (RuntimeError, "Local: the key is ***")
+
+
+def test_results_go_in_messages_of_bounded_length_each_once():
+    worker, sent = object.__new__(_Worker), []
+    worker._pipe = SimpleNamespace(send=lambda kind, content: sent.append((kind, content)))
+    worker._sink, worker._ended, worker._most_at_once = None, [], 4
+    worker._documents = documents = [("event", {"seq_num": number}) for number in range(10)]
+    worker._hand_on("ready")
+    expected = ("documents", documents[:4]), ("documents", documents[4:6]), ("ready", documents[6:])
+    assert sent == [*expected]
+
+
+def test_messages_of_several_threads_of_the_child_do_not_mix():
+    inside, most = [], []
+
+    class Slow:
+        def send_bytes(self, data):
+            inside.append(data)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.remove(data)
+
+    pipe = _Pipe(Slow())
+    threads = [threading.Thread(target=pipe.send, args=("log", n)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4
+
+
+def test_what_the_child_logs_when_its_parent_is_gone_is_no_error():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with ours:
+        _LogToParent(_Pipe(ours), str).emit(logging.makeLogRecord({"msg": "all is kept"}))
 
 
 def test_a_child_that_is_being_started_again_has_ended_for_all_who_close_the_denoiser(gate, logged):

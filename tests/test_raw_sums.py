@@ -119,6 +119,23 @@ def test_raw_sums_of_a_page_are_of_its_last_event(RE, raw):
     assert sums.measure()["det_image_raw_total"] == counts[2].sum()
 
 
+def test_raw_sums_of_a_later_frame_are_not_given_for_the_one_that_was_waited_for(RE, raw):
+    counts = np.random.default_rng(0).poisson(3.0, (2, 48, 48)).astype(np.uint32)
+    RE(bp.count([ReplayDetector(name="det", frames=ReplayFrames(counts, 1.0))], 2))
+    signals = signals_of(Derived(), settings=DenoiseSettings(data_keys=[KEY]), on_timeout="raw")
+    for name, doc in raw.documents[:-1]:
+        signals.raw(name, doc)
+        if doc.get("seq_num") == 1:
+            status = signals.trigger()
+    (timer,) = (item[2] for item in signals._waiting)
+    timer.cancel()
+    timer.function(*timer.args)
+    status.wait(1)
+    assert signals.raw_seq_num.get() == 1
+    assert np.isnan(signals.det_image_raw_total.get())
+    assert signals.denoise_ok.get() is False
+
+
 def test_raw_sums_need_the_settings_of_the_denoiser():
     with pytest.raises(SettingsError, match="give DenoisedSignals its `settings`"):
         signals_of(Derived(), on_timeout="raw")

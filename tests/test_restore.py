@@ -1,5 +1,6 @@
 import re
 import shutil
+import uuid
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
@@ -12,7 +13,7 @@ from composed_runs import ComposedRun
 from live_path import SHAPE, Camera, poisson, wait_for
 from ophyd import Signal
 from ophyd_async.core import TriggerInfo, init_devices
-from process_fixtures import replay
+from process_fixtures import open_node, replay
 from router_fixtures import path_provider
 from tiled.client import from_context, from_uri
 from tiled_fixtures import in_tiled
@@ -242,6 +243,59 @@ def test_rows_of_a_fly_scan_that_a_file_lacks_are_not_deleted_in_tiled(tiled, tm
     assert tiled.client[run.run.start_doc["uid"]]["primary"]["det"].shape[0] == 4
 
 
+def test_all_events_of_a_stream_whose_configuration_changed_are_restored(tiled, tmp_path):
+    run = ComposedRun(tmp_path)
+    run.event()
+    run.event(run.begin("primary"))
+    file = BackupFile(tmp_path, "run")
+    file.append(run.ended())
+    file.release()
+    assert "with 2 events of primary. " in restore_run(tiled.client, file.path)
+    assert len(tiled.client[run.run.start_doc["uid"]]["primary"]["motor"].read()) == 2
+
+
+@pytest.mark.parametrize(("times", "there"), [(0, 2), (2, 4)], ids=["lost", "written twice"])
+def test_an_event_that_is_not_once_in_tiled_is_told_and_the_file_stays(
+    tiled, tmp_path, monkeypatch, times, there
+):
+    def writer(*given, **options):
+        write = TiledWriter(*given, **options)
+
+        def write_most(name, doc):
+            for _ in range(times if doc.get("seq_num") == 2 else 1):
+                write(name, doc)
+
+        return write_most
+
+    monkeypatch.setattr("bluesky_denoise.restore.TiledWriter", writer)
+    run = ComposedRun(tmp_path)
+    for _ in range(3):
+        run.event()
+    file = BackupFile(tmp_path, "run")
+    file.append(run.ended())
+    file.release()
+    told = (
+        rf"not in Tiled as it should be: {there} events of primary are there, and 3 in the file\."
+    )
+    with pytest.raises(BackupError, match=told):
+        restore_run(tiled.client, file.path)
+    assert file.path.exists()
+
+
+def test_frames_that_are_no_more_in_tiled_are_missed(tiled, tmp_path):
+    run = ComposedRun(tmp_path, motor=False, det=([1, *SHAPE], "STREAM:"))
+    run.files("det", run.file("frames.h5", np.ones((2, *SHAPE), np.uint16)))(1, 2)
+    file = BackupFile(tmp_path, "run")
+    file.append(run.ended())
+    file.release()
+    shutil.copy(file.path, tmp_path / "copy.jsonl")
+    restore_run(tiled.client, file.path)
+    stream = tiled.client[run.run.start_doc["uid"]]["primary"]
+    stream.base.delete_contents(["det"], recursive=True, external_only=False)
+    with pytest.raises(BackupError, match="its end, and yet det of primary is not complete"):
+        restore_run(tiled.client, tmp_path / "copy.jsonl")
+
+
 def test_a_number_that_is_whole_at_first_is_no_obstacle(RE, unreliable, tiled):
     """Tiled refuses it in a run that is written event by event."""
     position = Signal(name="position", value=1)
@@ -312,8 +366,13 @@ def test_a_fly_scan_without_events_is_restored(kept, unreliable, tiled, tmp_path
             '{"name": "event", "doc": {"uid": "b", "descriptor": "c"}}\n',
             "is damaged. Nothing is written, .*: document 2, ",
         ),
+        (
+            '{"name": "start", "doc": {"uid": "a", "time": 1}}\n'
+            '{"name": "start", "doc": {"uid": "b", "time": 1}}\n',
+            "has a second start, of run b; expected one run. Nothing is written",
+        ),
     ],
-    ids=["empty", "no start", "no JSON", "denoised", "no descriptor"],
+    ids=["empty", "no start", "no JSON", "denoised", "no descriptor", "two runs"],
 )
 def test_a_file_of_another_kind_is_refused(tiled, tmp_path, lines, message):
     path = tmp_path / "a.jsonl"
@@ -322,6 +381,23 @@ def test_a_file_of_another_kind_is_refused(tiled, tmp_path, lines, message):
         restore_run(tiled.client, path)
     assert "a" not in list(tiled.client)
     assert path.read_text() == lines
+
+
+@pytest.mark.parametrize("letters", [4, 8])
+def test_a_run_whose_uid_is_short_is_not_taken_for_one_that_begins_so(tiled, tmp_path, letters):
+    uid = str(uuid.uuid4())
+    short = uid[:letters]
+    open_node(tiled, {"uid": uid, "time": 1.0})
+    file = BackupFile(tmp_path, "short")
+    file.append([("start", {"uid": short, "time": 2.0})])
+    stop = {"uid": "end", "run_start": short, "time": 3.0, "exit_status": "success"}
+    file.append([("stop", stop)])
+    file.release()
+    shutil.copy(file.path, tmp_path / "copy.jsonl")
+    told = restore_run(tiled.client, file.path)
+    assert told.startswith(f"run {short} is in Tiled, with no events. ")
+    assert "was in Tiled already" in restore_run(tiled.client, tmp_path / "copy.jsonl")
+    assert tiled.client[uid].metadata.get("stop") is None
 
 
 def test_a_file_that_a_session_still_writes_is_left_to_it(kept, unreliable, tiled):

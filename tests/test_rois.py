@@ -9,6 +9,7 @@ from roi_fixtures import Smoother
 from bluesky_denoise import ROI, DenoiseRouter, DenoiseSettings
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.frames import Frame
+from bluesky_denoise.runs.raw_stream import open_stream
 from bluesky_denoise.runs.results import measure
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import ReplayDetector
@@ -123,9 +124,22 @@ def test_a_region_that_a_mask_hides_by_another_name_is_told_before_the_first_fra
 def test_a_region_that_leaves_nothing_for_its_background_is_told(RE, caplog, background_px, told):
     det = detector(np.random.default_rng(2))
     whole = ROI((0, 48), (0, 64), background_px=background_px)
-    settings = DenoiseSettings(rois={"all": whole, "part": ROI(ROWS, COLS)})
+    settings = DenoiseSettings(rois={"all": whole, "part": ROI((0, 48), COLS)})
     RE(bp.count([det]), DenoiseRouter(settings, UnitDenoiser()))
     assert ("stream primary: all are whole frames of det_image" in caplog.text) == told
+    assert "has nothing for det_image" not in caplog.text  # regions of whatever there is
+
+
+@pytest.mark.parametrize("shape", [[1, None, None], [0, 0], [1, 0, 64]], ids=str)
+def test_masks_and_regions_wait_for_a_frame_where_its_size_is_not_told(shape):
+    settings = DenoiseSettings(
+        data_keys=["det"], exposure_s=1.0, mask=~HIDES, rois={"spot": ROI(ROWS, COLS)}
+    )
+    spec = {"dtype": "array", "shape": shape, "source": "sim", "external": "STREAM:"}
+    descriptor = {"name": "primary", "run_start": "", "data_keys": {"det": spec}}
+    problems = []
+    assert open_stream(descriptor, settings, (), problems.append).names == ["det"]
+    assert problems == []
 
 
 @pytest.mark.parametrize("keyed", [False, True])

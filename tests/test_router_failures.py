@@ -12,6 +12,7 @@ import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
+from event_model import pack_event_page
 from live_path import (
     SHAPE,
     Camera,
@@ -110,13 +111,18 @@ def test_a_frame_without_a_valid_pixel_is_told(RE, raw, build):
     assert values(derived, "denoise_reason")[1].startswith("det: no pixel is valid")
 
 
-def test_skipped_events_are_recorded_and_counted(RE, raw, build, logged):
+@pytest.mark.parametrize("in_pages", [False, True], ids=["events", "pages"])
+def test_skipped_events_are_recorded_and_counted(RE, raw, build, logged, in_pages):
     RE(bp.count([Camera(name="det", func=poisson())], 4))
     router = DenoiseRouter(settings(), UnitDenoiser())
     derived = DocumentCollector()
     router.subscribe(derived)
     for name, doc in raw.documents:
-        router.accept(name, doc, skipped="no time" if doc.get("seq_num") in (2, 3) else "")
+        skipped = "no time" if doc.get("seq_num") in (2, 3) else ""
+        if in_pages and name == "event":
+            router.accept("event_page", pack_event_page(doc), skipped=skipped)
+        else:
+            router.accept(name, doc, skipped=skipped)
     router.flush()
     derived.validate()
     assert values(derived, "denoise_ok") == [True, False, False, True]
@@ -339,6 +345,8 @@ def test_documents_that_belong_to_no_run_change_nothing(caplog):
     router("event", {"descriptor": "unknown", "data": {}, "seq_num": 1, "uid": "u", "time": 0.0})
     router("stop", {"run_start": "unknown", "uid": "u"})
     router("bulk_events", {})
+    router("resource", {"uid": "u", "run_start": "unknown"})
+    assert not router._run_of
     assert not derived.documents
     assert not caplog.records
 
@@ -355,6 +363,20 @@ def test_a_router_that_is_closed_ends_its_open_runs(RE, raw, build):
     assert stop["exit_status"] == "fail"
     assert stop["reason"] == "the denoiser was closed during the run"
     assert stop["num_events"] == {"denoised": 2}
+
+
+def test_a_run_that_cannot_be_ended_costs_no_other_its_end(RE, raw, monkeypatch, logged):
+    first, second = (RE(bp.count([Camera(name="det", func=poisson())], 1))[0] for _ in range(2))
+    router, derived = DenoiseRouter(settings(), UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    router.feed(item for item in raw.documents if item[0] != "stop")
+    monkeypatch.setattr(router._runs[first], "close", None)
+    router.close()
+    (stop,) = derived.by_name["stop"]
+    (start,) = (doc for doc in derived.by_name["start"] if doc["uid"] == stop["run_start"])
+    assert start["original_run_uid"] == second
+    assert f"Run {first:.8} could not be ended" in logged()
+    assert not router._run_of
 
 
 @pytest.mark.parametrize("others", [0, 1])

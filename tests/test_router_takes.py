@@ -192,6 +192,17 @@ def test_an_event_may_be_of_a_frame_that_another_was_of(tmp_path):
     assert (np.array(values(derived, "det_raw_total")) / np.prod(SHAPE)).tolist() == [1, 2, 3, 2]
 
 
+def test_a_resource_that_names_no_run_is_of_the_youngest(tmp_path):
+    outer, inner = (ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:")) for _ in range(2))
+    datum = inner.old_file(inner.file("inner.h5", RISING[:2]))
+    del inner.documents[-1][1]["run_start"]
+    for point in range(2):
+        inner.event(det=datum(point_number=point))
+    derived = routed([*outer.documents, *inner.ended()], exposure_s=EXPOSURE_S)
+    assert values(derived, "denoise_reason") == [""] * 2
+    assert seen(derived) == [(1, 1), (2, 2)]
+
+
 def _datums_behind(tmp_path, number):
     """Compose a run whose events have come before their datums; return these, too."""
     run = ComposedRun(tmp_path, det=(SHAPE, "FILESTORE:"))
@@ -264,9 +275,12 @@ def test_frames_of_events_that_are_denoised_together_stay_with_their_events(tmp_
     run.files("det", run.file("det.h5", RISING[:6]))(1, 3)
     for _ in range(3):
         run.event()
-    derived = routed(run.ended(), exposure_s=EXPOSURE_S, frames_directory=tmp_path / "denoised")
-    found = rates(derived, "det").mean(axis=(2, 3)) * EXPOSURE_S
-    assert found.tolist() == [[1, 2], [3, 4], [5, 6]]
+    documents = run.ended()
+    for messages in ([documents], [[document] for document in documents]):
+        derived = routed(*messages, exposure_s=EXPOSURE_S, frames_directory=tmp_path / "denoised")
+        found = rates(derived, "det").mean(axis=(2, 3)) * EXPOSURE_S
+        assert found.tolist() == [[1, 2], [3, 4], [5, 6]]
+        assert values(derived, "motor") == [0.0, 0.0, 0.0]  # none went before its event
 
 
 def test_frames_of_a_fly_scan_are_denoised_before_its_end(tmp_path):

@@ -11,14 +11,14 @@ from ophyd import Signal
 from ophyd.sim import SynAxis
 
 
-def test_a_key_that_is_not_in_the_run_is_warned_of_with_those_there_are(RE, raw, build, logged):
+def test_a_key_that_is_not_in_the_run_is_warned_of_with_those_there_are(RE, raw, build, caplog):
     _, derived = build(data_keys=["nothing"])
     RE(bp.scan([Camera(name="det", func=poisson())], SynAxis(name="motor"), 0, 1, 2))
     assert not derived.documents
     assert re.search(
         r"stream primary goes on undenoised: it has none of the data keys or detectors nothing "
         r"that `data_keys` names; it has .*motor.*\. Frames are in det_image\.$",
-        logged(),
+        caplog.text,
         re.MULTILINE,
     )
 

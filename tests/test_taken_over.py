@@ -129,6 +129,17 @@ def test_results_of_other_weights_or_settings_are_not_taken_over(RE, tiled, came
     assert not StoredResults(run, {**provenance, "settings": other})
 
 
+def test_what_spoke_against_an_earlier_result_is_taken_over(RE, tiled, camera, settings):
+    run = archived(RE, tiled, camera, 2)
+    known = StoredResults(run, skipped(run, settings, audited(), {2}))
+    assert known.read("primary", 1).audits == {"det_image": True}
+    assert known.read("primary", 1).problems == []
+    _, row, _ = known._rows["primary", 1]
+    row |= {"denoise_audit": "failed", "denoise_reason": "brighter than is expected"}
+    assert known.read("primary", 1).audits == {"det_image": False}
+    assert known.read("primary", 1).problems == ["brighter than is expected"]
+
+
 def test_an_earlier_result_whose_file_is_gone_says_what_to_do(RE, tiled, camera, settings):
     run = archived(RE, tiled, camera)
     known = StoredResults(run, skipped(run, settings, UnitDenoiser(), {2}))

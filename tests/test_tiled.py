@@ -7,17 +7,20 @@ import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from bluesky_tiled_plugins import subscribe_to_streams
 from live_path import SHAPE, Camera, poisson, settings, wait_for
 from ophyd.sim import SynAxis
 from tiled.client import from_uri
+from tiled.client.container import Container
 from tiled.client.utils import ClientError
 from tiled_fixtures import FRAMES, IN_FILES, INLINE, check_documents, in_tiled
 
 from bluesky_denoise import __version__
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.in_tiled.layouts import explain
+from bluesky_denoise.in_tiled.stream_table import read_table
 from bluesky_denoise.in_tiled.streams import StreamWriter
 from bluesky_denoise.reprocessing import mark_interrupted, reprocess
 from bluesky_denoise.router import DenoiseRouter
@@ -62,6 +65,7 @@ def test_documents_that_come_twice_are_written_once(RE, tiled, written, tmp_path
     router.subscribe(derived)
     RE.subscribe(router)
     (uid,) = RE(bp.count([det], 3))
+    del derived.by_name["event"][-1]["data"]["det_stats1_total"]  # as where its event was lost
     writer = StreamWriter(tiled.client)
     writer.write(derived.documents[:-1])
     writer.write(derived.documents)
@@ -69,6 +73,23 @@ def test_documents_that_come_twice_are_written_once(RE, tiled, written, tmp_path
     denoised = in_tiled(tiled, uid)["denoised"]
     np.testing.assert_array_equal(denoised["det_image"].read(), FRAMES[:3] / np.float32(0.5))
     np.testing.assert_array_equal(denoised["raw_seq_num"].read(), [1, 2, 3])
+    totals = [*FRAMES[:2].sum(axis=(1, 2)), np.nan]
+    np.testing.assert_array_equal(denoised["det_stats1_total"].read(), totals)
+
+
+def test_a_row_that_tiled_has_twice_hides_none_that_come_later(RE, tiled, written, det):
+    """As where a server that hung takes what was sent first and what was sent again."""
+    router, derived = DenoiseRouter(settings(), UnitDenoiser()), DocumentCollector()
+    router.subscribe(derived)
+    RE.subscribe(router)
+    (uid,) = RE(bp.count([det], 2))
+    StreamWriter(tiled.client).write(derived.documents[:-2])
+    stream = in_tiled(tiled, uid)["denoised"].base
+    row = stream["internal"].read()
+    stream["internal"].append_partition(0, pa.Table.from_pandas(row, preserve_index=False))
+    StreamWriter(tiled.client).write(derived.documents)
+    assert list(read_table(stream)["raw_seq_num"]) == [1, 2]
+    assert in_tiled(tiled, uid)["denoised"].metadata["denoise"]["num_events"] == 2
 
 
 def test_inline_frames_whose_pixels_never_arrived_are_sent_again_in_pieces_that_a_proxy_takes(
@@ -86,7 +107,7 @@ def test_inline_frames_whose_pixels_never_arrived_are_sent_again_in_pieces_that_
     run["denoised"].base.write_array(np.zeros((2, *SHAPE), np.float32), key="det_image")
 
     frame_bytes = 4 * FRAMES[0].size
-    monkeypatch.setattr("bluesky_denoise.in_tiled.streams._PIECE_BYTES", 5 * frame_bytes)
+    monkeypatch.setattr("bluesky_denoise.in_tiled.streams._PIECE_BYTES", frame_bytes // 2)
     client, sent, most = from_uri(tiled.uri), [], 0
     send = client.context.http_client.send
 
@@ -99,6 +120,11 @@ def test_inline_frames_whose_pixels_never_arrived_are_sent_again_in_pieces_that_
 
     client.context.http_client.send = through_a_proxy
     with client.context:
+        with pytest.raises(ClientError):
+            StreamWriter(client).write(derived.documents)
+        assert sent == [1]
+        sent.clear()
+        monkeypatch.setattr("bluesky_denoise.in_tiled.streams._PIECE_BYTES", 5 * frame_bytes)
         with pytest.raises(ClientError) as told:
             StreamWriter(client).write(derived.documents)
         assert sent == [4, 2, 1]
@@ -110,6 +136,27 @@ def test_inline_frames_whose_pixels_never_arrived_are_sent_again_in_pieces_that_
     found = denoised["det_image"].read()
     np.testing.assert_array_equal(found, FRAMES[:6] / np.float32(0.5))
     np.testing.assert_array_equal(denoised["raw_seq_num"].read(), [1, 2, 3, 4, 5, 6])
+
+
+def test_frames_in_files_have_the_access_tags_of_the_stream(
+    RE, tiled, written, det, tmp_path, monkeypatch
+):
+    router = DenoiseRouter(settings(frames_directory=tmp_path), UnitDenoiser())
+    derived = DocumentCollector()
+    router.subscribe(derived)
+    RE.subscribe(router)
+    RE(bp.count([det], 1))
+    given, new = [], Container.new
+
+    def without_tags(self, *args, access_tags=None, **kwargs):  # this server has no users
+        given.append((kwargs["key"], access_tags))
+        return new(self, *args, **kwargs)
+
+    monkeypatch.setattr("bluesky_denoise.in_tiled.streams.tags_of", lambda node: ["proposal"])
+    monkeypatch.setattr(Container, "new", without_tags)
+    StreamWriter(tiled.client).write(derived.documents)
+    # In this order, so that a row that is there has its frame.
+    assert given == [(key, ["proposal"]) for key in ("denoised", "det_image", "internal")]
 
 
 def test_what_others_put_into_a_run_is_no_stream(RE, tiled, written, into_tiled, det):
@@ -249,6 +296,7 @@ def test_the_metadata_of_the_stream_tell_what_made_it_and_how_it_ended(
     }
     assert metadata["data_keys"]["det_image"]["units"] == "counts / s"
     assert metadata["configuration"]["denoiser"]["data"]["denoiser_model"] == "unit"
+    assert metadata.keys() == in_tiled(tiled, uid)["primary"].metadata.keys() | {"denoise"}
 
 
 def test_the_raw_run_is_the_same_with_and_without_a_denoised_stream(
@@ -367,6 +415,7 @@ def test_a_run_that_could_not_be_denoised_has_a_stream_that_says_why(
     assert told["exit_status"] == "fail"
     assert told["num_events"] == 0
     assert "No exposure time for 'det_image'" in told["reason"]
+    assert not one.sink._looked  # at frames: those of the next run are the first
     np.testing.assert_array_equal(run["primary"]["det_image"].read(), FRAMES[:2])
 
 
@@ -429,6 +478,9 @@ def test_a_live_subscription_gets_the_denoised_frames_and_numbers(
         one.wait(uid)
         wait_for(lambda: len(rows_seen) == 3, what="live numbers")
         wait_for(lambda: len(frames_seen) == 3, what="live frames")
+    stream = in_tiled(tiled, uid)["denoised"].base
+    for node in (stream, stream["internal"], stream["det_image"]):
+        node.subscribe().start(0)  # returns when it is told that no more comes
     assert sorted(rows_seen) == [1, 2, 3]
     assert sorted(f.sum() for f in frames_seen) == sorted(2 * f.sum() for f in FRAMES[:3])
 

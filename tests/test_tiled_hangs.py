@@ -192,6 +192,34 @@ def test_a_server_that_is_away_is_told_from_one_that_has_trouble_with_a_run(erro
     assert is_away(error) is away
 
 
+def test_a_close_that_was_interrupted_keeps_all_and_goes_on_when_it_is_called_again(
+    derived, tmp_path, monkeypatch, ctrl_c
+):
+    documents, begun, answered = derived[0], threading.Event(), threading.Event()
+
+    class Hanging:
+        def write(self, documents):
+            begun.set()
+            answered.wait(60)
+
+    monkeypatch.setattr("bluesky_denoise.tiled_sink.connect", lambda options: None)
+    monkeypatch.setattr("bluesky_denoise.tiled_sink.open_writer", lambda *of: Hanging())
+    sink = TiledSink(settings(backup_directory=tmp_path / "backup"))
+    for name, doc in documents:
+        sink(name, doc)
+    assert begun.wait(60)
+    ctrl_c()
+    with pytest.raises(KeyboardInterrupt):
+        sink.close()
+    (path,) = backup_files(tmp_path / "backup")
+    assert [doc["uid"] for _, doc in read_backup(path)] == [doc["uid"] for _, doc in documents]
+    threading.Timer(0.1, answered.set).start()
+    assert sink.close() == [path]
+    assert answered.is_set()
+    sink._thread.join(60)
+    assert not sink._thread.is_alive()
+
+
 @pytest.mark.parametrize("answer", [None, httpx.ReadTimeout("timed out")], ids=["taken", "not"])
 def test_what_a_hanging_request_manages_at_the_end_changes_no_document_of_the_backup(
     derived, tmp_path, monkeypatch, answer
@@ -249,10 +277,14 @@ def test_frames_that_come_while_a_request_hangs_take_no_more_memory_than_there_i
     options = settings(tiled_uri=tiled.uri, backup_directory=tmp_path / "backup")
     sink = TiledSink(options, written.append)
     first, second = (i for i, (name, _) in enumerate(derived[0]) if name == "event")
-    for name, doc in derived[0][: first + 1]:
+    for name, doc in derived[0][:first]:
         sink(name, doc)
     assert asked.wait(60)
-    monkeypatch.setattr("bluesky_denoise.tiled_sink._MOST_BYTES", FRAMES[0].size)
+    frame_bytes = 4 * FRAMES[0].size
+    monkeypatch.setattr("bluesky_denoise.tiled_sink._MOST_BYTES", 2 * frame_bytes - 1)
+    for name, doc in derived[0][first:second]:
+        sink(name, doc)
+    assert backup_files(options.backup_path) == []
     for name, doc in derived[0][second:]:
         sink(name, doc)
     (path,) = backup_files(options.backup_path)

@@ -14,7 +14,7 @@ from tiled_fixtures import FRAMES, INLINE, Live, check_documents, in_tiled
 
 from bluesky_denoise import DenoiseProcess
 from bluesky_denoise.backup import BackupFile, backup_files
-from bluesky_denoise.errors import TiledUnavailable
+from bluesky_denoise.errors import DenoiseError, TiledUnavailable
 from bluesky_denoise.in_tiled.layouts import connect
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
@@ -31,6 +31,20 @@ def test_a_raw_run_that_is_not_there_yet_is_waited_for(RE, raw, tiled, into_tile
         writer(name, doc)
     one.wait(uid)
     check_documents(in_tiled(tiled, uid), {"primary": 2, "denoised": 2})
+
+
+def test_a_derived_run_that_waits_in_memory_is_kept_when_the_denoiser_is_closed(
+    RE, tiled, det, tmp_path
+):
+    backup = tmp_path / "backup"
+    one = Live(tiled_uri=tiled.uri, backup_directory=backup, node_timeout_s=1000)
+    RE.subscribe(one.router)
+    RE(bp.count([det], 1))
+    (run,) = wait_for(lambda: [r for r in one.sink._runs.values() if r.stopped], what="the run")
+    assert backup_files(backup) == []
+    run.since -= 100  # or the raw run is waited for some seconds more
+    (path,) = one.sink.close(30)
+    assert is_whole(path)
 
 
 def test_a_raw_run_that_never_comes_is_kept_and_can_be_replayed(
@@ -238,7 +252,13 @@ def test_a_run_that_can_neither_be_written_nor_kept_is_no_concern_of_another(
             endless.append(endless)
 
     done = []
-    sink = TiledSink(options, done.append)
+
+    def written(raw_uid):
+        with pytest.raises(DenoiseError, match="a function that was given to a TiledSink"):
+            sink.close()  # would wait for itself
+        done.append(raw_uid)
+
+    sink = TiledSink(options, written)
     first = next(i for i, (name, _) in enumerate(good) if name == "event")
     for name, doc in good[: first + 1]:
         sink(name, doc)

@@ -15,7 +15,7 @@ from process_fixtures import FRAMES, replay
 from tiled.access_control.access_policies import DummyAccessPolicy
 from tiled.access_control.scopes import ALL_SCOPES, PUBLIC_SCOPES
 from tiled.client import from_context, from_uri
-from tiled.client.utils import handle_error
+from tiled.client.utils import ClientError, handle_error
 
 from bluesky_denoise import DenoiseProcess, denoised_streams, embedded_tiled, replay_backup
 from bluesky_denoise.backup import backup_files, read_backup
@@ -156,6 +156,17 @@ def test_what_a_server_says_for_good_is_told_from_what_may_pass(status, refused)
     assert is_refusal(caught.value) is refused
     unknown = "it does not know `tiled_api_key`" in explain(caught.value, settings())
     assert unknown is (status == 401)
+
+
+@pytest.mark.parametrize(("lacks", "or_inline"), [("register", True), ("write:data", False)])
+def test_a_key_that_tiled_knows_and_that_may_too_little_is_told_so(lacks, or_inline):
+    detail = f"Not enough permissions. Requires scopes ['{lacks}']. Request had scopes ['register']"
+    request = httpx.Request("POST", "http://tiled/api/v1")
+    with pytest.raises(ClientError) as caught:
+        handle_error(httpx.Response(401, request=request, json={"detail": detail}))
+    told = explain(caught.value, settings())
+    assert f"{detail} http://tiled/api/v1. Give a `tiled_api_key` that has these scopes" in told
+    assert ("or leave `frames_directory` out" in told) is or_inline
 
 
 def check_derived(own, uid):

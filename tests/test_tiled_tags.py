@@ -187,7 +187,8 @@ def test_a_run_that_is_its_writers_alone_is_denoised_by_its_writer(denoised_by):
 def test_what_is_derived_has_the_tags_of_the_raw_run(denoised_by, client_of):
     run, left = denoised_by("alice", tiled_access_tags=["proposal"])
     assert left == []
-    for node in (run.base, run.base["denoised"], run.base["denoised"].base["internal"]):
+    stream = run.base["denoised"].base
+    for node in (run.base, stream, stream["internal"], stream["det_image"]):
         assert tags(node) == ["proposal"]
     seen_by_bob = client_of("bob")[run.metadata["start"]["uid"]]
     assert list(seen_by_bob["denoised"].read()["raw_seq_num"]) == [1, 2, 3]
@@ -208,7 +209,7 @@ def test_a_derived_run_of_the_archive_has_the_tags_of_the_raw_run(
     RE.subscribe(TiledWriter(own, batch_size=1))
     for given in (["proposal"], None):
         with_tags = {"tiled_access_tags": given} if given else {}
-        (uid,) = RE(scan([det], motor, -1, 1, 3), **with_tags)
+        (uid,) = RE(scan([det], motor, -1, 1, 1), **with_tags)
         options = settings(
             tiled_uri=uri_of("alice"), tiled_layout="run", tiled_container="beside/denoised"
         )

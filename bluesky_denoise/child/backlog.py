@@ -204,7 +204,7 @@ def _copy(value: Any) -> Any:
 
 def _without_frames(name: str, doc: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return an event or a page of them without images, which are what fills the memory."""
-    if name not in ("event", "event_page") or "data" not in doc:
+    if name not in ("event", "event_page"):
         return doc
     if name == "event_page":
         data = {

@@ -179,11 +179,14 @@ def _accept(listener: Listener, process: subprocess.Popen) -> Connection:
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
     deadline = time.monotonic() + _STARTUP_TIMEOUT_S
-    while thread.is_alive() and process.poll() is None and time.monotonic() < deadline:
-        thread.join(0.05)
+    try:
+        while thread.is_alive() and process.poll() is None and time.monotonic() < deadline:
+            thread.join(0.05)
+    finally:
+        if not accepted:
+            with contextlib.suppress(OSError):
+                Client(listener.address).close()  # nothing else ends the thread
     if not accepted:
-        with contextlib.suppress(OSError):
-            Client(listener.address).close()  # nothing else ends the thread
         raise DenoiseError(
             f"The denoiser process did not start (exit {process.poll()}); "
             "what it printed stands above."

@@ -1,6 +1,7 @@
 """The commands of ``bluesky-denoise`` that find, show and export runs."""
 
 import heapq
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from bluesky_denoise.commands.terminal import (
     each_run,
     fail,
     find_run,
+    newest_first,
     open_catalog,
 )
 from bluesky_denoise.errors import DenoiseError
@@ -39,7 +41,6 @@ _SHOWN = (
     *("name", "run_uid", "model", "weights_sha256", "version", "exit_status", "reason"),
     "num_events",
 )
-_PAGE = 50
 
 
 @app.command()
@@ -65,7 +66,7 @@ def runs(
     table = Table(*columns)
     with open_catalog(uri) as found, console.status("Searching"):
         listed = _listed(_search(found, sample, scan_id), model, flagged, container)
-        for start, streams in islice(listed, number):
+        for start, streams in islice(listed, min(number, sys.maxsize)):
             about = [start["uid"][:8], str(start.get("scan_id", "")), start.get("plan_name", "")]
             about.append(_sample(start))
             for told in streams:
@@ -81,17 +82,11 @@ def _search(catalog: Any, sample: str | None, scan_id: int | None) -> Iterator[A
     if scan_id is not None:
         catalog = catalog.search(Eq("start.scan_id", scan_id))
     if sample is None:
-        return _newest_first(catalog)
+        return newest_first(catalog)
     # Some write a sample as its name, others as a dictionary with its name.
     keys = ("start.sample", "start.sample.name")
-    found = [_newest_first(catalog.search(Eq(key, sample))) for key in keys]
+    found = [newest_first(catalog.search(Eq(key, sample))) for key in keys]
     return heapq.merge(*found, key=lambda run: run.metadata["start"]["time"], reverse=True)
-
-
-def _newest_first(catalog: Any) -> Iterator[Any]:
-    values = catalog.values()
-    for stop in range(len(catalog), 0, -_PAGE):
-        yield from reversed(list(values[max(0, stop - _PAGE) : stop]))
 
 
 def _listed(

@@ -1,6 +1,8 @@
 """The commands of ``bluesky-denoise`` that denoise archived runs, and write what was kept."""
 
+import sys
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from bluesky_denoise.commands.terminal import (
     each_run,
     fail,
     find_run,
+    newest_first,
     open_catalog,
 )
 from bluesky_denoise.errors import DenoiseError
@@ -94,8 +97,9 @@ def catch_up(
     loaded = _settings(settings)
     with open_catalog(loaded.tiled_uri, loaded) as catalog:
         with console.status("Looking for runs without a complete denoised stream"):
-            newest = [run for run in catalog.values().tail(number) if "start" in run.metadata]
-            missing = [run for run in newest if _may_lack_frames(run, loaded)]
+            newest = islice(newest_first(catalog), min(number, sys.maxsize))
+            newest = [run for run in newest if "start" in run.metadata]
+            missing = [run for run in reversed(newest) if _may_lack_frames(run, loaded)]
         console.print(f"{len(missing)} of the newest {len(newest)} runs are to be denoised.")
         _denoise_runs(missing, loaded, again=False)
 

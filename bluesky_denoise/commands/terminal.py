@@ -28,6 +28,7 @@ __all__ = [
     "each_run",
     "fail",
     "find_run",
+    "newest_first",
     "open_catalog",
 ]
 
@@ -39,6 +40,8 @@ LOCAL = "http://localhost:8000"
 Address = Annotated[
     str, typer.Option("--uri", envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
 ]
+_PAGE = 50
+"""Runs that are asked for at once; of more than 300 Tiled tells nothing."""
 Report = Callable[[int, int | None], None]
 """Takes how much is done, and of how much."""
 
@@ -135,6 +138,13 @@ def find_run(catalog: Any, uid: str) -> Any:
             f"There is no one run {uid!r}: {why}. Give its uid or the first eight letters of it, "
             f"as `bluesky-denoise runs{by_number}` lists them."
         )
+
+
+def newest_first(catalog: Any) -> Iterator[Any]:
+    """Yield the runs of a catalog, the newest first."""
+    values = catalog.values()
+    for stop in range(len(catalog), 0, -_PAGE):
+        yield from reversed(list(values[max(0, stop - _PAGE) : stop]))
 
 
 def fail(message: str) -> NoReturn:

@@ -1,8 +1,8 @@
 """An archived run as documents again, with its frames read from Tiled."""
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -221,10 +221,15 @@ def _check_exposures(run: Any, stream: str, descriptors: Sequence[Mapping[str, A
 def _check_rows(run: Any, stream: str, frames: int, events: int) -> None:
     """Refuse a stream with more frames in its files than events, once no more of these come.
 
-    A file may have frames of other streams, or of points that have no event. If the detector is
-    in another stream, too, frames are not taken to be ahead of their events.
+    A file may have frames of other streams, or of points that have no event: Tiled shows all of
+    them once the run is validated. The point at which a run was broken off comes last. As long as a
+    run goes on, frames may be ahead of their events.
     """
-    if frames > events and (run.metadata.get("stop") or _are_elsewhere(run, stream)):
+    if frames <= events:
+        return
+    stop = run.metadata.get("stop")
+    ahead = not stop or (stop.get("exit_status") != "success" and frames == events + 1)
+    if not (ahead and _has_own_files(run, stream)):
         raise DenoiseError(
             f"Run {run.metadata['start']['uid']}, stream {stream}: the files have frames for "
             f"{frames} events, and there are {events}; Tiled does not tell which frames are of "
@@ -233,15 +238,14 @@ def _check_rows(run: Any, stream: str, frames: int, events: int) -> None:
         )
 
 
-def _are_elsewhere(run: Any, stream: str) -> bool:
-    """Return whether another raw stream has frames in files under a data key of this one."""
-    raw = {name: run[name].base.metadata for name in run}
-    in_files = {
-        name: {key for key, spec in metadata.get("data_keys", {}).items() if "external" in spec}
-        for name, metadata in raw.items()
-        if METADATA_KEY not in metadata
-    }
-    return any(in_files[stream] & keys for name, keys in in_files.items() if name != stream)
+def _has_own_files(run: Any, stream: str) -> bool:
+    """Tell whether no other raw stream of a run has frames of the same detectors."""
+    nodes = {name: run[name].base for name in run}
+    arrays = arrays_of(nodes.pop(stream)).keys()
+    return all(
+        METADATA_KEY in node.metadata or arrays.isdisjoint(node.metadata.get("data_keys", {}))
+        for node in nodes.values()
+    )
 
 
 def _exposure_s(descriptor: Mapping[str, Any], key: str) -> float | None:
@@ -287,7 +291,7 @@ def raw_rows(
     table = read_table(node, ["seq_num"])
     if table is not None:
         _check_rows(run, stream, number, len(table))
-        found = _rows_by_number(table["seq_num"], seq_nums)
+        found = _rows_by_number(table["seq_num"].tolist(), seq_nums)
     elif from_archive or points == number:  # rows were numbered; or no point was taken again
         found = seq_nums - 1
     elif len(seq_nums) == number:
@@ -308,15 +312,21 @@ def raw_rows(
     return found
 
 
-def _rows_by_number(raw: Iterable[int], seq_nums: np.ndarray) -> np.ndarray:
-    """Return the rows of raw numbers; each time that a number comes, the next row of it."""
-    rows = defaultdict(list)
+def _rows_by_number(raw: Sequence[int], seq_nums: np.ndarray) -> np.ndarray:
+    """Return the rows of raw numbers; each time that a number comes, the next row of it.
+
+    Those that the raw table lacks, as it is still being written or was cut short, come behind it.
+    """
+    rows = defaultdict(deque)
     for row, seq_num in enumerate(raw):
-        rows[int(seq_num)].append(row)
-    times: Counter[int] = Counter()
+        rows[seq_num].append(row)
+    behind, last = len(raw), max(raw, default=0)
     found = []
-    for seq_num in seq_nums:
-        of_it = rows.get(int(seq_num), [int(seq_num) - 1])
-        found.append(of_it[min(times[seq_num], len(of_it) - 1)])
-        times[seq_num] += 1
+    for seq_num in seq_nums.tolist():
+        if rows[seq_num]:
+            found.append(rows[seq_num].popleft())
+            continue
+        behind = max(behind, len(raw) + seq_num - last - 1)
+        found.append(behind)
+        behind += 1
     return np.array(found)

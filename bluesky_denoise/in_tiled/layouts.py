@@ -222,11 +222,14 @@ def explain(error: Exception, settings: DenoiseSettings) -> str:
         other = ", or use `tiled_layout` 'run' with a `tiled_container` that it may write to"
     else:
         where, other = f"the container {settings.tiled_container!r}", ""
-    if "access tags" in str(error):
+    told = " ".join(str(error).split())
+    if "access tags" in told:
         return (
-            f"Tiled refuses, status {status}: {' '.join(str(error).split())}. What is derived has "
-            "the access tags of its raw run: give a `tiled_api_key` of an owner of them"
+            f"Tiled refuses, status {status}: {told}. What is derived has the access tags of its "
+            "raw run: give a `tiled_api_key` of an owner of them"
         )
+    if status == 401 and "Requires scopes" in told:  # it knows the key
+        return f"Tiled refuses, status {status}: {told}. {_what_to_give(told)}"
     if status == 401:
         return (
             f"Tiled refuses, status {status}: it does not know `tiled_api_key`. Give one that may "
@@ -236,3 +239,10 @@ def explain(error: Exception, settings: DenoiseSettings) -> str:
         f"Tiled refuses, status {status}: `tiled_api_key` may not write to {where}. "
         f"Give one that may{other}"
     )
+
+
+def _what_to_give(told: str) -> str:
+    """Say what to do about scopes that a key lacks; that of files is not for all users."""
+    registers = "'register'" in told.partition("Request had")[0]
+    without = ", or leave `frames_directory` out, which sends frames through HTTP"
+    return f"Give a `tiled_api_key` that has these scopes{without if registers else ''}"

@@ -266,7 +266,8 @@ class _Stream:
         self._piece_bytes = _PIECE_BYTES
         if resumed and "internal" in node:
             self._table = node["internal"]
-            self._written = len(self._table.read(["seq_num"]))
+            # Not how many rows there are: one whose answer was too late may be there twice.
+            self._written = int(max(self._table.read(["seq_num"])["seq_num"], default=0))
         if resumed:
             self._inline = {key: node[key] for key in self._arrays if key in node}
 

@@ -81,8 +81,14 @@ def _plane_coefficients(inside: np.ndarray, around: np.ndarray) -> np.ndarray:
     places = np.argwhere(around)
     middle = places.mean(axis=0)
     seen, wanted = (np.insert(np.argwhere(x) - middle, 0, 1.0, axis=1) for x in (around, inside))
-    # Along a direction in which the frame has one pixel, no slope can be told.
-    return seen @ np.linalg.pinv(seen.T @ seen, rcond=1e-9, hermitian=True) @ wanted.sum(axis=0)
+    return seen @ _inverse(seen.T @ seen) @ wanted.sum(axis=0)
+
+
+def _inverse(information: np.ndarray, most: float = 0.0) -> np.ndarray:
+    """Invert what tells slopes or curvatures; one that the pixels do not tell is taken for 0."""
+    values, axes = np.linalg.eigh(information)
+    told = values > 1e-9 * max(most, values[-1])
+    return (axes[:, told] / values[told]) @ axes[:, told].T
 
 
 def ground(counts: np.ndarray, around: np.ndarray) -> np.ndarray:
@@ -132,17 +138,19 @@ def bend(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
     level = float(counts[seen].mean()) if seen.any() else 0.0
     if level <= 0 or min(np.ptp(np.argwhere(seen), axis=0)) < 3:
         return np.zeros(counts.shape)
-    rows, cols = (axis - axis[seen].mean() for axis in np.indices(counts.shape))
+    places = np.indices(counts.shape)
+    rows, cols = ((axis - axis[seen].mean()) / np.ptp(axis[seen]) for axis in places)
     plane = np.stack([np.ones_like(rows), rows, cols])
     curves = np.stack([rows * rows, cols * cols, rows * cols])
     below, above, found = plane[:, seen], curves[:, seen], counts[seen]
     fitted = below.T @ np.linalg.lstsq(below.T, found, rcond=None)[0]
     weight = 1 / np.maximum(fitted, 0.1 * level)
     # What of the curves no plane can be.
-    flat = np.linalg.solve((below * weight) @ below.T, (below * weight) @ above.T)
+    flat = _inverse((below * weight) @ below.T) @ (below * weight) @ above.T
+    most = float((above**2 * weight).sum())
     above = above - flat.T @ below
     score = (above * weight) @ (found - fitted)
-    curvatures = np.linalg.solve((above * weight) @ above.T, score)
+    curvatures = _inverse((above * weight) @ above.T, most) @ score
     if score @ curvatures < BENT:
         return np.zeros(counts.shape)
     return np.tensordot(curvatures, curves - np.tensordot(flat.T, plane, 1), 1)

@@ -64,7 +64,7 @@ class LastEvent:
         try:
             self._take(str(name), doc)
         except Exception:
-            logger.exception("A raw document (%s) could not be followed", name)
+            logger.exception("A %s document could not be followed; plans do not wait for it", name)
 
     def _take(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "descriptor":

@@ -247,9 +247,17 @@ class DenoisedRun:
         now, so that both are denoised, in the order of the raw stream.
         """
         if first <= stream.take.begun.get(name, 0):
-            self._flush(stream, final=True)
-            stream.take.restart()
+            self._go_back(stream)
         stream.take.begun[name] = last
+
+    def go_back(self, descriptor: str) -> None:
+        """Begin with another take of a stream, as after a pause."""
+        if descriptor in self._streams:
+            self._go_back(self._by_name[self._streams[descriptor].descriptor["name"]])
+
+    def _go_back(self, stream: RawStream) -> None:
+        self._flush(stream, final=True)
+        stream.take.restart()
 
     def _row(self, stream: RawStream, seq_num: int) -> Row | None:
         """Return the row of what comes; None if that was emitted without it."""
