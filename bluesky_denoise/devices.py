@@ -347,7 +347,7 @@ class _ResultStatus(DeviceStatus):
 
     def __str__(self) -> str:
         error = self.exception(0) if self.done else None
-        return f"{self.device.name}: {error}" if error else super().__str__()
+        return str(error) if error else super().__str__()  # it begins with the name
 
     __repr__ = __str__
 

@@ -1,6 +1,7 @@
 """Which frames in Tiled are of which event: several in one, fly scans, exposures that change."""
 
 import re
+from unittest.mock import MagicMock
 from urllib.parse import urlsplit
 
 import bluesky.plan_stubs as bps
@@ -19,7 +20,7 @@ from tiled_fixtures import Live, in_tiled
 
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError
-from bluesky_denoise.in_tiled.archive import archived_documents
+from bluesky_denoise.in_tiled.archive import archived_documents, archived_events
 from bluesky_denoise.in_tiled.event_array import EventArray
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.reprocessing import StoredResults
@@ -117,7 +118,13 @@ def test_a_file_with_frames_of_other_streams_is_not_denoised_from_the_archive(
     beside(raw.documents)
     run = in_tiled(tiled, uid)
     assert len(run["primary"]["detector"]) == 3
-    for take in (lambda: list(archived_documents(run)), lambda: exported(run, tmp_path / "x.h5")):
+    going_on = MagicMock(wraps=run, metadata={"start": run.metadata["start"]})
+    going_on.__iter__.side_effect, going_on.__getitem__.side_effect = run.__iter__, run.__getitem__
+    for take in (
+        lambda: list(archived_documents(run)),
+        lambda: list(archived_events(going_on, "primary")),
+        lambda: exported(run, tmp_path / "x.h5"),
+    ):
         with pytest.raises(DenoiseError, match="have frames for 3 events, and there are 2"):
             take()
 

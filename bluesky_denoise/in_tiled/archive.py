@@ -219,16 +219,17 @@ def _check_exposures(run: Any, stream: str, descriptors: Sequence[Mapping[str, A
 
 
 def _check_rows(run: Any, stream: str, frames: int, events: int) -> None:
-    """Refuse a stream that has ended with more frames in its files than events.
+    """Refuse a stream with more frames in its files than events, once no more of these come.
 
     A file may have frames of other streams, or of points that have no event: Tiled shows all of
-    them once the run is validated. The point at which a run was broken off comes last.
+    them once the run is validated. The point at which a run was broken off comes last. As long as a
+    run goes on, frames may be ahead of their events.
     """
-    stop = run.metadata.get("stop")
-    if not stop or frames <= events:
+    if frames <= events:
         return
-    broken_off = stop.get("exit_status") != "success" and frames == events + 1
-    if not (broken_off and _has_own_files(run, stream)):
+    stop = run.metadata.get("stop")
+    ahead = not stop or (stop.get("exit_status") != "success" and frames == events + 1)
+    if not (ahead and _has_own_files(run, stream)):
         raise DenoiseError(
             f"Run {run.metadata['start']['uid']}, stream {stream}: the files have frames for "
             f"{frames} events, and there are {events}; Tiled does not tell which frames are of "
