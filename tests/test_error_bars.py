@@ -102,6 +102,8 @@ def test_intervals_are_those_of_a_normal_distribution_if_nothing_is_known():
     found = Denoised(np.full((16, 16), 9.0, np.float32), np.ones((16, 16), np.float32))
     low, high = found.interval(0.95)
     np.testing.assert_allclose((high - low) / 2, 1.95996, rtol=1e-4)
+    low, high = found.interval()
+    np.testing.assert_allclose((high - low) / 2, 0.99446, rtol=1e-4)  # 68 %
     wider = replace(found, stretch={0.9: 1.0, 0.95: 1.5}).interval(0.95)
     np.testing.assert_allclose(wider[1] - 9, 1.5 * 1.95996, rtol=1e-4)
     with pytest.raises(ValueError, match=r"is 0\.999; .* is known up to 0\.95"):
