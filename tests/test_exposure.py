@@ -161,7 +161,7 @@ def test_the_owner_is_found_without_object_keys():
     assert find_exposure(doc, "det_image").value_s == 0.5
 
 
-@pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf])
+@pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf, True])
 def test_a_configured_value_that_is_no_time_is_passed_over(value):
     doc = descriptor(configuration={"det": {"det_cam_acquire_time": (value, "s")}})
     assert find_exposure(doc, "det_image", default_s=1.0).key == "settings"
@@ -171,7 +171,7 @@ def test_a_configured_value_that_is_no_time_is_passed_over(value):
         find_exposure(doc, "det_image")
 
 
-@pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf])
+@pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf, True])
 def test_an_event_whose_exposure_is_no_time_says_so(value):
     found = find_exposure(descriptor({"det_exposure": number()}), "det_image")
     with pytest.raises(ExposureNotFound, match=r"'det_exposure' is .*expected a number > 0"):
