@@ -281,3 +281,14 @@ def test_exposures_that_are_summed_into_an_image_are_counted():
     assert found.of_event({times: 10}) == pytest.approx(1.0)
     other = {"det": {"det_exposure_time": (0.1, "s"), times: (10, None)}}
     assert find_exposure(descriptor(configuration=other), "det_image").of_event({}) == 0.1
+
+
+def test_a_key_in_the_configuration_of_another_device_goes_before_the_settings():
+    doc = descriptor(configuration={"timer": {"gate": (0.2, "s")}})
+    assert find_exposure(doc, "det_image", extra_keys=("gate",), default_s=9.0).value_s == 0.2
+
+
+def test_a_device_with_one_image_may_have_several_exposures():
+    keys = {"det_a_acquire_time": (1.0, "s"), "det_b_acquire_time": (2.0, "s")}
+    found = find_exposure(descriptor(configuration={"det": keys}), "det_image")
+    assert found == Exposure("det_a_acquire_time", 1.0)

@@ -73,6 +73,12 @@ def test_exposures_that_are_not_above_zero_are_none(exposure):
         check_exposure(exposure, 2, 3)
 
 
+@pytest.mark.parametrize("exposure", ["1.0", True, [[1.0], [1.0, 2.0]], None], ids=str)
+def test_an_exposure_that_is_no_number_is_none(exposure):
+    with pytest.raises(FrameValueError, match="is no number of seconds"):
+        check_exposure(exposure, 1, 3)
+
+
 def test_a_mask_is_true_where_it_is_not_zero():
     assert check_mask(None, (1, 3)) is None
     assert check_mask(np.array([[0, 2, -1]]), (1, 3)).tolist() == [[False, True, True]]
