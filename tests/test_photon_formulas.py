@@ -9,8 +9,10 @@ from bluesky_denoise.photons.photon_checks import (
     favoured_count,
     neighbour_correlation,
     no_counts,
+    scatters_otherwise,
     unmasked,
 )
+from bluesky_denoise.photons.pixel_checks import hot_pixels
 
 ROWS, COLS = np.indices((160, 176))
 CHESSBOARD = (-1.0) ** (ROWS + COLS)
@@ -86,6 +88,62 @@ def test_a_number_is_favoured_that_comes_up_more_often_than_a_moment_may():
         mask[0, 2000:2600] = True
         assert favoured_count(counts, mask) is None
     assert favoured_count(np.zeros((4, 4), int)) is None
+
+
+def test_few_pixels_and_one_number_of_many_favour_none():
+    few = np.repeat([0, 1, 2, 3], [20, 20, 50, 20])[None]
+    assert favoured_count(few) is None
+    some = [1000] * 14
+    some[5] = 4000
+    counts = np.repeat(np.arange(14), some)[None]
+    assert favoured_count(counts) is None
+    some[5] = some[8] = some[11] = 4000
+    assert favoured_count(np.repeat(np.arange(14), some)[None]) == 11
+    rare = np.repeat(np.arange(14), [1000] * 4 + [150] * 4 + [4000] + [150] * 5)[None]
+    assert favoured_count(rare) == 8
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 9), (11, 0), (11, 9), (5, 0), (4, 6)], ids=str)
+def test_a_pixel_that_counts_alone_is_hot_wherever_it_is(place):
+    counts = np.full((12, 10), 4)
+    counts[place] = 4 + 51
+    assert hot_pixels(counts).tolist() == [list(place)]
+    assert not len(hot_pixels(counts - (counts > 50) * 2))  # 50 counts at most
+    mask = np.zeros(counts.shape, bool)
+    mask[place] = True
+    assert not len(hot_pixels(counts, mask))
+    # Four times the mean of its neighbours, and 10 standard deviations.
+    for height, hot in ((395, False), (405, True)):
+        bright = np.full((12, 10), 100)
+        bright[place] += height
+        assert len(hot_pixels(bright)) == hot
+
+
+def test_a_pixel_whose_neighbours_share_its_counts_is_not_hot():
+    counts = np.full((12, 10), 4)
+    counts[5, 5] = 1004
+    assert len(hot_pixels(counts)) == 1
+    counts[5, 6] += 30 + 9  # 3 %, and two standard deviations of the four at its sides
+    assert not len(hot_pixels(counts))
+    counts[5, 6] -= 3
+    assert len(hot_pixels(counts)) == 1
+    mask = np.zeros(counts.shape, bool)
+    mask[4, 5] = mask[6, 5] = mask[5, 4] = True
+    assert not len(hot_pixels(counts, mask))  # one that is left tells nothing
+
+
+@pytest.mark.parametrize(
+    ("height", "told"),
+    [
+        (1.0, "counts scatter unlike photons (variance / mean 0.178, expected 1): a pedestal"),
+        (9.0, "counts scatter unlike photons (variance / mean 14.4, expected 1): a gain"),
+        (2.5, ""),
+    ],
+)
+def test_what_scatters_by_more_or_less_than_counts_says_so(height, told):
+    said = scatters_otherwise(40 + height * CHESSBOARD)
+    assert said.startswith(told)
+    assert bool(said) == bool(told)
 
 
 @pytest.mark.parametrize(

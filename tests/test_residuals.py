@@ -114,14 +114,19 @@ def test_the_limit_is_what_noise_exceeds_in_one_of_two_thousand_frames():
     assert list(small) == [1, 3]
 
 
-def test_squares_deviate_by_their_counts_over_noise_and_what_is_let_pass():
+@pytest.mark.parametrize(("stated", "own"), [(None, 0), (1.0, 1), (15.0, 3)])
+def test_squares_deviate_by_their_counts_over_noise_and_what_is_let_pass(stated, own):
     model = np.full((20, 31), 5.0)
     counts = model.copy()
     counts[4, 5] = 9
-    surprise, _, _ = surprise_by_side(counts, model, None)
+    # An estimate that is what it saw has the noise of counts, or more if it says so.
+    seen = None if stated is None else model
+    told = None if stated is None else np.full(model.shape, stated)
+    surprise, _, noise = surprise_by_side(counts, model, seen, told)
+    assert noise == pytest.approx(own)
     for side, step in ((1, 1), (3, 1), (7, 2), (15, 5)):
         expected = 5.0 * side**2
-        z = 4 / np.sqrt(expected) / np.sqrt(1 + 0.01**2 * expected)
+        z = 4 / np.sqrt(expected) / np.sqrt(1 + own + 0.01**2 * expected)
         found = surprise[side]
         holds = [
             (r, c)

@@ -133,7 +133,16 @@ def test_a_wide_peak_is_summed_plainly_where_that_is_no_worse():
     rate = gaussian_peak(SHAPE, Peak(22.5, 22.5, 3000.0, 9.0, 9.0)) + 0.5
     crop = cut(rate, 1.0, BOX, None, 4)
     assert choose_summation(crop, 0.75 * rate, rate) is None
-    assert plain_summation(crop).coefficients.sum() == pytest.approx(0)
+    plain = plain_summation(crop)
+    assert plain.coefficients.sum() == pytest.approx(0)
+    assert (plain.profile, plain.covered) == (None, 1)
+
+
+def test_a_peak_that_the_other_parts_hardly_show_is_summed_plainly():
+    for strength, used in ((60, False), (110, True)):
+        rate = gaussian_peak(SHAPE, Peak(22.5, 22.5, strength, 1.5, 1.5)) + 4.0
+        chosen = choose_summation(cut(rate, 1.0, BOX, None, 4), np.rint(0.75 * rate), rate)
+        assert (chosen is not None) == used
 
 
 def behind_a_gap(counts, background=1.0):
