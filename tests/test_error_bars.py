@@ -92,8 +92,9 @@ def test_wider_confidence_gives_wider_intervals_that_are_not_negative(denoiser):
 
 def test_an_interval_needs_a_probability_and_an_error():
     found = Denoised(np.ones((16, 16), np.float32), np.ones((16, 16), np.float32))
-    with pytest.raises(ValueError, match="confidence is 68; expected above 0 and below 1"):
-        found.interval(68)
+    for confidence in (68, 1, 0):
+        with pytest.raises(ValueError, match=f"is {confidence}; expected above 0 and below 1"):
+            found.interval(confidence)
     with pytest.raises(ValueError, match="tell no standard errors"):
         replace(found, sigma=None).interval(0.68)
 
@@ -102,6 +103,11 @@ def test_intervals_are_those_of_a_normal_distribution_if_nothing_is_known():
     found = Denoised(np.full((16, 16), 9.0, np.float32), np.ones((16, 16), np.float32))
     low, high = found.interval(0.95)
     np.testing.assert_allclose((high - low) / 2, 1.95996, rtol=1e-4)
+    low, high = replace(found, rate=np.full((16, 16), 0.5, np.float32)).interval(0.95)
+    assert (low == 0).all()
+    np.testing.assert_allclose(high, 0.5 + 1.95996, rtol=1e-4)
+    low, high = found.interval()
+    np.testing.assert_allclose((high - low) / 2, 0.99446, rtol=1e-4)  # 68 %
     wider = replace(found, stretch={0.9: 1.0, 0.95: 1.5}).interval(0.95)
     np.testing.assert_allclose(wider[1] - 9, 1.5 * 1.95996, rtol=1e-4)
     with pytest.raises(ValueError, match=r"is 0\.999; .* is known up to 0\.95"):

@@ -161,7 +161,7 @@ def test_the_owner_is_found_without_object_keys():
     assert find_exposure(doc, "det_image").value_s == 0.5
 
 
-@pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf])
+@pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf, True])
 def test_a_configured_value_that_is_no_time_is_passed_over(value):
     doc = descriptor(configuration={"det": {"det_cam_acquire_time": (value, "s")}})
     assert find_exposure(doc, "det_image", default_s=1.0).key == "settings"
@@ -171,7 +171,7 @@ def test_a_configured_value_that_is_no_time_is_passed_over(value):
         find_exposure(doc, "det_image")
 
 
-@pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf])
+@pytest.mark.parametrize("value", [0, -1.0, None, "long", math.nan, math.inf, True])
 def test_an_event_whose_exposure_is_no_time_says_so(value):
     found = find_exposure(descriptor({"det_exposure": number()}), "det_image")
     with pytest.raises(ExposureNotFound, match=r"'det_exposure' is .*expected a number > 0"):
@@ -281,3 +281,14 @@ def test_exposures_that_are_summed_into_an_image_are_counted():
     assert found.of_event({times: 10}) == pytest.approx(1.0)
     other = {"det": {"det_exposure_time": (0.1, "s"), times: (10, None)}}
     assert find_exposure(descriptor(configuration=other), "det_image").of_event({}) == 0.1
+
+
+def test_a_key_in_the_configuration_of_another_device_goes_before_the_settings():
+    doc = descriptor(configuration={"timer": {"gate": (0.2, "s")}})
+    assert find_exposure(doc, "det_image", extra_keys=("gate",), default_s=9.0).value_s == 0.2
+
+
+def test_a_device_with_one_image_may_have_several_exposures():
+    keys = {"det_a_acquire_time": (1.0, "s"), "det_b_acquire_time": (2.0, "s")}
+    found = find_exposure(descriptor(configuration={"det": keys}), "det_image")
+    assert found == Exposure("det_a_acquire_time", 1.0)

@@ -129,6 +129,10 @@ def test_a_frame_of_less_than_a_count_has_its_own_error():
     assert tally.error == 1.0
     tally.add(0.0, 1.6, 0.5)
     assert tally.error == pytest.approx(0.8)
+    more = ExposureTally(0.1, 100)
+    for _ in range(2):
+        more.add(0.0, np.sqrt(1.5), 1.0)
+    assert more.error == pytest.approx(np.sqrt(3) / 2)
 
 
 def test_an_absolute_error_that_is_just_reached_is_enough():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from roi_fixtures import BOX, SHAPE, Blind, Smoother
 
+from bluesky_denoise.errors import FrameShapeError
 from bluesky_denoise.regions.region import cut
 from bluesky_denoise.regions.summation import Summation, bend, choose_summation
 from bluesky_denoise.roi import ROI, Weighing, measure_roi, values, weigh
@@ -171,3 +172,40 @@ def test_a_denoised_frame_without_an_end_shows_no_peak():
     rate[20, 21] = np.inf
     found = measure_roi(counts * 1.5, 1.0, BOX, Blind(), rate=rate)
     assert (found.method, found.significance) == ("sum", 0)
+
+
+@pytest.mark.parametrize("value", [1e6, np.nan, np.inf, -3.0])
+def test_what_a_masked_pixel_holds_has_no_say(value):
+    counts = np.random.default_rng(4).poisson(
+        gaussian_peak(SHAPE, Peak(22.5, 22.5, 900.0, 1.8, 1.8)) + 1.0
+    )
+    mask = np.zeros(SHAPE, bool)
+    mask[21:23, 23] = mask[6, 20] = mask[0, 0] = True
+    found = [
+        measure_roi(np.where(mask, held, counts), 0.5, BOX, Smoother(), mask=mask).as_dict()
+        for held in (value, 0)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("roi", [ROI((0, 41), (0, 5)), ROI((0, 5), (0, 41))], ids=str)
+def test_a_region_that_leaves_the_frame_on_one_side_is_refused(roi):
+    with pytest.raises(FrameShapeError, match=r"A ROI of rows .* does not fit frames of shape"):
+        measure_roi(np.ones((40, 40), int), 1.0, roi, Blind())
+    with pytest.raises(FrameShapeError, match="ROI 'satellite' of rows"):
+        roi.check((40, 40), "satellite")
+    roi.check((41, 41))
+
+
+@pytest.mark.parametrize(("shape", "pixels"), [((40, 40), 0), ((39, 40), 1)])
+def test_a_region_of_no_pixel_or_of_another_shape_is_refused(shape, pixels):
+    region = np.zeros(shape, bool)
+    region[:pixels, :1] = True
+    with pytest.raises(FrameShapeError, match=rf"with {pixels} pixels was given for a frame of"):
+        measure_roi(np.ones((40, 40), int), 1.0, region, Blind())
+
+
+def test_an_exposure_may_be_an_array_of_one():
+    counts = np.full((40, 40), 3)
+    found = measure_roi(counts, np.array([0.5]), ROI((10, 20), (10, 20)), Blind())
+    assert found.raw_sum == 300 / 0.5

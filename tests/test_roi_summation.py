@@ -133,7 +133,16 @@ def test_a_wide_peak_is_summed_plainly_where_that_is_no_worse():
     rate = gaussian_peak(SHAPE, Peak(22.5, 22.5, 3000.0, 9.0, 9.0)) + 0.5
     crop = cut(rate, 1.0, BOX, None, 4)
     assert choose_summation(crop, 0.75 * rate, rate) is None
-    assert plain_summation(crop).coefficients.sum() == pytest.approx(0)
+    plain = plain_summation(crop)
+    assert plain.coefficients.sum() == pytest.approx(0)
+    assert (plain.profile, plain.covered) == (None, 1)
+
+
+def test_a_peak_that_the_other_parts_hardly_show_is_summed_plainly():
+    for strength, used in ((60, False), (110, True)):
+        rate = gaussian_peak(SHAPE, Peak(22.5, 22.5, strength, 1.5, 1.5)) + 4.0
+        chosen = choose_summation(cut(rate, 1.0, BOX, None, 4), np.rint(0.75 * rate), rate)
+        assert (chosen is not None) == used
 
 
 def behind_a_gap(counts, background=1.0):
@@ -178,3 +187,28 @@ def test_the_sum_of_a_peak_behind_a_gap_is_that_of_the_whole():
     assert chosen.covered == pytest.approx(0.62, abs=0.01)
     assert (chosen.coefficients * crop.counts).sum() == pytest.approx(5000, rel=2e-3)
     np.testing.assert_allclose(chosen.coefficients[~crop.valid], 0, atol=1e-12)
+
+
+def test_two_peaks_in_a_region_are_summed_plainly():
+    two = (Peak(22.5, col, 900.0, 1.5, 1.5) for col in (15.0, 30.0))
+    rate = 1.0 + sum(gaussian_peak(SHAPE, peak) for peak in two)
+    crop = cut(rate, 1.0, BOX, None, 4)
+    assert choose_summation(crop, np.round(0.75 * rate), rate) is None
+    alone = rate - gaussian_peak(SHAPE, Peak(22.5, 30.0, 900.0, 1.5, 1.5))
+    chosen = choose_summation(crop, np.round(0.75 * alone), alone)
+    assert (chosen.coefficients * alone).sum() == pytest.approx(900, rel=5e-3)
+
+
+def test_a_peak_is_believed_from_five_standard_deviations():
+    seen = []
+    for strength in (24, 40, 46, 56, 60):
+        rate = gaussian_peak(SHAPE, Peak(22.5, 22.5, strength, 1.5, 1.5)) + 2.0
+        found = measure_roi(np.rint(rate), 1.0, BOX, Blind(), rate=rate)
+        seen.append((found.significance, np.isfinite(found.center_row)))
+    below, above = (
+        [told for z, told in seen if low < z < high] for low, high in ((2, 5), (5, 6.5))
+    )
+    assert len(below) > 2
+    assert not any(below)
+    assert len(above) > 1
+    assert all(above)

@@ -16,9 +16,9 @@ HOT_COUNTS = 50
 def hot_pixels(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Find pixels that count alone.
 
-    A pixel is hot if it exceeds its neighbours by 50 counts and 10 standard deviations,
-    and the four next to it share less than 3 % of that. A spot within one pixel, with
-    nothing at its sides, cannot be told from it in one frame.
+    A pixel is hot if it exceeds its neighbours by 50 counts, and four times their mean by 10
+    standard deviations, and the four next to it share less than 3 % of what it has above them.
+    A spot within one pixel, with nothing at its sides, cannot be told from it in one frame.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def _sharp_left_edge(image: np.ndarray, good: np.ndarray, side: int) -> tuple[in
 
 
 def _spikes(values: np.ndarray) -> np.ndarray:
-    """Mark pixels with 50 counts or more that are 5 times their neighbours' mean."""
+    """Mark pixels with 50 counts that exceed 4 times their neighbours' mean by its noise."""
     padded = np.pad(values, 1, mode="reflect")
     near = box_sum(padded, 3) - values
     return (values >= HOT_COUNTS) & (values > 0.5 * near + 10 * np.sqrt(near / 8))

@@ -126,8 +126,8 @@ def cut(
     background_px = _pixels(background_px)
     reach = background_px + MARGIN_PX
     window = (
-        slice(max(top - reach, 0), min(bottom + reach, counts.shape[0])),
-        slice(max(left - reach, 0), min(right + reach, counts.shape[1])),
+        slice(max(top - reach, 0), bottom + reach),
+        slice(max(left - reach, 0), right + reach),
     )
     region, inner = region[window], counts[window]
     valid = valid_pixels(inner, None if mask is None else mask[window])

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from bluesky_denoise.errors import ExposureNotFound
 from bluesky_denoise.sources.frame_keys import is_frame_key
 
@@ -265,6 +267,8 @@ def _other_detectors(descriptor: Mapping[str, Any], owner: str) -> dict[str, lis
 
 
 def _is_positive(value: Any) -> bool:
+    if isinstance(value, bool | np.bool_):  # a switch, as that of an automatic exposure
+        return False
     try:
         return 0 < float(value) < math.inf
     except (TypeError, ValueError):
