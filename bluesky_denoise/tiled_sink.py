@@ -381,7 +381,7 @@ def replay_backup(settings: SettingsLike) -> list[str]:
                     documents = list(read_backup(path))
                     if not documents:
                         logger.warning("Backup %s held no whole document and is removed", path)
-                        path.unlink()
+                        path.unlink(missing_ok=True)
                         continue
                     open_writer(client, settings).write(documents)
                 except Exception as error:
@@ -390,7 +390,7 @@ def replay_backup(settings: SettingsLike) -> list[str]:
                     failed.append(f"{path.name}: {settings.redact(explain(error, settings))}")
                     continue
                 written.append(documents[0][1]["original_run_uid"])
-                path.unlink()
+                path.unlink(missing_ok=True)
     if failed:
         raise TiledUnavailable(
             f"{len(written)} runs were written, {len(failed)} are still in "
