@@ -1,6 +1,7 @@
 """Which frames in Tiled are of which event: several in one, fly scans, exposures that change."""
 
 import re
+from contextlib import nullcontext
 from unittest.mock import MagicMock
 from urllib.parse import urlsplit
 
@@ -129,40 +130,51 @@ def test_a_file_with_frames_of_other_streams_is_not_denoised_from_the_archive(
             take()
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_frame_of_a_point_that_was_broken_off_is_the_last(
-    RE, raw, tiled, written, detector, motor, beside, tmp_path, dark
-):
-    """Unless it is in a file that another stream has a part of."""
+@pytest.fixture
+def ended(RE, raw, tiled, written, detector, motor, beside):
+    """Return a function that scans two points, and gives the run with more frames than these."""
 
-    @bpp.stage_decorator([detector])
-    @bpp.run_decorator()
-    def plan():
-        for stream in ("primary", "primary", *["dark"] * dark):
-            yield from bps.trigger_and_read([detector, motor], stream)
-        raise RuntimeError("the beam is lost")
+    def ended(broken_off, unread=0, dark=0):
+        @bpp.stage_decorator([detector])
+        @bpp.run_decorator()
+        def plan():
+            for stream in ("primary", "primary", *["dark"] * dark):
+                yield from bps.trigger_and_read([detector, motor], stream)
+            if broken_off:
+                raise RuntimeError("the beam is lost")
 
-    with pytest.raises(RuntimeError, match="the beam is lost"):
-        RE(plan())
-    beside(raw.documents)
-    (resource, *_) = raw.by_name["stream_resource"]
-    if not dark:  # what a detector wrote that was triggered, and not read
-        with h5py.File(urlsplit(resource["uri"]).path, "a") as file:
-            frames = file[resource["parameters"]["dataset"]]
-            frames.resize(3, 0)
-    run = in_tiled(tiled, raw.documents[0][1]["uid"])
-    with pytest.warns(UserWarning, match="primary/detector"):
-        run.validate(raise_on_error=True)
-    run = in_tiled(tiled, raw.documents[0][1]["uid"])
+        with pytest.raises(RuntimeError) if broken_off else nullcontext():
+            RE(plan())
+        beside(raw.documents)
+        (resource, *_) = raw.by_name["stream_resource"]
+        with h5py.File(urlsplit(resource["uri"]).path, "a") as file:  # triggered, and not read
+            file[resource["parameters"]["dataset"]].resize(2 + unread + dark, 0)
+        uid = raw.documents[0][1]["uid"]
+        with pytest.warns(UserWarning, match="primary/detector"):
+            in_tiled(tiled, uid).validate(raise_on_error=True)
+        return in_tiled(tiled, uid)
+
+    return ended
+
+
+def test_the_frame_of_a_point_that_was_broken_off_is_the_last(ended, tmp_path):
+    run = ended(True, unread=1)
     assert len(run["primary"]["detector"]) == 3
-    if dark:
-        with pytest.raises(DenoiseError, match="have frames for 3 events, and there are 2"):
-            list(archived_documents(run))
-        return
     events = [doc for name, doc in archived_documents(run) if name == "event"]
     for event, frame in zip(events, FRAMES[:2], strict=True):
         np.testing.assert_array_equal(np.squeeze(event["data"]["detector"]), frame)
     np.testing.assert_array_equal(exported(run, tmp_path / "x.h5")[0], FRAMES[:2])
+
+
+@pytest.mark.parametrize(
+    ("broken_off", "unread", "dark"), [(True, 2, 0), (False, 1, 0), (True, 0, 1)]
+)
+def test_more_frames_than_that_may_be_of_any_event(ended, broken_off, unread, dark):
+    """Of two unread ones, of one in a run that went to its end, of one in another stream."""
+    run = ended(broken_off, unread, dark)
+    number = 2 + unread + dark
+    with pytest.raises(DenoiseError, match=f"have frames for {number} events, and there are 2"):
+        list(archived_documents(run))
 
 
 # Several frames in an event ---------------------------------------------------------------
