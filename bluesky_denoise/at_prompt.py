@@ -10,6 +10,7 @@ import matplotlib
 
 from bluesky_denoise.best_effort import DenoisedBestEffortCallback
 from bluesky_denoise.errors import SettingsError
+from bluesky_denoise.sources.frame_keys import is_part
 from bluesky_denoise.viewer import FrameViewer
 
 __all__ = ["has_screen", "open_view", "tables_and_plots"]
@@ -75,7 +76,7 @@ def open_view(RE: Any, denoise: Any, data_key: str, roi: str | None) -> FrameVie
     """
     known = denoise.settings.data_keys
     # A device that has several images stands for them; which ones, a run tells.
-    if known is not None and not any(data_key.startswith(name) for name in known):
+    if known is not None and not any(is_part(data_key, name) for name in known):
         raise SettingsError(
             f"The view is to show {data_key!r}; what is denoised is {', '.join(known)}."
         )

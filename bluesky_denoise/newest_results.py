@@ -7,7 +7,7 @@ from typing import Any
 
 from bluesky_denoise.runs.derived_run import raw_stream_of
 from bluesky_denoise.runs.last_event import RawEvent
-from bluesky_denoise.runs.result_signals import is_part
+from bluesky_denoise.sources.frame_keys import is_part
 
 __all__ = ["NewestResults", "Result"]
 

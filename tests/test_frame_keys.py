@@ -6,6 +6,7 @@ from bluesky_denoise.sources.frame_keys import (
     check_frame_shape,
     frame_keys,
     is_frame_key,
+    is_part,
     is_sigma,
     raw_key,
     under_names,
@@ -107,6 +108,14 @@ def test_under_the_name_of_its_device_a_data_key_tells_which_it_is():
     assert raw_key("det_stats1_total", named["data_keys"]["det_stats1_total"]) == "det_stats1_total"
     assert stream == descriptor(det=DET)
     assert under_names(stream, {"det_image": "det_image"}) is stream
+
+
+@pytest.mark.parametrize(
+    ("key", "of_device"),
+    [("det", True), ("det_image", True), ("det-sum", True), ("det10", False), ("diode", False)],
+)
+def test_data_keys_of_a_device_begin_with_its_name(key, of_device):
+    assert is_part(key, "det") is of_device
 
 
 def test_standard_errors_are_told_from_frames_of_a_detector_that_is_called_so():

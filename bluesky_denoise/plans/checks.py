@@ -10,8 +10,7 @@ from bluesky.protocols import Readable, Reading
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.runs.derived_run import is_stream_name
-from bluesky_denoise.runs.result_signals import is_part
-from bluesky_denoise.sources.frame_keys import is_frame_key
+from bluesky_denoise.sources.frame_keys import is_frame_key, is_part
 
 __all__ = [
     "check_above_zero",

@@ -9,8 +9,7 @@ import bluesky.plan_stubs as bps
 from bluesky.utils import MsgGenerator
 
 from bluesky_denoise.plans.checks import described
-from bluesky_denoise.runs.result_signals import is_part
-from bluesky_denoise.sources.frame_keys import is_frame_key
+from bluesky_denoise.sources.frame_keys import is_frame_key, is_part
 
 __all__ = ["described_there", "images_per_event"]
 

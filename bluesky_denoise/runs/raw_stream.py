@@ -22,6 +22,7 @@ from bluesky_denoise.sources.frame_keys import (
     check_frame_shape,
     frame_keys,
     is_frame_key,
+    is_part,
     under_names,
 )
 
@@ -293,7 +294,7 @@ def _warn_of_no_background(
 def _warn_of_nothing(descriptor: Mapping[str, Any], wanted: Sequence[str]) -> None:
     specs, devices = descriptor["data_keys"].values(), descriptor.get("object_keys", {})
     has_arrays = any("external" in spec or spec["dtype"] == "array" for spec in specs)
-    has_detector = any(key.startswith(device) for key in wanted for device in devices)
+    has_detector = any(is_part(key, device) for key in wanted for device in devices)
     # A scan of a diode, or what an agent writes down, was never to be denoised.
     logger.log(
         logging.WARNING if has_arrays or has_detector else logging.INFO,

@@ -10,8 +10,9 @@ from ophyd.signal import InternalSignal
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.runs.results import audit_keys, hinted_keys, number_keys
+from bluesky_denoise.sources.frame_keys import is_part
 
-__all__ = ["attribute_of", "default_of", "frames_of", "is_part", "result_components"]
+__all__ = ["attribute_of", "default_of", "frames_of", "result_components"]
 
 _NAN = float("nan")
 
@@ -93,11 +94,6 @@ def _called(owner: str, data_keys: tuple[str, ...]) -> str:
     if owner in data_keys or not alike:
         return owner
     return min(alike, key=lambda key: abs(len(key) - len(owner)))
-
-
-def is_part(key: str, device: str) -> bool:
-    """Tell whether a data key is that of a device, or of one of its parts, by its name."""
-    return f"{key}_".startswith(f"{device}_")
 
 
 def attribute_of(key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bluesky_denoise.errors import ExposureNotFound
-from bluesky_denoise.sources.frame_keys import is_frame_key
+from bluesky_denoise.sources.frame_keys import is_frame_key, is_part
 
 __all__ = ["Exposure", "exposure_keys", "find_exposure", "seconds_per_unit"]
 
@@ -226,7 +226,7 @@ def exposure_keys(keys: Iterable[str], owner: str, data_key: str = "") -> list[s
         key
         for suffix in _SUFFIXES
         for key in near_first
-        if _belongs(key, owner) and key.lower().endswith(suffix)
+        if is_part(key, owner) and key.lower().endswith(suffix)
     ]
 
 
@@ -249,11 +249,6 @@ def _summed(exposure: Exposure, descriptor: Mapping[str, Any]) -> Exposure:
                 return replace(exposure, factor=exposure.factor * float(number))
             return replace(exposure, value_s=exposure.value_s * float(number))
     return exposure
-
-
-def _belongs(key: str, owner: str) -> bool:
-    """Tell whether a key is of a device: that of `det10` is not of `det1`."""
-    return key.startswith(owner) and not key[len(owner) : len(owner) + 1].isalnum()
 
 
 def _other_detectors(descriptor: Mapping[str, Any], owner: str) -> dict[str, list[str]]:

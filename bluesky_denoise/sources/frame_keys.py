@@ -15,6 +15,7 @@ __all__ = [
     "check_frame_shape",
     "frame_keys",
     "is_frame_key",
+    "is_part",
     "is_sigma",
     "left_out",
     "not_found",
@@ -37,6 +38,15 @@ TAKE_ONE = (
     "since, or the IOC was started, take one before the scan"
 )
 """What to do about a wrong shape."""
+
+
+def is_part(key: str, device: str) -> bool:
+    """Tell by its name whether a data key is of a device, or of one of its parts.
+
+    ``det_image`` and ``det-sum``, as ophyd-async would have it, are of ``det``, ``det10`` is not of
+    ``det1``.
+    """
+    return key.startswith(device) and not key[len(device) : len(device) + 1].isalnum()
 
 
 def is_frame_key(spec: Mapping[str, Any], smallest: int = 16) -> bool:
