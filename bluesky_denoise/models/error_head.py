@@ -73,15 +73,14 @@ class ErrorHead(nn.Module):
         ratio = torch.lerp(torch.exp(12 * torch.tanh(x / 12)), torch.ones_like(own), own * own)
         variance = ratio * (out + 1e-5)
         # A pixel that is left as counted has the variance of its count; that of 0 says nothing.
-        return variance + own**8 * (1 - out).clamp_min(0)
+        return variance + (own * own).square().square() * (1 - out).clamp_min(0)
 
     def _near(self, found: Tensor, around: Tensor, told: Tensor) -> Tensor:
         """Convolve all three without putting them side by side: (B, CHANNELS, H/2, W/2)."""
         widths = (found.shape[1], around.shape[1], told.shape[1])
         of_found, of_around, of_told = self.near.weight.flatten(1).split(widths, 1)
         x = mix(of_around, self.near.bias[None, :, None, None], around)
-        x = F.interpolate(x, scale_factor=2.0)
-        return mix_into(mix_into(x, of_found, found), of_told, told).relu_()
+        return mix_into(mix_into(kernels.repeat(x), of_found, found), of_told, told).relu_()
 
 
 def level(log10_counts: Tensor) -> Tensor:
