@@ -22,6 +22,7 @@ import numpy as np
 
 from bluesky_denoise.errors import DenoiseError, DenoiseTimeout
 from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.support.memory import with_large_pages
 
 __all__ = ["Child"]
 
@@ -58,7 +59,7 @@ class Child:
             [sys.executable, "-c", _START, json.dumps(self._listener.address), *_import_path()],
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the RunEngine
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**with_large_pages(os.environ), "PYTHONUNBUFFERED": "1"},
         )
 
     def start(self, handle: Callable[[str, Any], None]) -> Mapping[str, Any]:

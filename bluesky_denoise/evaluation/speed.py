@@ -1,6 +1,7 @@
 """How much longer others take for the same frame, timed side by side in a new process."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.evaluation import timing
 from bluesky_denoise.evaluation.frame_sets import Track
+from bluesky_denoise.support.memory import with_large_pages
 
 __all__ = ["SpeedScore", "TimingError", "speed_scores"]
 
@@ -62,7 +64,11 @@ def speed_scores(
         np.save(frame, counts, allow_pickle=False)
         frame.seek(0)
         with subprocess.Popen(
-            command, stdin=frame, stdout=subprocess.PIPE, stderr=errors
+            command,
+            stdin=frame,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=with_large_pages(os.environ),
         ) as process:
             for _ in track(range(rounds), "speed"):
                 line = process.stdout.readline()

@@ -28,7 +28,7 @@ TURN_S = 0.1
 
 def main(model: str, rounds: int, counts: np.ndarray, non_local: bool = False) -> None:
     """Time all methods in turns, on one thread, and print a line for each round."""
-    keep_freed_memory()  # as the process that denoises live does; it helps the others, too
+    keep_freed_memory()  # and large pages, as where frames are denoised live; all profit
     denoiser = Denoiser.load(model, "cpu", threads=1, non_local=non_local)
     jobs: dict[str, Callable[[], object]] = {
         OURS: lambda: denoiser.denoise(counts, 1.0),

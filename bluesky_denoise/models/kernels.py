@@ -12,7 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Kernel", "blur", "down", "line", "long", "repeat", "shuffle", "unshuffle", "up", "wide", "wider"]
+__all__ = [
+    "Kernel",
+    "blur",
+    "down",
+    "line",
+    "long",
+    "repeat",
+    "shuffle",
+    "unshuffle",
+    "up",
+    "wide",
+    "wider",
+]
 
 
 class Kernel(NamedTuple):
