@@ -1,6 +1,7 @@
 # `make demo` and `make test` are all that a fresh machine needs; both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # Where it is set, as in many containers, each of the many processes would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -36,13 +37,14 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 
 # The pinned set, torch first. On Linux the one of PyPI brings several gigabytes of libraries for
-# GPUs; the README says how to take the build for CPUs.
+# GPUs, which it depends on; the README says how to take the build for CPUs. All the rest is in the
+# lock. Most modules are never used, and compiling them all would take half of the time.
 .venv/installed: requirements.lock setup.cfg pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	@echo "Installing the pinned packages into .venv; this takes some minutes, once."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP_INSTALL) -c requirements.lock torch
+	$(PIP_INSTALL) --no-deps -r requirements.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 clean:
