@@ -264,15 +264,21 @@ def adaptive_denoised_scan(
     Raises
     ------
     SettingsError
-        If `denoised` has no such number, no detector is the one that is denoised, or the
-        steps are not ``0 < min_step < max_step``.
+        If `denoised` has no such number, no detector is the one that is denoised, the steps are
+        not ``0 < min_step < max_step``, `target_delta` is not above 0, or `threshold` not
+        above 0 and up to 1.
 
     Notes
     -----
     Where a point could not be denoised, the step stays as it is.
     """
-    if not 0 < min_step < max_step:
+    if not 0 < min_step < max_step < math.inf:
         raise SettingsError(f"Steps from {min_step} to {max_step}; expected 0 < min < max.")
+    check_above_zero(target_delta=target_delta, threshold=threshold)
+    if backstep and threshold > 1:
+        raise SettingsError(
+            f"threshold is {threshold!r}; expected a share up to 1: above, each step is taken back."
+        )
     if start == stop:
         raise SettingsError(f"The scan begins and ends at {start!r}; expected a way between.")
     check_detectors(denoised, detectors)
