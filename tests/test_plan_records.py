@@ -145,6 +145,7 @@ def test_an_adaptive_scan_records_what_each_point_and_all_of_it_saved(RE, raw, m
     args = ([detector(motor)], denoised, "satellite", motor, 0, 4, 3)
     RE(adaptive_exposure_scan(*args, relative_error=0.2, max_frames=6, exposure_s=0.5))
     points = events_of(raw, "points")
+    assert raw.by_name["start"][0]["num_points"] == len(points) == 3
     frames = [e["satellite_point_frames"] for e in points]
     assert frames[0] < 6
     assert frames[-1] == 6  # beside the peak the error that is asked for is never reached

@@ -20,6 +20,7 @@ from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
 from bluesky_denoise.testing import UnitDenoiser
 
 STREAMS = ("primary", "reference")
+ADAPTIVE = {"relative_error": 0.1, "max_frames": 2, "exposure_s": 0.2}
 
 
 class Coarse(Signal):
@@ -68,8 +69,9 @@ def exposing_too_short_or_long(det, motor, denoised):
     roi = [det], denoised, "satellite", motor, -1, 1
     return {
         "short": short_exposure_wrapper(bp.count([det]), [det], 20),
-        "adaptive": adaptive_exposure_scan(
-            *roi, 3, relative_error=0.1, max_frames=2, exposure_s=0.04
+        "adaptive": adaptive_exposure_scan(*roi, 3, **ADAPTIVE | {"exposure_s": 0.04}),
+        "adaptive reference": adaptive_exposure_scan(
+            *roi, 3, **ADAPTIVE, reference_every=1, reference_s=9.0
         ),
         "fine": find_weak_peak(*roi, 7, exposure_s=0.5, fine_exposure_s=9.0),
         "long": paired_exposures([det], short_s=0.2, long_s=9.0),
