@@ -85,12 +85,13 @@ def test_an_exposure_that_cannot_be_put_back_leaves_no_other_short(RE, det):
         assert det.cam.acquire_time.get() == 0.5
 
 
-@pytest.mark.parametrize("by", ["detector", "camera", "signal"])
+@pytest.mark.parametrize("by", ["detector", "camera", "signal", "both"])
 def test_an_exposure_that_staging_sets_is_shortened_too(by, RE, raw, det):
     if by == "detector":
         det.stage_sigs["cam.acquire_time"] = 2.0
-    elif by == "camera":
+    elif by in ("camera", "both"):
         det.cam.stage_sigs["acquire_time"] = 2.0
+        det.stage_sigs |= {"cam.acquire_time": 5.0} if by == "both" else {}  # before its parts
     else:
         det.stage_sigs[det.cam.acquire_time] = 2.0
     RE(short_exposure_wrapper(bp.count([det], 2), [det], 20))

@@ -6,6 +6,8 @@ import bluesky.plans as bp
 import pytest
 from beamline import denoised_here, detector, events_of, paused_after
 from bluesky.utils import RunEngineInterrupted
+from ophyd import Signal
+from ophyd.sim import SynGauss
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices, soft_signal_rw
 from ophyd_async.sim import SimBlobDetector
 
@@ -55,6 +57,13 @@ def test_a_signal_of_ophyd_async_is_read_beside_the_detector(RE, det):
     with init_devices():
         i0 = soft_signal_rw(float, 5.0)
     assert with_exposures([det, i0]) == [det]
+
+
+def test_a_counter_that_has_an_exposure_is_exposed_with_the_detector(motor, det):
+    counter = SynGauss("counter", motor, "motor", center=0, Imax=1e4)
+    assert with_exposures([det, counter]) == [det]
+    counter.exposure_signal = Signal(name="preset", value=1.0)
+    assert with_exposures([det, counter]) == [det, counter]
 
 
 def test_a_detector_of_ophyd_async_without_an_exposure_is_refused(RE, det):

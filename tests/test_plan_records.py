@@ -145,6 +145,7 @@ def test_an_adaptive_scan_records_what_each_point_and_all_of_it_saved(RE, raw, m
     args = ([detector(motor)], denoised, "satellite", motor, 0, 4, 3)
     RE(adaptive_exposure_scan(*args, relative_error=0.2, max_frames=6, exposure_s=0.5))
     points = events_of(raw, "points")
+    assert raw.by_name["start"][0]["num_points"] == len(points) == 3
     frames = [e["satellite_point_frames"] for e in points]
     assert frames[0] < 6
     assert frames[-1] == 6  # beside the peak the error that is asked for is never reached
@@ -389,13 +390,31 @@ def test_an_adaptive_scan_that_cannot_work_is_refused(
     assert "start" not in raw.by_name
 
 
-@pytest.mark.parametrize("steps", [(0.0, 1.0), (0.5, 0.5), (1.0, 0.1)])
+@pytest.mark.parametrize("steps", [(0.0, 1.0), (0.5, 0.5), (1.0, 0.1), (0.5, np.inf)])
 def test_steps_that_cannot_be_are_refused(RE, det, motor, denoised, steps):
     plan = adaptive_denoised_scan(
         [det], INTENSITY, motor, -1, 1, *steps, 1.0, True, denoised=denoised
     )
     with pytest.raises(SettingsError, match=r"expected 0 < min < max"):
         RE(plan)
+
+
+@pytest.mark.parametrize(
+    ("target_delta", "threshold", "message"),
+    [
+        (0.0, 0.8, "target_delta is 0.0; expected a number above 0"),
+        (np.nan, 0.8, "target_delta is nan; expected a number above 0"),
+        (1.0, "0.8", "threshold is '0.8'; expected a number above 0"),
+        (1.0, 1.01, "threshold is 1.01; expected a share up to 1"),
+    ],
+)
+def test_an_adaptive_scan_that_would_never_get_on_is_refused(
+    target_delta, threshold, message, RE, raw, det, motor, denoised
+):
+    args = ([det], INTENSITY, motor, -1, 1, 0.1, 1.0, target_delta, True, threshold)
+    with pytest.raises(SettingsError, match=message):
+        RE(adaptive_denoised_scan(*args, denoised=denoised))
+    assert "start" not in raw.by_name
 
 
 def test_an_adaptive_scan_of_no_way_is_refused(RE, det, motor, denoised):

@@ -20,6 +20,7 @@ from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
 from bluesky_denoise.testing import UnitDenoiser
 
 STREAMS = ("primary", "reference")
+ADAPTIVE = {"relative_error": 0.1, "max_frames": 2, "exposure_s": 0.2}
 
 
 class Coarse(Signal):
@@ -68,8 +69,9 @@ def exposing_too_short_or_long(det, motor, denoised):
     roi = [det], denoised, "satellite", motor, -1, 1
     return {
         "short": short_exposure_wrapper(bp.count([det]), [det], 20),
-        "adaptive": adaptive_exposure_scan(
-            *roi, 3, relative_error=0.1, max_frames=2, exposure_s=0.04
+        "adaptive": adaptive_exposure_scan(*roi, 3, **ADAPTIVE | {"exposure_s": 0.04}),
+        "adaptive reference": adaptive_exposure_scan(
+            *roi, 3, **ADAPTIVE, reference_every=1, reference_s=9.0
         ),
         "fine": find_weak_peak(*roi, 7, exposure_s=0.5, fine_exposure_s=9.0),
         "long": paired_exposures([det], short_s=0.2, long_s=9.0),
@@ -115,27 +117,42 @@ def test_the_exposure_is_read_when_a_run_begins(RE, raw, det):
     assert raw.by_name["start"][0]["exposures"]["det"]["short_s"] == 0.25
 
 
-def test_a_readback_that_comes_a_moment_later_is_waited_for(RE, raw, det, logged):
-    class Late(Signal):
-        """Reads once what it was before it was set."""
+class Late(Signal):
+    """Reads once what it was before it was changed."""
 
-        before = None
+    before = None
 
-        def set(self, value, **kwargs):
+    def set(self, value, **kwargs):
+        if value != self.get():
             self.before = self.get()
-            self.put(value)
-            return NullStatus()
+        self.put(value)
+        return NullStatus()
 
-        def read(self):
-            reading = super().read()
-            if self.before is not None:
-                reading[self.name]["value"], self.before = self.before, None
-            return reading
+    def read(self):
+        reading = super().read()
+        if self.before is not None:
+            reading[self.name]["value"], self.before = self.before, None
+        return reading
 
+
+@pytest.mark.parametrize("stage_sigs", [{}, {"exposure_signal": 1.0}])
+def test_a_readback_that_comes_a_moment_later_is_waited_for(stage_sigs, RE, raw, det, logged):
     det.exposure_signal = Late(name="dwell", value=0.5)
+    det.stage_sigs |= stage_sigs
     RE(short_exposure_wrapper(bp.count([det]), [det], 20))
-    assert raw.by_name["start"][0]["exposures"]["det"]["short_s"] == 0.025
+    assert raw.by_name["start"][0]["exposures"]["det"]["short_s"] == (0.05 if stage_sigs else 0.025)
     assert "dwell" not in logged()
+
+
+def test_a_readback_that_comes_late_after_a_reference_is_waited_for(RE, raw, det, motor):
+    det.exposure_signal = Late(name="dwell", value=0.5)
+    denoised = denoised_here(RE, UnitDenoiser(), streams=STREAMS, timeout_s=2)
+    asked = {"relative_error": 0.01, "max_frames": 2, "exposure_s": 0.1}
+    references = {"reference_every": 1, "reference_s": 4.0}
+    args = ([det], denoised, "satellite", motor, 0, 1, 2)
+    RE(adaptive_exposure_scan(*args, **asked, **references))
+    assert raw.by_name["start"][0]["exposures"]["det"]["short_s"] == 0.1
+    assert [e["satellite_point_exposure_s"] for e in events_of(raw, "points")] == [0.2, 0.2]
 
 
 def test_an_exposure_that_could_not_be_put_back_is_told_with_what_it_was(RE, motor, logged):

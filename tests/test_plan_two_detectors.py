@@ -45,14 +45,14 @@ def signals(RE, rois=OWN, data_keys=("lo", "hi"), **kwargs):
     return denoised_here(RE, UnitDenoiser(), **asked, **kwargs)
 
 
-def test_what_a_detector_sums_into_an_image_counts_in_the_exposure_of_a_point(RE, raw, motor):
+def test_what_a_detector_sums_into_an_image_counts_in_the_exposure_of_a_point(RE, raw, motor, hi):
     frames = SceneFrames(scene(100.0), seed=1)
     det = SummingCamera(name="lo", func=lambda: frames(0.8))
     denoised = denoised_here(
         RE, UnitDenoiser(), rois={"low": SPOT}, data_keys=("lo_image",), audit=False
     )
     asked = {"relative_error": 0.1, "max_frames": 9, "exposure_s": 0.2}
-    RE(adaptive_exposure_scan([det], denoised, "low", motor, 0, 1, 2, **asked))
+    RE(adaptive_exposure_scan([hi, det], denoised, "low", motor, 0, 1, 2, **asked))
     points = events_of(raw, "points")
     assert len(points) == 2
     for point in points:

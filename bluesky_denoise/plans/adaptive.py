@@ -25,7 +25,12 @@ from bluesky_denoise.plans.checks import (
     number,
 )
 from bluesky_denoise.plans.descriptions import images_per_event
-from bluesky_denoise.plans.exposure_values import read_values, set_values, tried_wrapper
+from bluesky_denoise.plans.exposure_values import (
+    read_settled,
+    read_values,
+    set_values,
+    tried_wrapper,
+)
 from bluesky_denoise.plans.exposures import (
     exposure_signal,
     set_exposure_wrapper,
@@ -166,6 +171,7 @@ def adaptive_exposure_scan(
     main = exposed.index(detector_of(denoised, f"{roi}_intensity", exposed))
     data_key = denoised.frames_of.get(f"{roi}_intensity")
     images = 0  # of an event; known once there is one
+    taken: list[float] = []  # what the detectors make of the exposure; known once it is set
     summed = [s for s in [summed_exposures_signal(exposed[main])] if s is not None]
 
     def one_point(position: float) -> MsgGenerator[float]:
@@ -178,7 +184,7 @@ def adaptive_exposure_scan(
             # At each frame: both may have been changed during a pause.
             asked = [float(exposure_s)] * len(signals)
             yield from set_values(signals, asked)
-            taken = yield from read_values(signals, asked)
+            taken[:] = yield from read_settled(signals, taken or asked)
             yield from bps.mv(motor, position)
             yield from bps.trigger_and_read([*detectors, motor])
             readings = yield from read_denoised(denoised, [motor])
@@ -258,15 +264,21 @@ def adaptive_denoised_scan(
     Raises
     ------
     SettingsError
-        If `denoised` has no such number, no detector is the one that is denoised, or the
-        steps are not ``0 < min_step < max_step``.
+        If `denoised` has no such number, no detector is the one that is denoised, the steps are
+        not ``0 < min_step < max_step``, `target_delta` is not above 0, or `threshold` not
+        above 0 and up to 1.
 
     Notes
     -----
     Where a point could not be denoised, the step stays as it is.
     """
-    if not 0 < min_step < max_step:
+    if not 0 < min_step < max_step < math.inf:
         raise SettingsError(f"Steps from {min_step} to {max_step}; expected 0 < min < max.")
+    check_above_zero(target_delta=target_delta, threshold=threshold)
+    if backstep and threshold > 1:
+        raise SettingsError(
+            f"threshold is {threshold!r}; expected a share up to 1: above, each step is taken back."
+        )
     if start == stop:
         raise SettingsError(f"The scan begins and ends at {start!r}; expected a way between.")
     check_detectors(denoised, detectors)

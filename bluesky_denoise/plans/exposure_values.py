@@ -11,6 +11,7 @@ from bluesky_denoise.errors import SettingsError
 
 __all__ = [
     "put_exposure_back",
+    "read_settled",
     "read_values",
     "set_exposures",
     "set_values",
@@ -33,6 +34,18 @@ def read_values(
     for signal, default in zip(signals, expected or [1.0] * len(signals), strict=True):
         values.append(float((yield from bps.rd(signal, default_value=default))))
     return values
+
+
+def read_settled(signals: Sequence[Any], expected: Sequence[float]) -> MsgGenerator[list[float]]:
+    """Read exposures that have just been set (a stub), again if they are not as expected.
+
+    A readback of EPICS may follow its setpoint a moment later.
+    """
+    found = yield from read_values(signals, expected)
+    if any(_factor(*pair) > _TOLD for pair in zip(expected, found, strict=True)):
+        yield from bps.sleep(_READBACK_S)
+        found = yield from read_values(signals, expected)
+    return found
 
 
 def set_values(devices: Iterable[Any], values: Iterable[Any]) -> MsgGenerator:
@@ -62,11 +75,7 @@ def set_exposures(
         If an exposure is more than twice, or less than half, what was asked for.
     """
     yield from set_values(signals, exposures_s)
-    taken = yield from read_values(signals, exposures_s)
-    if any(_factor(*pair) > _TOLD for pair in zip(exposures_s, taken, strict=True)):
-        # A readback of EPICS may follow its setpoint a moment later.
-        yield from bps.sleep(_READBACK_S)
-        taken = yield from read_values(signals, exposures_s)
+    taken = yield from read_settled(signals, exposures_s)
     for signal, asked_s, taken_s in zip(signals, exposures_s, taken, strict=True):
         if _factor(asked_s, taken_s) > _REFUSED:
             raise SettingsError(
@@ -86,10 +95,7 @@ def set_exposures(
 def put_exposure_back(signal: Any, exposure_s: float) -> MsgGenerator:
     """Set an exposure to what it was, and tell if it is another then (a stub)."""
     yield from set_values([signal], [exposure_s])
-    (found,) = yield from read_values([signal], [exposure_s])
-    if _factor(exposure_s, found) > _TOLD:
-        yield from bps.sleep(_READBACK_S)  # a readback may follow a moment later
-        (found,) = yield from read_values([signal], [exposure_s])
+    (found,) = yield from read_settled([signal], [exposure_s])
     if _factor(exposure_s, found) > _TOLD:
         logger.error(
             "%s was put back to %.4g s and reads %.4g s: set it by hand. A `relative_set_wrapper` "

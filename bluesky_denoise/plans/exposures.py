@@ -14,6 +14,7 @@ from bluesky_denoise.plans.checks import check_above_zero, check_list, described
 from bluesky_denoise.plans.descriptions import described_there
 from bluesky_denoise.plans.exposure_values import (
     put_exposure_back,
+    read_settled,
     read_values,
     set_exposures,
     set_values,
@@ -301,7 +302,7 @@ def _exposed(
         def note() -> MsgGenerator:
             """Read what is really exposed: detectors round, and the plan may have set others."""
             asked = [shorten(full_s) for full_s in full]
-            taken = yield from read_values(signals, [short_s for short_s, _ in asked])
+            taken = yield from read_settled(signals, [short_s for short_s, _ in asked])
             told = zip(detectors, full, asked, taken, strict=True)
             for detector, full_s, (short_s, factor), taken_s in told:
                 if taken_s > 0 and not math.isclose(taken_s, short_s, rel_tol=1e-6):
