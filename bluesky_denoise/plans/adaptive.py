@@ -265,8 +265,8 @@ def adaptive_denoised_scan(
     ------
     SettingsError
         If `denoised` has no such number, no detector is the one that is denoised, the steps are
-        not ``0 < min_step < max_step``, `target_delta` is not above 0, or `threshold` not
-        above 0 and up to 1.
+        not ``0 < min_step < max_step``, `target_delta` or `threshold` is not above 0, or
+        `threshold` is above 1 with `backstep`.
 
     Notes
     -----
