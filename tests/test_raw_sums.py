@@ -18,13 +18,16 @@ from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_async_devices import AsyncReplayDetector
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
+from bluesky_denoise.simulation.scenes import Peak, gaussian_peak
 
 SPOT = ROI(rows=(16, 32), cols=(14, 30), background_px=4)
 
 
 @pytest.mark.parametrize("kind", ["inline", "files", "async files"])
 def test_a_deadline_can_be_raw_sums_with_the_flag_down(RE, raw, tmp_path, kind):
-    counts = np.random.default_rng(0).poisson(3.0, (3, 48, 48)).astype(np.uint32)
+    # A frame of nothing, less a slope, would show a peak.
+    rate = np.mgrid[:48, :48][0] + gaussian_peak((48, 48), Peak(20.0, 20.0, 3000.0, 1.8, 1.8))
+    counts = np.random.default_rng(0).poisson(rate, (3, 48, 48)).astype(np.uint32)
     frames = ReplayFrames(counts, 1.0)
     key = "det" if kind == "async files" else KEY
     if kind == "inline":
@@ -60,6 +63,7 @@ def test_a_deadline_can_be_raw_sums_with_the_flag_down(RE, raw, tmp_path, kind):
         assert event["denoised_spot_intensity"] == pytest.approx(inside - background)
         assert event["denoised_spot_intensity_error"] == pytest.approx(error, rel=1e-3)
         assert np.isnan(event["denoised_spot_denoised_sum"])
+        assert np.isnan(event["denoised_spot_center_row"])
         assert event[f"denoised_{key}_raw_total"] == frame[~mask].sum()
         assert event["denoised_denoise_ok"] is False
         assert "not denoised within" in event["denoised_denoise_reason"]
