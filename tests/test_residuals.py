@@ -7,6 +7,7 @@ from scipy import stats
 from bluesky_denoise.photons.poisson import added_deviance, deviance, expected_deviance
 from bluesky_denoise.photons.residuals import (
     deviance_ratio,
+    lone_pixels,
     lost_wave,
     own_variance,
     residual_correlation,
@@ -112,6 +113,22 @@ def test_the_limit_is_what_noise_exceeds_in_one_of_two_thousand_frames():
     assert noise == 0
     small = surprise_by_side(counts[:6, :9], counts[:6, :9], None)[0]
     assert list(small) == [1, 3]
+
+
+@pytest.mark.parametrize("place", [(6, 7), (0, 7), (11, 13)], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_pixel_is_alone_where_those_around_it_fit_to_four_standard_deviations(place, sign):
+    model = np.full((12, 14), 1000.0)
+    near = tuple(slice(max(at - 1, 0), at + 2) for at in place)
+    around = model[near].sum() - 1000
+    for z, alone in ((3.8, True), (4.2, False)):
+        counts = model.copy()
+        # Of counting, and 1 % that is let pass.
+        off = z * np.sqrt(around + (0.01 * around) ** 2)
+        counts[near] += sign * np.rint(off / (model[near].size - 1))
+        counts[place] = 1000 + sign * 600
+        assert np.argwhere(lone_pixels(counts, model)).tolist() == ([list(place)] if alone else [])
+    assert not lone_pixels(counts[:2], model[:2]).any()  # no eight are around any
 
 
 @pytest.mark.parametrize(("stated", "own"), [(None, 0), (1.0, 1), (15.0, 3)])

@@ -111,7 +111,7 @@ def lone_pixels(
         near = np.s_[max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2]
         total = counts[near].sum() - counts[row, col]
         expected = max(float(model[near].sum() - model[row, col]), 0.0)
-        z_near = tail_z(total, expected) / np.sqrt(1 + FLAT_TOLERANCE * expected)
+        z_near = tail_z(total, expected) / np.sqrt(1 + FLAT_TOLERANCE**2 * expected)
         found[row, col] = abs(float(z_near)) < 4
     return found
 
