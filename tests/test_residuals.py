@@ -70,6 +70,16 @@ def test_a_wave_that_is_lost_has_the_power_of_its_amplitude(across, down):
     assert lost_wave(dark, dark, dark)[:3] == (0, 0, 0)
 
 
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1), (2, 64), (64, 2)], ids=str)
+def test_a_wave_along_a_strip_has_the_power_of_its_amplitude(shape):
+    model = np.full(shape, 4.0)
+    phase = 2 * np.pi * np.indices(shape)[int(np.argmax(shape))] / 8 + 0.4
+    power, share, _, period = lost_wave(model + 0.5 * np.cos(phase), model, 0 * model)
+    assert power == pytest.approx((0.5 / 2) ** 2 * model.size / 4)
+    assert share == pytest.approx(2 * (power - 9) / model.size)
+    assert abs(1 / period - 1 / 8) < 1.01 / 64  # to a frequency beside it
+
+
 def test_a_deviance_ratio_is_that_of_sums_with_the_noise_of_the_model_on_top():
     counts, model = COUNTS.ravel(), MODEL.ravel()
     lit = model > 0
@@ -84,7 +94,8 @@ def test_a_deviance_ratio_is_that_of_sums_with_the_noise_of_the_model_on_top():
     ratio, right, z = deviance_ratio(counts, model, own)
     assert (ratio, right) == (pytest.approx(found / mean.sum()), pytest.approx(more / mean.sum()))
     assert z == pytest.approx((found - more) / np.sqrt(spread.sum()))
-    assert np.isnan(deviance_ratio(np.zeros(3), np.zeros(3))[0])
+    for none in (np.zeros(3), np.zeros(0)):
+        np.testing.assert_equal(deviance_ratio(none, none, none), (np.nan, 1, 0))
     # A photon where nothing is expected is left to the squares; not so where all is dark.
     assert deviance_ratio(np.array([9, 1]), np.array([9.0, 1e-5]))[0] == 0
     assert deviance_ratio(np.array([0, 1]), np.array([1e-5, 1e-5]))[0] > 1
