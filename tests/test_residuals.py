@@ -1,5 +1,7 @@
 """What residuals of held-out counts come to, against sums over pixels one by one."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -142,6 +144,14 @@ def test_a_pixel_is_alone_where_those_around_it_fit_to_four_standard_deviations(
     assert not lone_pixels(counts[:2], model[:2]).any()  # no eight are around any
 
 
+@pytest.mark.parametrize(("off", "alone"), [(0.03, False), (-0.03, False), (0.07, True)])
+def test_a_pixel_of_many_counts_that_is_off_by_little_more_than_one_percent_fits(off, alone):
+    model = np.full((12, 14), 1e6)
+    counts = model.copy()
+    counts[5, 6] *= 1 + off  # 30 and 70 standard deviations of counting, 3 and 7 with 1 %
+    assert lone_pixels(counts, model).any() == alone
+
+
 @pytest.mark.parametrize(("stated", "own"), [(None, 0), (1.0, 1), (15.0, 3)])
 def test_squares_deviate_by_their_counts_over_noise_and_what_is_let_pass(stated, own):
     model = np.full((20, 31), 5.0)
@@ -164,6 +174,45 @@ def test_squares_deviate_by_their_counts_over_noise_and_what_is_let_pass(stated,
         wanted = np.zeros(found.shape)
         wanted[tuple(np.transpose(holds))] = z
         np.testing.assert_allclose(found, wanted, atol=1e-7)
+
+
+def squares(image: np.ndarray, side: int, step: int) -> np.ndarray:
+    windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))
+    return windows[::step, ::step].sum((2, 3))
+
+
+def block_means(image: np.ndarray, cuts: list[int]) -> np.ndarray:
+    found, edges = np.empty(image.shape), [0, *cuts, None]
+    blocks = [np.s_[a:b] for a, b in pairwise(edges)]
+    for rows in blocks:
+        for cols in blocks:
+            found[rows, cols] = image[rows, cols].mean()
+    return found
+
+
+@pytest.mark.parametrize("scatter", [None, 0.5, 1.0])
+def test_squares_that_stand_out_of_their_block_are_let_pass_by_more(scatter):
+    rng = np.random.default_rng(4)
+    model = np.full((32, 32), 5.0)
+    model[4:7, 20:23], model[20:24, 3:7], model[25, 25] = 16.0, 0.4, 60.0
+    counts = model + 0.1 * np.sqrt(model) * rng.normal(size=model.shape)
+    seen = None if scatter is None else model + np.sqrt(scatter * model) * (-1) ** np.arange(32)
+    surprise, _, noise = surprise_by_side(counts, model, seen)
+    # By side: how far squares are apart, where blocks end, what is let pass.
+    rules = {1: (1, [16], 0.25), 3: (1, [16], 0.12), 7: (2, [8], 0.07), 15: (5, [], 0.05)}
+    for side, (step, cuts, let_pass) in rules.items():
+        total, expected = (squares(image, side, step) for image in (counts, model))
+        off = np.abs(expected - block_means(expected, cuts))
+        variance = 1 + (let_pass * off + 0.01 * expected) ** 2 / expected
+        if seen is not None:
+            misfit = block_means((squares(seen, side, step) - expected) ** 2, cuts)
+            own = np.clip(1 - misfit / block_means(expected, cuts), 0, 1)
+            own = np.maximum(own, 0.1 + 0.6 * np.minimum(off / expected, 1))
+            variance += own
+            assert side > 1 or noise == pytest.approx(own.mean())
+        z = (total - expected) / np.sqrt(expected)
+        assert np.abs(z).max() < 2.5
+        np.testing.assert_allclose(surprise[side], z / np.sqrt(variance), atol=1e-8)
 
 
 def test_a_tile_has_the_deviate_farthest_from_zero_of_the_squares_centred_in_it():
