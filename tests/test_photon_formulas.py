@@ -58,11 +58,13 @@ def test_spots_of_two_pixels_are_left_out_and_single_pixels_are_not(masked):
     spots = (ROWS % 16 == 8) & (COLS % 16 == 8)
     frame[spots] = 90  # five standard deviations and 5 counts are 77
     pairs = np.where(np.roll(spots, 1, 1), 90, frame)
-    near = np.zeros(frame.shape, bool)  # two pixels beside a pair are left out, too
+    # Two pixels beside a pair are left out, too.
+    single, near = np.zeros(frame.shape, bool), np.zeros(frame.shape, bool)
     for row, col in np.argwhere(spots):
+        single[row - 2 : row + 3, col - 2 : col + 3] = True
         near[row - 2 : row + 3, col - 2 : col + 4] = True
     for check in (fano_factor, neighbour_correlation):
-        assert check(frame, mask) != check(frame, mask | near)
+        assert check(frame, mask) != check(frame, mask | single)
         # Of a correlation, fewer than a hundred blocks tell nothing.
         told = pytest.approx(check(frame, mask | near), nan_ok=masked > 0)
         assert check(pairs, mask) == told
