@@ -56,6 +56,11 @@ def test_changes_are_those_of_the_profile_in_a_region_that_cuts_it():
     np.testing.assert_allclose(moved / step, shift, atol=1e-5)
     grown = ellipse(2.0, longer=1 + step).profile(region) - here.profile(region)
     np.testing.assert_allclose(grown / step, longer, atol=1e-5)
+    tilted = Ellipse(24.0, 24.0, np.array([[5.0, 1.5], [1.5, 3.0]]))
+    along = tilted.changes(region)[:2]
+    for by, shift in zip(np.linalg.cholesky(tilted.covariance).T, along, strict=True):
+        moved = Ellipse(*(24 + by * step), tilted.covariance).profile(region)
+        np.testing.assert_allclose((moved - tilted.profile(region)) / step, shift, atol=1e-5)
     # No photon is made or lost.
     np.testing.assert_allclose(here.changes(region).sum(axis=(1, 2)), 0, atol=1e-12)
 
