@@ -39,6 +39,15 @@ def test_a_pixel_stands_alone_where_its_eight_neighbours_fit(rng):
     assert np.argwhere(lone_pixels(counts, model)).tolist() == [[20, 20]]
 
 
+def test_many_counts_that_are_lost_over_a_few_pixels_are_no_single_pixels(rng):
+    model = np.full((256, 256), 3000.0)
+    counts = rng.poisson(model)
+    counts[20:27, 20:27] = rng.poisson(3900, (7, 7))
+    verdict = audit_rate(counts, model)
+    assert verdict.reason.startswith("photons that the estimate lacks around (2")
+    assert not len(verdict.bad_pixels)
+
+
 def test_the_right_rate_passes_at_every_count_level(rng):
     alarms = 0
     for _ in range(60):

@@ -110,3 +110,29 @@ def test_a_peak_at_the_border_is_fitted_to_what_is_there():
 def test_where_there_is_no_peak_nothing_is_told(counts):
     shape = fit_shape(counts, EVERYWHERE, Ellipse(20, 20, TILTED), 0.05)
     assert np.isnan([shape.row, shape.col_error, shape.width_row, shape.width_col_error]).all()
+
+
+def test_errors_of_a_peak_on_darkness_are_those_of_its_photons_and_more_where_these_are_few():
+    sigma, counts = 2.0, 20.0
+    peak = Ellipse(20.0, 21.0, np.diag([sigma**2, sigma**2]))
+    shape = fit_shape(counts * peak.profile(EVERYWHERE) + 1e-7, EVERYWHERE, peak, 0.0)
+    curved = 1 + 6 / (2 * counts)
+    centre, width = sigma / np.sqrt(counts), FWHM * sigma / np.sqrt(2 * counts)
+    assert (shape.row_error, shape.col_error) == pytest.approx([centre * curved] * 2, rel=0.01)
+    errors = shape.width_row_error, shape.width_col_error
+    assert errors == pytest.approx([width * curved] * 2, rel=0.01)
+
+
+@pytest.mark.parametrize(("off", "told"), [(2.5, True), (3.5, False)])
+def test_a_peak_more_than_three_standard_deviations_from_where_it_was_seen_is_another(off, told):
+    counts = expected((20.0, 20.0), 5000)
+    shape = fit_shape(counts, EVERYWHERE, Ellipse(20 + off * 5**0.5, 20.0, TILTED), 0.5)
+    assert shape.row == pytest.approx(20 if told else np.nan, abs=1e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize(("number", "told"), [(11, False), (12, True)])
+def test_fewer_than_twelve_pixels_tell_no_shape(number, told):
+    pixels = np.zeros(SHAPE, bool)
+    pixels[17:25:2, 18:24:2].flat = np.arange(12) < number
+    shape = fit_shape(expected((20.0, 20.0), 1e6), pixels, Ellipse(20.0, 20.0, TILTED), 0.5)
+    assert np.isfinite(shape.row) == told

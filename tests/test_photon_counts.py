@@ -156,6 +156,11 @@ def test_every_looked_at_frame_is_checked(rng):
         check_photon_counts(frames)
 
 
+@pytest.mark.parametrize("shape", [(0, 16, 16), (2, 0, 16)])
+def test_no_frames_have_nothing_wrong_about_them(shape):
+    check_photon_counts(np.zeros(shape, int))
+
+
 @pytest.mark.parametrize(
     "shape", [(8, 8), (10, 10), (19, 19), (20, 20), (35, 35), (3, 100)], ids=str
 )

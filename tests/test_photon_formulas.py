@@ -43,12 +43,38 @@ def test_a_fano_factor_of_few_counts_is_that_of_the_pooled_blocks():
     squared = (rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]) ** 2 / 36
     assert np.isnan(fano_factor(frame))  # 140 counts tell nothing
     wide = np.tile(frame, (3, 2))
-    assert fano_factor(wide) == pytest.approx(squared[:44, :44].mean() * 16, rel=0.03)
+    told = squared[:44, :44].mean() * 16
+    assert fano_factor(wide) == pytest.approx(told, rel=0.03)
+    # Bright blocks have no say, nor has the tenth that scatters most.
+    wide[:32, :64] = 0.5 + 0.5 * CHESSBOARD[:32, :64]
+    wide[[40, 72, 104], 40] = 20
+    assert fano_factor(wide) == pytest.approx(told, rel=0.03)
+
+
+@pytest.mark.parametrize("masked", [0, 100])
+def test_spots_of_two_pixels_are_left_out_and_single_pixels_are_not(masked):
+    mask = masked > COLS
+    frame = 40 + 3 * CHESSBOARD
+    spots = (ROWS % 16 == 8) & (COLS % 16 == 8)
+    frame[spots] = 90  # five standard deviations and 5 counts are 77
+    pairs = np.where(np.roll(spots, 1, 1), 90, frame)
+    # Two pixels beside a pair are left out, too.
+    single, near = np.zeros(frame.shape, bool), np.zeros(frame.shape, bool)
+    for row, col in np.argwhere(spots):
+        single[row - 2 : row + 3, col - 2 : col + 3] = True
+        near[row - 2 : row + 3, col - 2 : col + 4] = True
+    for check in (fano_factor, neighbour_correlation):
+        assert check(frame, mask) != check(frame, mask | single)
+        # Of a correlation, fewer than a hundred blocks tell nothing.
+        told = pytest.approx(check(frame, mask | near), nan_ok=masked > 0)
+        assert check(pairs, mask) == told
 
 
 def test_masked_pixels_have_no_say_in_how_counts_scatter():
-    mask = (ROWS % 40 == 7) & (COLS % 40 == 9)
     frame = 40 + 3 * CHESSBOARD
+    dense = (ROWS % 8 == 7) & (COLS % 8 == 3)
+    assert neighbour_correlation(np.where(dense, 0, frame), dense) > 0.8  # of 1, of fewer pairs
+    mask = (ROWS % 40 == 7) & (COLS % 40 == 9)
     for check in (fano_factor, neighbour_correlation):
         spoilt = check(np.where(mask, 9e6, frame), mask)
         assert spoilt == check(np.where(mask, 0, frame), mask)
@@ -79,6 +105,13 @@ def test_the_noise_of_a_chessboard_is_its_square_over_the_squares_of_the_weights
     assert chessboard_noise(40 + 9 * STRIPES)[0] == pytest.approx(0, abs=1e-9)
 
 
+def test_blocks_of_few_counts_tell_nothing_of_neighbours():
+    for level, told in ((0.15, False), (0.5, True)):  # 38 and 128 counts, or 80 at the edge
+        frame = level * (1 + CHESSBOARD)
+        assert np.isfinite(neighbour_correlation(frame)) == told
+        assert np.isfinite(chessboard_noise(frame)).all() == told
+
+
 def test_a_number_is_favoured_that_comes_up_more_often_than_a_moment_may():
     # Beside 1000 and 1000 pixels, (1 + 1 / 2) allows 1225; a quarter of a logarithm is 1388.
     for pixels, found in ((1300, None), (1800, 2)):
@@ -88,6 +121,12 @@ def test_a_number_is_favoured_that_comes_up_more_often_than_a_moment_may():
         mask[0, 2000:2600] = True
         assert favoured_count(counts, mask) is None
     assert favoured_count(np.zeros((4, 4), int)) is None
+
+
+def test_a_number_that_many_pixels_favour_a_little_is_none():
+    # By a tenth of a logarithm, of which twenty thousand pixels are sure.
+    counts = np.repeat([0, 1, 2, 3], [20000, 20000, 26000, 20000])[None]
+    assert favoured_count(counts) is None
 
 
 def test_few_pixels_and_one_number_of_many_favour_none():
@@ -144,6 +183,20 @@ def test_what_scatters_by_more_or_less_than_counts_says_so(height, told):
     said = scatters_otherwise(40 + height * CHESSBOARD)
     assert said.startswith(told)
     assert bool(said) == bool(told)
+
+
+def test_neighbours_that_scatter_alike_share_no_noise():
+    wave = np.cos(np.pi / 2 * ROWS + 0.7) * STRIPES
+    assert neighbour_correlation(40 + 6 * wave) == pytest.approx(1, abs=0.02)
+    assert chessboard_noise(40 + 6 * wave)[0] < 0.2
+    assert scatters_otherwise(40 + 6 * wave) == ""
+
+
+def test_a_favoured_number_is_told_with_its_neighbours():
+    counts = np.repeat([0, 1, 2, 3], [1000, 900, 1800, 1100])[None]
+    assert no_counts(counts) == (
+        "1800 pixels hold 2 counts, but only 900 hold 1 and 1100 hold 3: a gain, not photons"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What residuals of held-out counts come to, against sums over pixels one by one."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,6 +9,7 @@ from scipy import stats
 from bluesky_denoise.photons.poisson import added_deviance, deviance, expected_deviance
 from bluesky_denoise.photons.residuals import (
     deviance_ratio,
+    lone_pixels,
     lost_wave,
     own_variance,
     residual_correlation,
@@ -69,6 +72,16 @@ def test_a_wave_that_is_lost_has_the_power_of_its_amplitude(across, down):
     assert lost_wave(dark, dark, dark)[:3] == (0, 0, 0)
 
 
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1), (2, 64), (64, 2)], ids=str)
+def test_a_wave_along_a_strip_has_the_power_of_its_amplitude(shape):
+    model = np.full(shape, 4.0)
+    phase = 2 * np.pi * np.indices(shape)[int(np.argmax(shape))] / 8 + 0.4
+    power, share, _, period = lost_wave(model + 0.5 * np.cos(phase), model, 0 * model)
+    assert power == pytest.approx((0.5 / 2) ** 2 * model.size / 4)
+    assert share == pytest.approx(2 * (power - 9) / model.size)
+    assert abs(1 / period - 1 / 8) < 1.01 / 64  # to a frequency beside it
+
+
 def test_a_deviance_ratio_is_that_of_sums_with_the_noise_of_the_model_on_top():
     counts, model = COUNTS.ravel(), MODEL.ravel()
     lit = model > 0
@@ -83,7 +96,8 @@ def test_a_deviance_ratio_is_that_of_sums_with_the_noise_of_the_model_on_top():
     ratio, right, z = deviance_ratio(counts, model, own)
     assert (ratio, right) == (pytest.approx(found / mean.sum()), pytest.approx(more / mean.sum()))
     assert z == pytest.approx((found - more) / np.sqrt(spread.sum()))
-    assert np.isnan(deviance_ratio(np.zeros(3), np.zeros(3))[0])
+    for none in (np.zeros(3), np.zeros(0)):
+        np.testing.assert_equal(deviance_ratio(none, none, none), (np.nan, 1, 0))
     # A photon where nothing is expected is left to the squares; not so where all is dark.
     assert deviance_ratio(np.array([9, 1]), np.array([9.0, 1e-5]))[0] == 0
     assert deviance_ratio(np.array([0, 1]), np.array([1e-5, 1e-5]))[0] > 1
@@ -114,6 +128,30 @@ def test_the_limit_is_what_noise_exceeds_in_one_of_two_thousand_frames():
     assert list(small) == [1, 3]
 
 
+@pytest.mark.parametrize("place", [(6, 7), (0, 7), (11, 13)], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_pixel_is_alone_where_those_around_it_fit_to_four_standard_deviations(place, sign):
+    model = np.full((12, 14), 1000.0)
+    near = tuple(slice(max(at - 1, 0), at + 2) for at in place)
+    around = model[near].sum() - 1000
+    for z, alone in ((3.8, True), (4.2, False)):
+        counts = model.copy()
+        # Of counting, and 1 % that is let pass.
+        off = z * np.sqrt(around + (0.01 * around) ** 2)
+        counts[near] += sign * np.rint(off / (model[near].size - 1))
+        counts[place] = 1000 + sign * 600
+        assert np.argwhere(lone_pixels(counts, model)).tolist() == ([list(place)] if alone else [])
+    assert not lone_pixels(counts[:2], model[:2]).any()  # no eight are around any
+
+
+@pytest.mark.parametrize(("off", "alone"), [(0.03, False), (-0.03, False), (0.07, True)])
+def test_a_pixel_of_many_counts_that_is_off_by_little_more_than_one_percent_fits(off, alone):
+    model = np.full((12, 14), 1e6)
+    counts = model.copy()
+    counts[5, 6] *= 1 + off  # 30 and 70 standard deviations of counting, 3 and 7 with 1 %
+    assert lone_pixels(counts, model).any() == alone
+
+
 @pytest.mark.parametrize(("stated", "own"), [(None, 0), (1.0, 1), (15.0, 3)])
 def test_squares_deviate_by_their_counts_over_noise_and_what_is_let_pass(stated, own):
     model = np.full((20, 31), 5.0)
@@ -136,6 +174,45 @@ def test_squares_deviate_by_their_counts_over_noise_and_what_is_let_pass(stated,
         wanted = np.zeros(found.shape)
         wanted[tuple(np.transpose(holds))] = z
         np.testing.assert_allclose(found, wanted, atol=1e-7)
+
+
+def squares(image: np.ndarray, side: int, step: int) -> np.ndarray:
+    windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))
+    return windows[::step, ::step].sum((2, 3))
+
+
+def block_means(image: np.ndarray, cuts: list[int]) -> np.ndarray:
+    found, edges = np.empty(image.shape), [0, *cuts, None]
+    blocks = [np.s_[a:b] for a, b in pairwise(edges)]
+    for rows in blocks:
+        for cols in blocks:
+            found[rows, cols] = image[rows, cols].mean()
+    return found
+
+
+@pytest.mark.parametrize("scatter", [None, 0.5, 1.0])
+def test_squares_that_stand_out_of_their_block_are_let_pass_by_more(scatter):
+    rng = np.random.default_rng(4)
+    model = np.full((32, 32), 5.0)
+    model[4:7, 20:23], model[20:24, 3:7], model[25, 25] = 16.0, 0.4, 60.0
+    counts = model + 0.1 * np.sqrt(model) * rng.normal(size=model.shape)
+    seen = None if scatter is None else model + np.sqrt(scatter * model) * (-1) ** np.arange(32)
+    surprise, _, noise = surprise_by_side(counts, model, seen)
+    # By side: how far squares are apart, where blocks end, what is let pass.
+    rules = {1: (1, [16], 0.25), 3: (1, [16], 0.12), 7: (2, [8], 0.07), 15: (5, [], 0.05)}
+    for side, (step, cuts, let_pass) in rules.items():
+        total, expected = (squares(image, side, step) for image in (counts, model))
+        off = np.abs(expected - block_means(expected, cuts))
+        variance = 1 + (let_pass * off + 0.01 * expected) ** 2 / expected
+        if seen is not None:
+            misfit = block_means((squares(seen, side, step) - expected) ** 2, cuts)
+            own = np.clip(1 - misfit / block_means(expected, cuts), 0, 1)
+            own = np.maximum(own, 0.1 + 0.6 * np.minimum(off / expected, 1))
+            variance += own
+            assert side > 1 or noise == pytest.approx(own.mean())
+        z = (total - expected) / np.sqrt(expected)
+        assert np.abs(z).max() < 2.5
+        np.testing.assert_allclose(surprise[side], z / np.sqrt(variance), atol=1e-8)
 
 
 def test_a_tile_has_the_deviate_farthest_from_zero_of_the_squares_centred_in_it():

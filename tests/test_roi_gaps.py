@@ -56,6 +56,11 @@ def test_changes_are_those_of_the_profile_in_a_region_that_cuts_it():
     np.testing.assert_allclose(moved / step, shift, atol=1e-5)
     grown = ellipse(2.0, longer=1 + step).profile(region) - here.profile(region)
     np.testing.assert_allclose(grown / step, longer, atol=1e-5)
+    tilted = Ellipse(24.0, 24.0, np.array([[5.0, 1.5], [1.5, 3.0]]))
+    along = tilted.changes(region)[:2]
+    for by, shift in zip(np.linalg.cholesky(tilted.covariance).T, along, strict=True):
+        moved = Ellipse(*(24 + by * step), tilted.covariance).profile(region)
+        np.testing.assert_allclose((moved - tilted.profile(region)) / step, shift, atol=1e-5)
     # No photon is made or lost.
     np.testing.assert_allclose(here.changes(region).sum(axis=(1, 2)), 0, atol=1e-12)
 
@@ -79,3 +84,24 @@ def test_an_ellipse_that_is_a_little_wrong_tells_the_hidden_part_all_the_same(wr
     # No photon is drawn. What is left goes with the square of what is wrong: 1 % and less.
     assert off > 0.03
     assert rest < 0.4 * off
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_in_a_single_row_or_column_a_peak_is_summed_on_a_slope_along_it(axis):
+    for line in range(25):
+        valid = np.arange(25)[:, None] + np.zeros(40) == line
+        found = Ellipse(line + 0.2, 20.3, np.diag([4.0, 4.0]))
+        level = 5 + 0.1 * np.arange(40) + np.zeros((25, 1))
+        if axis == 1:
+            valid, level = valid.T, level.T
+            found = Ellipse(20.3, line + 0.2, found.covariance)
+        known = found.profile(np.ones(valid.shape, bool)) * valid
+        weight = weights(found, 2.8, valid)
+        taken = linear_coefficients(known, weight, valid * (1 - weight))
+        assert (taken * (900 * known + level)).sum() == pytest.approx(900)
+
+
+def test_without_background_pixels_there_are_no_coefficients():
+    everywhere = np.ones((5, 5), bool)
+    profile = Ellipse(2.0, 2.0, np.eye(2)).profile(everywhere)
+    assert linear_coefficients(profile, 1.0 * everywhere, np.zeros((5, 5))) is None

@@ -92,6 +92,35 @@ def test_a_slope_does_not_bias_the_plain_sum_where_the_frame_lies_to_one_side(wh
     assert found.intensity_error == pytest.approx(np.sqrt(noise) / 0.5)
 
 
+@pytest.mark.parametrize("tilt", [0.0, 1.5, -1.5])
+def test_an_ellipse_is_that_of_a_tilted_peak_in_a_region_wider_than_high(tilt):
+    rows, cols = np.indices((30, 60))
+    region = (rows >= 4) & (rows < 24) & (cols >= 10) & (cols < 55)
+    u, v = rows - 13.3, cols - 41.6
+    covariance = np.array([[4.0, tilt], [tilt, 3.0]])
+    # By its inverse, written out.
+    distance = (3 * u * u - 2 * tilt * u * v + 4 * v * v) / (12 - tilt**2)
+    image = 50 * np.exp(-0.5 * distance)
+    valid = cols != 44
+    excess = np.where(region & valid, image, np.nan)
+    found = find_ellipse(excess, region, valid)
+    assert (found.row, found.col) == pytest.approx((13.3, 41.6), abs=0.02)
+    np.testing.assert_allclose(found.covariance, covariance, atol=0.05)
+    true = Ellipse(13.3, 41.6, covariance)
+    np.testing.assert_allclose(true.squared_distance(region.shape), distance, atol=1e-9)
+
+
+@pytest.mark.parametrize("longer", [(2, 0), (0, 4), (1, 3)])
+def test_an_ellipse_is_widened_along_each_axis_as_the_counts_say(longer):
+    everywhere = np.ones(SHAPE, bool)
+    sigmas = 1.5 * 3 ** (np.array(longer) / 6)
+    under = np.full(SHAPE, 2.0)
+    counts = under + 900 * Ellipse(22.0, 23.0, np.diag(sigmas**2)).profile(everywhere)
+    seen = Ellipse(22.0, 23.0, np.diag([1.5**2, 1.5**2]))
+    found = widest(seen, counts, under, everywhere, everywhere, doubt=0)
+    np.testing.assert_allclose(found.covariance, np.diag(sigmas**2), atol=1e-9)
+
+
 def reaches(crop, others, expected):
     """Return risk and coefficients for each reach, from the equations one by one."""
     under = ground(others, crop.around)

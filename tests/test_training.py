@@ -64,7 +64,15 @@ def test_fractions_outside_zero_to_one_are_refused(fraction, rng):
         thin(np.ones((16, 16), int), fraction, rng)
 
 
-@pytest.mark.parametrize("counts", [np.full((16, 16), 0.5), np.full((16, 16), -1)])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        np.full((16, 16), 0.5),
+        np.full((16, 16), -1),
+        np.full((16, 16), 2**64 - 1, np.uint64),
+        np.zeros((0, 16)),
+    ],
+)
 def test_only_photon_counts_are_thinned(counts, rng):
     with pytest.raises(FrameValueError, match="integers >= 0, are needed"):
         thin(counts, 0.5, rng)

@@ -111,7 +111,7 @@ def lone_pixels(
         near = np.s_[max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2]
         total = counts[near].sum() - counts[row, col]
         expected = max(float(model[near].sum() - model[row, col]), 0.0)
-        z_near = tail_z(total, expected) / np.sqrt(1 + FLAT_TOLERANCE * expected)
+        z_near = tail_z(total, expected) / np.sqrt(1 + FLAT_TOLERANCE**2 * expected)
         found[row, col] = abs(float(z_near)) < 4
     return found
 
@@ -175,11 +175,11 @@ def deviance_ratio(
     -------
     tuple of float
         Deviance over its expectation if the model were exact; the same ratio as expected with
-        the model's own noise, 1 or more; z of the difference.
+        the model's own noise, 1 or more; z of the difference. NaN, 1, 0 where no pixel tells.
     """
     # Where nothing is expected, one photon would outweigh a frame; squares tell there. A pixel
     # that stays as counted, with no count, is no estimate of darkness.
-    some = model > min(NOTHING, 0.01 * float(model.mean()))
+    some = model > min(NOTHING, 0.01 * float(model.sum()) / max(len(model), 1))
     counts, own = counts[some], None if own is None else own[some]
     model = np.maximum(model[some], 1e-6)
     if not len(model):
@@ -257,9 +257,9 @@ def lost_wave(
     Returns
     -------
     tuple of float
-        Power in 3 x 3 frequencies, where noise has 9 on average; the share of the variance of the
-        residuals that this is, without noise; the share that the denoiser states for its own error,
-        with a misfit of 1 %; the period, pixels.
+        Power in 3 x 3 frequencies, where noise has 9 on average, or less in a frame of one row or
+        two; the share of the variance of the residuals that this is, without noise; the share that
+        the denoiser states for its own error, with a misfit of 1 %; the period, pixels.
     """
     error, told, variance = _damped(counts, model, stated)
     # Two photons side by side in the dark, or one bright spot, scatter by more: no rule.
@@ -268,10 +268,11 @@ def lost_wave(
         return 0.0, 0.0, 0.0, float("nan")
     power = np.abs(np.fft.rfft2(error)) ** 2 / total
     power[0, 0] = 0  # the total
-    near = power + np.roll(power, 1, 0) + np.roll(power, -1, 0)
+    height, width = counts.shape
+    # In a frame of one row or two, the one above is the one below.
+    near = sum(np.roll(power, row, 0) for row in {0, 1 % height, -1 % height})
     near[:, 1:-1] = near[:, :-2] + near[:, 1:-1] + near[:, 2:]
     row, col = np.unravel_index(int(near.argmax()), near.shape)
-    height, width = counts.shape
     frequency = float(np.hypot(np.fft.fftfreq(height)[row], np.fft.rfftfreq(width)[col]))
     most = float(near[row, col])
     stated_share = float((told**2).sum()) / total

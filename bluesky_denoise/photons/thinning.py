@@ -70,7 +70,8 @@ def thin(
     Raises
     ------
     FrameValueError
-        If the counts are not integers >= 0, or the fraction is not between 0 and 1.
+        If the counts are not integers >= 0 that int64 can hold, or the fraction is not between 0
+        and 1.
 
     References
     ----------
@@ -79,11 +80,17 @@ def thin(
     if not 0 < fraction < 1:
         raise FrameValueError(f"Frames cannot be thinned to {fraction}; it must be in (0, 1).")
     counts = np.asarray(counts)
-    if not np.issubdtype(counts.dtype, np.integer) or (counts.size and counts.min() < 0):
+    if not np.issubdtype(counts.dtype, np.integer):
         raise FrameValueError(
-            f"Frames of dtype {counts.dtype}, least value {counts.min()}, cannot be thinned; raw "
-            "photon counts, integers >= 0, are needed."
+            f"Frames of dtype {counts.dtype} cannot be thinned; raw photon counts, integers >= 0, "
+            "are needed."
         )
-    counts = counts.astype(np.int64)
+    kind, counts = counts.dtype, counts.astype(np.int64)
+    least = int(counts.min(initial=0))  # a flag of 2**64 - 1 is -1
+    if least < 0:
+        raise FrameValueError(
+            f"Frames of dtype {kind}, least value {least}, cannot be thinned; raw photon counts, "
+            "integers >= 0, are needed."
+        )
     first = rng.binomial(counts, fraction)
     return first, counts - first

@@ -222,8 +222,9 @@ def linear_coefficients(
         sum(background n)     = S sum(background profile)     + sum(background plane)
         sum(background row n) = S sum(background row profile) + sum(background row plane)
 
-    and as the last for columns; along an axis of one pixel there is no slope. As ``weight`` is 1
-    over nearly all of the peak, an error of the profile has little effect.
+    and as the last for columns; where the background is seen in a single row or column, there is
+    no slope across it. As ``weight`` is 1 over nearly all of the peak, an error of the profile has
+    little effect.
 
     Not where a mask hides a part. With ``changes``, least squares also tell from the counts in
     ``weight`` by how much the peak differs from the profile. So an error of the profile has
@@ -250,7 +251,7 @@ def linear_coefficients(
     plane[0] = 1
     plane[1] = (rows - profile.shape[0] / 2) / profile.shape[0]
     plane[2] = (cols - profile.shape[1] / 2) / profile.shape[1]
-    plane = plane[[True, profile.shape[0] > 1, profile.shape[1] > 1]]
+    plane = plane[[True, *((background > 0).any(axis).sum() > 1 for axis in (1, 0))]]
     tests = [weight[None], background * plane]
     model = [profile[None], plane]
     prior = [0.0] * (1 + len(plane))

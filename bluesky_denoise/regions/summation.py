@@ -159,13 +159,15 @@ def bend(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
 def excess(expected: np.ndarray, under: np.ndarray, around: np.ndarray) -> np.ndarray:
     """Return a denoised image less its background, which has the slope that the raw one has.
 
+    An image of nothing has none.
+
     Parameters
     ----------
     expected : (h, w) denoised image
     under : (h, w) `ground`, of as many photons
     around : (h, w) bool, where the background is seen
     """
-    if not around.any():
+    if not (around.any() and np.nan_to_num(expected).any()):
         return expected
     return expected - under - float((expected - under)[around].mean())
 
