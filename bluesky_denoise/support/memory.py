@@ -42,10 +42,9 @@ def keep_freed_memory() -> bool:
 def with_large_pages(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment in which a new process has its memory in pages of 2 MB.
 
-    A processor finds them faster than as many small ones: a frame of 1062 x 1028 pixels took a
-    seventh less time (AMD EPYC, Linux with ``transparent_hugepage`` at ``madvise``). What the
-    environment says of it already is left as it is; C libraries other than glibc 2.35 or newer do
-    not heed it.
+    A processor finds them faster than as many small ones, and the arrays of a network are many.
+    What the environment says of it already is left as it is; C libraries other than glibc 2.35 or
+    newer do not heed it.
 
     Parameters
     ----------
