@@ -15,14 +15,13 @@ import numpy as np
 from bluesky_denoise.catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run, find_stream
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.in_tiled.archive import raw_rows
-from bluesky_denoise.in_tiled.event_array import EventArray
+from bluesky_denoise.in_tiled.event_array import EventArray, rows_at_once
 from bluesky_denoise.in_tiled.stream_table import read_table
 from bluesky_denoise.in_tiled.streams import arrays_of
 from bluesky_denoise.sources.frame_keys import SIGMA, is_sigma, raw_key
 
 __all__ = ["export_nexus"]
 
-_ROWS_AT_ONCE = 16
 _PACKED = {"compression": "gzip", "compression_opts": 4, "shuffle": True}  # read everywhere
 
 
@@ -253,8 +252,9 @@ def _frames(
         arrays.append((events, _dataset(counts, "counts", shape, dtype, "counts"), order))
         _describe(counts, axes, len(shape), f"{key}, raw")
     masked = np.ones(shape[-2:], bool)
-    for first in range(0, rows, _ROWS_AT_ONCE):
-        last = min(first + _ROWS_AT_ONCE, rows)
+    each = rows_at_once(*(source for source, *_ in arrays))
+    for first in range(0, rows, each):
+        last = min(first + each, rows)
         for source, dataset, order in arrays:
             dataset[first:last] = _read(source, first, last, order).reshape(-1, *shape[1:])
         seen = arrays[0][1][first:last].reshape(-1, *shape[-2:])

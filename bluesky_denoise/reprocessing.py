@@ -23,7 +23,7 @@ from bluesky_denoise.catalog import (
 from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
 from bluesky_denoise.frames import DenoiserLike
 from bluesky_denoise.in_tiled.archive import archived_documents, raw_rows
-from bluesky_denoise.in_tiled.event_array import EventArray, why_not_read
+from bluesky_denoise.in_tiled.event_array import EventArray, rows_at_once, why_not_read
 from bluesky_denoise.in_tiled.stream_table import parts_of, read_table
 from bluesky_denoise.in_tiled.streams import (
     METADATA_KEY,
@@ -63,8 +63,6 @@ class StoredResults:
     container :
         Where derived runs are, as for `denoised_streams`.
     """
-
-    _ROWS_AT_ONCE = 16
 
     def __init__(
         self,
@@ -143,7 +141,7 @@ class StoredResults:
         first, chunk = self._chunks.get(array.uri, (0, ()))
         if not first <= index < first + len(chunk):
             first = index
-            chunk = np.asarray(array[first : first + self._ROWS_AT_ONCE])
+            chunk = np.asarray(array[first : first + rows_at_once(array)])
             self._chunks[array.uri] = first, chunk
         frame = chunk[index - first]
         return frame.reshape(-1, *frame.shape[-2:])

@@ -22,7 +22,7 @@ from tiled_fixtures import Live, in_tiled
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.in_tiled.archive import archived_documents, archived_events
-from bluesky_denoise.in_tiled.event_array import EventArray
+from bluesky_denoise.in_tiled.event_array import EventArray, rows_at_once
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.reprocessing import StoredResults
 from bluesky_denoise.router import DenoiseRouter
@@ -205,7 +205,25 @@ def joined(request, RE, raw, tiled, written, detector, beside):
             run.validate(raise_on_error=True)
         run = in_tiled(tiled, uid)
     assert run["primary"]["detector"].shape == (8, *SHAPE)
+    events = EventArray(run["primary"].base, "detector")
+    assert (events.shape, events.dtype) == ((4, 2, *SHAPE), events[:1].dtype)
     return run
+
+
+@pytest.mark.parametrize(
+    ("shapes", "rows"),
+    [
+        ([(100, 195, 487)], 16),
+        ([(100, 4362, 4148)], 3),  # 72 MB each
+        ([(100, 2, 4362, 4148)], 1),
+        ([(100, 1000, 4362, 4148)], 1),
+        ([(100, 2000, 2000), (100, 2000, 2000)], 8),
+        ([], 16),
+    ],
+)
+def test_fewer_rows_of_large_frames_are_read_at_once(shapes, rows):
+    arrays = [np.broadcast_to(np.uint32(0), shape) for shape in shapes]
+    assert rows_at_once(*arrays) == rows
 
 
 CONCAT = pytest.mark.filterwarnings("ignore:.*join_method='concat':DeprecationWarning")

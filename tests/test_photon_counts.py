@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from skimage.filters import gaussian
 
-from bluesky_denoise.errors import FrameValueError
+from bluesky_denoise.errors import FrameValueError, MaskError
 from bluesky_denoise.photons.photon_checks import (
     chessboard_noise,
     fano_factor,
@@ -178,6 +178,11 @@ def test_frames_that_are_mostly_masked_pass(rng):
     for _ in range(20):
         mask = rng.random((195, 244)) < 0.5
         assert not looks_poisson(np.where(mask, 0, rng.poisson(20, mask.shape)), mask)
+
+
+def test_a_mask_of_another_shape_is_refused(rng):
+    with pytest.raises(MaskError, match=r"shape \(20, 24\); the frames need \(24, 20\)"):
+        check_photon_counts(rng.poisson(1.0, (3, 24, 20)), np.zeros((20, 24), bool))
 
 
 @pytest.mark.parametrize("spots", [10, 100])

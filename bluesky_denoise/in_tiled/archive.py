@@ -9,7 +9,12 @@ import numpy as np
 from bluesky_tiled_plugins.exporters import build_descriptor_docs
 
 from bluesky_denoise.errors import DenoiseError
-from bluesky_denoise.in_tiled.event_array import EventArray, is_array, why_no_array
+from bluesky_denoise.in_tiled.event_array import (
+    EventArray,
+    is_array,
+    rows_at_once,
+    why_no_array,
+)
 from bluesky_denoise.in_tiled.stream_table import read_table
 from bluesky_denoise.in_tiled.streams import METADATA_KEY, arrays_of
 from bluesky_denoise.sources.exposure import find_exposure
@@ -18,8 +23,6 @@ from bluesky_denoise.sources.frame_keys import is_frame_key
 __all__ = ["archived_documents", "archived_events", "descriptors_of", "raw_rows"]
 
 logger = logging.getLogger(__name__)
-
-_ROWS_AT_ONCE = 16
 
 
 def archived_documents(
@@ -165,8 +168,9 @@ def archived_events(
         for index, seq_num in enumerate(seq_nums)
         if first <= seq_num and (last is None or seq_num <= last)
     ]
-    for begin in range(0, len(rows), _ROWS_AT_ONCE):
-        some = rows[begin : begin + _ROWS_AT_ONCE]
+    each = rows_at_once(*arrays.values())
+    for begin in range(0, len(rows), each):
+        some = rows[begin : begin + each]
         wanted = any(seq_nums[index] not in without_frames for index in some)
         span = slice(some[0], some[-1] + 1)
         frames = {key: array[span] for key, array in arrays.items() if wanted}

@@ -1,5 +1,6 @@
 """Frames of a stream in Tiled by their events, and why they cannot be read."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,7 +11,10 @@ from tiled.utils import path_from_uri
 
 from bluesky_denoise.errors import DenoiseError
 
-__all__ = ["EventArray", "is_array", "why_no_array", "why_not_read"]
+__all__ = ["EventArray", "is_array", "rows_at_once", "why_no_array", "why_not_read"]
+
+_MOST_ROWS = 16
+_MOST_BYTES = 256 << 20
 
 
 class EventArray:
@@ -47,6 +51,17 @@ class EventArray:
     def __len__(self) -> int:
         return self._array.shape[0] // self._per_event
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W), or (N, n, H, W) of N events."""
+        frames = (self._per_event,) if self._per_event > 1 else ()
+        return (len(self), *frames, *self._array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the frames."""
+        return np.dtype(self._array.dtype)
+
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Return the rows of successive events: (N, H, W), or (N, n, H, W).
 
@@ -71,6 +86,12 @@ class EventArray:
 def is_array(node: Any) -> bool:
     """Return whether a node of Tiled is an array; files of an unknown kind are not."""
     return hasattr(node, "shape")
+
+
+def rows_at_once(*arrays: Any) -> int:
+    """Return how many rows of arrays are to be read at once: 16, or fewer of large frames."""
+    row = sum(math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize for array in arrays)
+    return max(1, min(_MOST_ROWS, _MOST_BYTES // max(row, 1)))
 
 
 def why_no_array(key: str, node: Any) -> str:

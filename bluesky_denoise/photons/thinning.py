@@ -3,6 +3,7 @@
 import numpy as np
 
 from bluesky_denoise.errors import FrameValueError
+from bluesky_denoise.frame_checks import check_mask
 from bluesky_denoise.photons.photon_checks import looks_poisson
 
 __all__ = ["check_photon_counts", "thin"]
@@ -24,6 +25,8 @@ def check_photon_counts(
     FrameValueError
         If the counts are no integers, negative, or do not look like photons
         (:func:`~bluesky_denoise.photons.photon_checks.looks_poisson`).
+    MaskError
+        If the mask does not have the frames' height and width.
     """
     counts = np.asarray(counts)
     if not np.issubdtype(counts.dtype, np.integer):
@@ -33,7 +36,9 @@ def check_photon_counts(
         )
     if counts.size == 0:
         return
-    masked = np.zeros(counts.shape[-2:], bool) if mask is None else np.asarray(mask) != 0
+    masked = check_mask(mask, counts.shape[-2:])
+    if masked is None:
+        masked = np.zeros(counts.shape[-2:], bool)
     least = int(counts.min(where=~masked, initial=0))
     if least < 0:
         raise FrameValueError(
