@@ -3,8 +3,10 @@
 import contextlib
 import os
 import shutil
+import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,7 +136,7 @@ def serve(
         str | None, typer.Option(help="Letters and digits; without it another at each start.")
     ] = None,
 ) -> None:
-    """Serve a directory of `embedded_tiled`, with Tiled's web page, until Enter."""
+    """Serve a directory of `embedded_tiled`, with Tiled's web page, until Enter or Ctrl-C."""
     from tiled.client import from_uri
 
     from bluesky_denoise.server import embedded_tiled
@@ -158,8 +160,19 @@ def serve(
             )
         elif len(cat) and (frames := _denoised_keys(cat[-1])):
             _print_where(uri, cat[-1].metadata["start"]["uid"], frames[0])
-        with contextlib.suppress(KeyboardInterrupt, EOFError):
-            console.input("Press Enter to end. ")
+        with contextlib.suppress(KeyboardInterrupt):
+            _wait_for_the_end()
+
+
+def _wait_for_the_end() -> None:
+    """Wait for Enter; where nobody can press it, as under ``nohup``, to be interrupted or ended."""
+    with contextlib.suppress(EOFError):
+        console.input("Press Enter to end. ")
+        return
+    if not sys.stdin.isatty():
+        console.print("Nobody is there to do so: it goes on until Ctrl-C, or SIGTERM.")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        threading.Event().wait()
 
 
 def _moved_from(directory: Path) -> Path | None:

@@ -25,7 +25,7 @@ def command(tiled, tmp_path, monkeypatch):
     )
 
     def run(*arguments, code=0):
-        result = CliRunner().invoke(app, arguments)
+        result = CliRunner().invoke(app, arguments, input="\n")
         assert code is None or result.exit_code == code, result.output
         return result.output
 

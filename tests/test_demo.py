@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from live_path import UNIT
+from tiled.client import from_uri
 from tiled.structures.core import Spec
 from typer.testing import CliRunner
 
 from bluesky_denoise.backup import BackupFile
 from bluesky_denoise.cli import app
+from bluesky_denoise.server import embedded_tiled
 
 ROOT = Path(__file__).parents[1]
 TOLD = {
@@ -71,6 +73,22 @@ def test_the_demo_ends_in_words_and_in_a_picture(tmp_path):
     )
     assert "1 runs at http://" in served.stdout
     assert "/denoised/pilatus_image?api_key=" in served.stdout
+
+
+def test_without_a_terminal_a_directory_is_served_until_sigterm(tmp_path):
+    with embedded_tiled(tmp_path / "data"):
+        pass
+    command = [sys.executable, "-m", "bluesky_denoise", "serve", "data", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as process:
+        uri = process.stdout.readline().partition(" at ")[2].strip()
+        assert "until Ctrl-C, or SIGTERM" in process.stdout.readline()
+        client = from_uri(uri)
+        with client.context:
+            assert list(client) == []
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
