@@ -40,12 +40,14 @@ lint: .venv/installed
 
 # The pinned set, torch first. On Linux the one of PyPI brings several gigabytes of libraries for
 # GPUs, which it depends on; the README says how to take the build for CPUs. All the rest is in the
-# lock. Only modules that are used are compiled: most are not, and take half of the time.
+# lock, but for what other systems than Linux need. Only modules that are used are compiled: most are
+# not, and take half of the time.
 .venv/installed: requirements.lock setup.cfg pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	@echo "Installing the pinned packages into .venv; this takes some minutes, once."
 	$(PIP_INSTALL) -c requirements.lock torch
 	$(PIP_INSTALL) --no-deps -r requirements.lock
+	$(BIN)/python -m pip check >/dev/null || $(PIP_INSTALL) -r requirements.lock
 	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	$(BIN)/python -c "import $(COMPILED)"
 	touch $@
