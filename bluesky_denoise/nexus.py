@@ -243,13 +243,12 @@ def _frames(
     of_raw = raw_key(key, specs.get(key, {}))
     if of_raw in raw:
         counts = _group(entry, key, "NXdata", signal="counts")
-        dtype = np.dtype(raw[of_raw].dtype)
         events = EventArray(raw, of_raw)
         order = raw_rows(
             *(run, denoised.raw_stream, columns["raw_seq_num"].astype(int), len(events)),
             from_archive=bool(denoised.provenance.get(FROM_ARCHIVE)),
         )
-        arrays.append((events, _dataset(counts, "counts", shape, dtype, "counts"), order))
+        arrays.append((events, _dataset(counts, "counts", shape, events.dtype, "counts"), order))
         _describe(counts, axes, len(shape), f"{key}, raw")
     masked = np.ones(shape[-2:], bool)
     each = rows_at_once(*(source for source, *_ in arrays))

@@ -9,12 +9,7 @@ import numpy as np
 from bluesky_tiled_plugins.exporters import build_descriptor_docs
 
 from bluesky_denoise.errors import DenoiseError
-from bluesky_denoise.in_tiled.event_array import (
-    EventArray,
-    is_array,
-    rows_at_once,
-    why_no_array,
-)
+from bluesky_denoise.in_tiled.event_array import EventArray, is_array, rows_at_once, why_no_array
 from bluesky_denoise.in_tiled.stream_table import read_table
 from bluesky_denoise.in_tiled.streams import METADATA_KEY, arrays_of
 from bluesky_denoise.sources.exposure import find_exposure
