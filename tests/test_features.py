@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from bluesky_denoise.models.features import describe
+from bluesky_denoise.models.kernels import repeat
 
 LEVELS, LINES = 5, ((1, 0), (0, 1))
 BROAD = 2
@@ -48,3 +49,8 @@ def test_all_that_a_network_is_shown_is_bounded():
     for channels in described(counts):
         assert channels.isfinite().all()
         assert channels.abs().max() < 20
+
+
+def test_each_pixel_is_made_four_of():
+    x = torch.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    assert torch.equal(repeat(x), torch.nn.functional.interpolate(x, scale_factor=2.0))
