@@ -1,13 +1,13 @@
 """Print how much of their noise bright narrow lines keep, by the angle at which they run.
 
 Run as ``python -m benchmarks.bright_lines [--frames 2] [--weights default]``. Below 1 the estimate
-is better than the counts themselves; the same network with `non_local`, and Anscombe + BM3D,
-stand beside it.
+is better than the counts themselves. The network alone, without the last exchange, and Anscombe +
+BM3D stand beside it.
 """
 
 import numpy as np
 
-from benchmarks.judged import judged, with_and_without
+from benchmarks.judged import judged, without_and_with
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.evaluation.baselines import anscombe_bm3d
 
@@ -20,7 +20,7 @@ ANGLES_DEG = (0.0, 5.0, 15.0, 26.6, 45.0)
 def main() -> None:
     denoiser, frames = judged(__doc__, "frames", 2)
     print("squared error on the line over its Poisson noise")
-    print(" line  beside  sigma px  degrees    ours  non_local  BM3D")
+    print(" line  beside  sigma px  degrees  network alone    ours   BM3D")
     for kind in KINDS:
         for angle in ANGLES_DEG:
             print(_row(denoiser, *kind, angle, frames))
@@ -37,12 +37,11 @@ def _row(
         on_line = truth > 0.5 * top
         inside = np.zeros_like(on_line)
         inside[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = True
-        estimates = (*with_and_without(denoiser, counts), anscombe_bm3d(counts))
+        estimates = (*without_and_with(denoiser, counts), anscombe_bm3d(counts))
         found.append([((x - truth) ** 2 / truth)[on_line & inside].mean() for x in estimates])
-    ours, non_local, bm3d = np.mean(found, axis=0)
+    alone, ours, bm3d = np.mean(found, axis=0)
     return (
-        f"{top:5.0f} {beside:7.0f} {sigma:9.1f} {angle:8.1f} {ours:7.2f} {non_local:10.2f} "
-        f"{bm3d:5.2f}"
+        f"{top:5.0f} {beside:7.0f} {sigma:9.1f} {angle:8.1f} {alone:14.2f} {ours:7.2f} {bm3d:6.2f}"
     )
 
 

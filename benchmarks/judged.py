@@ -1,12 +1,14 @@
 """What the benchmarks of a network take from the command line: its weights, and how many frames."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from bluesky_denoise.denoiser import Denoiser
 
-__all__ = ["judged", "with_and_without"]
+__all__ = ["judged", "network_alone", "without_and_with"]
 
 
 def judged(description: str, what: str, number: int) -> tuple[Denoiser, int]:
@@ -26,19 +28,26 @@ def judged(description: str, what: str, number: int) -> tuple[Denoiser, int]:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument(f"--{what}", type=int, default=number)
     parser.add_argument("--weights", default="default")
-    parser.add_argument("--non-local", action="store_true")
     given = parser.parse_args()
-    denoiser = Denoiser.load(given.weights, threads=1, non_local=given.non_local)
+    denoiser = Denoiser.load(given.weights, threads=1)
     number = getattr(given, what)
     print(f"weights {denoiser.weights_sha256[:12]}, {number} {what} each")
     return denoiser, number
 
 
-def with_and_without(denoiser: Denoiser, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Denoise a frame of 1 s as it is done by default, and with `non_local`: the rates."""
-    rates = []
-    was = denoiser.non_local
-    for denoiser.non_local in (False, True):
-        rates.append(denoiser.denoise(counts, 1.0).rate)
-    denoiser.non_local = was
-    return rates[0], rates[1]
+@contextmanager
+def network_alone(denoiser: Denoiser) -> Iterator[None]:
+    """Leave out the last exchange, along lines."""
+    model = denoiser._model
+    model.denoise = lambda counts, valid: model.estimate(counts, valid)[:2]
+    try:
+        yield
+    finally:
+        del model.denoise
+
+
+def without_and_with(denoiser: Denoiser, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Denoise a frame of 1 s without the last exchange, and with it: the rates."""
+    with network_alone(denoiser):
+        before = denoiser.denoise(counts, 1.0).rate
+    return before, denoiser.denoise(counts, 1.0).rate

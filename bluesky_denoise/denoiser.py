@@ -41,12 +41,11 @@ class Denoiser:
     card : what the weights are; needs ``model`` and ``sha256``
     name : what to call the weights
     device : ``cpu``, ``cuda`` or ``cuda:N``; CUDA where there is one if None
-    non_local : as for `Denoiser.load`
 
     Raises
     ------
     SettingsError
-        If the device is not there, or the network cannot do what ``non_local`` asks for.
+        If the device is not there.
     """
 
     def __init__(
@@ -55,15 +54,7 @@ class Denoiser:
         card: dict[str, Any],
         name: str,
         device: str | None = None,
-        *,
-        non_local: bool = False,
     ) -> None:
-        if non_local and not hasattr(model, "estimate_non_local"):
-            raise SettingsError(
-                f"non_local is True, and the network of {name!r} is {card.get('model')!r}, which "
-                "tells no errors to compare pixels by. Leave it out, or use weights of "
-                "photon_exchange, such as the shipped ones."
-            )
         self.device: str = _choose_device(device)
         self.name = name
         self.card = card
@@ -71,7 +62,6 @@ class Denoiser:
         self._kind = torch.device(self.device).type
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)
         self._has_variance = getattr(model, "tells_variance", False)
-        self.non_local = non_local
         self._stretch = _stretch(card)
         self._most_pixels = MOST_PIXELS[self._kind]
 
@@ -82,7 +72,6 @@ class Denoiser:
         device: str | None = None,
         *,
         threads: int | None = None,
-        non_local: bool = False,
     ) -> "Denoiser":
         """Load shipped weights by name, or others by path.
 
@@ -91,9 +80,6 @@ class Denoiser:
         name : name of shipped weights, or path of a ``.safetensors`` with its card beside it
         device : ``cpu``, ``cuda`` or ``cuda:N``; None takes CUDA where there is one
         threads : CPU threads of torch in this process; None leaves them as they are
-        non_local : let pixels that are still noisy share photons with near ones that look alike,
-            as non-local means do: for powder rings, fringes and lines that run obliquely, which
-            keep much of their noise otherwise. It takes several times as long on a processor
 
         Raises
         ------
@@ -102,8 +88,7 @@ class Denoiser:
         CheckpointError
             If the weights are damaged.
         SettingsError
-            If the device is not there, ``threads`` is below 1, or the network cannot do what
-            ``non_local`` asks for.
+            If the device is not there, or ``threads`` is below 1.
         """
         if threads is not None:
             if threads < 1:
@@ -111,7 +96,7 @@ class Denoiser:
             torch.set_num_threads(threads)
         device = _choose_device(device)
         model, card = load_checkpoint(name)
-        denoiser = cls(model, card, Path(name).stem, device, non_local=non_local)
+        denoiser = cls(model, card, Path(name).stem, device)
         logger.info("Weights %s (%.12s) on %s.", name, denoiser.weights_sha256, denoiser.device)
         return denoiser
 
@@ -125,8 +110,7 @@ class Denoiser:
             return None
 
     def __repr__(self) -> str:
-        weights = f"weights {self.weights_sha256:.12}{', non-local' if self.non_local else ''}"
-        return f"<Denoiser {self.name!r}, {weights}, on {self.device}>"
+        return f"<Denoiser {self.name!r}, weights {self.weights_sha256:.12}, on {self.device}>"
 
     def denoise(
         self,
@@ -287,10 +271,8 @@ class Denoiser:
 
     def _estimate(self, counts: Tensor, valid: Tensor) -> Sequence[Tensor]:
         """Return the estimate, and its variance where the network tells it."""
-        if self.non_local:
-            return self._model.estimate_non_local(counts, valid)
         if self._has_variance:
-            return self._model.estimate(counts, valid)[:2]
+            return self._model.denoise(counts, valid)
         return [self._model(counts, valid)]
 
     def _tensor(self, array: np.ndarray, pad: tuple[int, int, int, int]) -> Tensor:

@@ -222,20 +222,10 @@ def _load(settings: DenoiseSettings) -> DenoiserLike:
     module, _, factory = settings.model.partition(":")
     # What follows the drive of a Windows path is no name.
     if factory.isidentifier() and module.replace(".", "").isidentifier():
-        if settings.non_local:
-            raise SettingsError(
-                f"Setting `non_local` is true, and `model` is {settings.model!r}: a denoiser of "
-                "your own decides by itself. Leave the setting out."
-            )
         return _made(module, factory)
     from bluesky_denoise.denoiser import Denoiser  # imports torch
 
-    return Denoiser.load(
-        settings.model,
-        settings.device,
-        threads=with_threads(settings).threads,
-        non_local=settings.non_local,
-    )
+    return Denoiser.load(settings.model, settings.device, threads=with_threads(settings).threads)
 
 
 def _made(module: str, factory: str) -> DenoiserLike:

@@ -83,8 +83,6 @@ class DenoiseSettings(BaseModel):
     """``"cuda"``, ``"cuda:1"``, ``"cpu"``; None: CUDA where there is one, else CPU."""
     threads: PositiveInt | None = None
     """CPU threads of the denoiser; None: all cores but one, which the RunEngine keeps."""
-    non_local: bool = False
-    """Take more noise from powder rings, fringes and oblique lines, in several times the time."""
 
     tiled_uri: str | None = None
     """Tiled server, or any of its web pages; None: nothing is written to Tiled."""
@@ -433,9 +431,9 @@ class DenoiseSettings(BaseModel):
         They go into the start document of every derived run.
         """
         shaping = {"data_keys", "streams", "exposure_s", "exposure_keys", "model", "rois"}
-        shaping |= {"audit", "rate_range", "save_sigma", "non_local"}
-        # Where they are not set, results are those of versions without them.
-        shaping -= {name for name in ("rois", "non_local") if not getattr(self, name)}
+        shaping |= {"audit", "rate_range", "save_sigma"}
+        if not self.rois:
+            shaping.remove("rois")
         described = self.model_dump(include=shaping, mode="json", exclude_none=True)
         if self.mask is not None:
             described["mask"] = _summary(self.mask)

@@ -21,7 +21,6 @@ EXPECTED = {
     "model": f"{_TEXT}: a name of weights, the path of a .safetensors file, or package.module:name",
     "device": f"{_TEXT}: cpu, cuda or cuda:1",
     "threads": _COUNT,
-    "non_local": _SWITCH,
     "tiled_uri": "an address such as http://localhost:8000",
     "tiled_api_key": _TEXT,
     "tiled_layout": "'stream' or 'run'",

@@ -131,11 +131,11 @@ def test_check_fails_where_settings_do_not_fit(command, uid, tmp_path):
 
 def test_check_says_what_denoises(command, uid, tmp_path):
     settings = (tmp_path / "settings.yaml").read_text()
-    shipped = settings.replace(UNIT, "default") + "device: cpu\nthreads: 1\nnon_local: true\n"
+    shipped = settings.replace(UNIT, "default") + "device: cpu\nthreads: 1\n"
     (tmp_path / "shipped.yaml").write_text(shipped)
     said = command("check", "shipped.yaml")
     assert "Network default (" in said
-    assert " on cpu, threads: 1, non_local\n" in said
+    assert " on cpu, threads: 1\n" in said
 
 
 def test_check_says_that_a_detector_is_too_fast(command, uid, tmp_path, monkeypatch):

@@ -56,7 +56,6 @@ def check(
         denoiser = DenoiseRouter(loaded).denoiser
         told = f"{denoiser.name} ({denoiser.weights_sha256[:12]}) on {denoiser.device}"
         told += f", threads: {loaded.threads}" if denoiser.device == "cpu" else ""
-        told += ", non_local" if loaded.non_local else ""
         console.print(f"Network {told}", highlight=False)
         run = find_run(catalog, uid) if uid else _newest_with_frames(catalog, loaded)
         start = run.metadata["start"]

@@ -77,9 +77,6 @@ def evaluate(
         float, typer.Option(help="Factor on the simulated frames.", min=0, max=1000)
     ] = 1.0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    non_local: Annotated[
-        bool, typer.Option("--non-local", help="With the setting `non_local`: better, slower.")
-    ] = False,
     uri: Annotated[
         str, typer.Option(envvar="TILED_URI", help="Tiled server; key in TILED_API_KEY.")
     ] = "http://localhost:8000",
@@ -102,7 +99,7 @@ def evaluate(
         _check_places([place for place in (json, report) if place is not None])
         paper = _paper_files(train_paper)
         names = _names_of([Path(model), *(networks or ()), *paper])
-        denoiser = Denoiser.load(model, device, non_local=non_local)
+        denoiser = Denoiser.load(model, device)
         others = [Denoiser.load(path, device) for path in networks or ()]
         denoiser.name = names[0]
         result = Evaluation(denoiser.name, _about(denoiser, data))
@@ -131,7 +128,7 @@ def evaluate(
         if denoiser.device == "cpu":
             counts = sets[0].counts[0][:195, :487] if sets else recorded_frames().counts[0]
             counts = counts.astype(np.int64)
-            time_on(result, model, counts, score, non_local=non_local)
+            time_on(result, model, counts, score)
     result.about["minutes"] = round((time.monotonic() - begin) / 60, 1)
     gates = judge(result)
     for table in (*all_tables(result), gate_table(gates)):
@@ -232,7 +229,6 @@ def _about(denoiser: Denoiser, data: str | None) -> dict[str, Any]:
         "model": denoiser.name,
         "network": denoiser.card.get("model", ""),
         "sha256": denoiser.weights_sha256,
-        "non_local": denoiser.non_local,
         "command": _command(),
         "data": Path(data).resolve().name if data else "shipped frames and simulated scenes",
         "date": time.strftime("%Y-%m-%d"),

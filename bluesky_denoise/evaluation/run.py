@@ -109,16 +109,9 @@ def score_simulated(
     result.awkward += awkward_scores(denoiser, track)
 
 
-def time_on(
-    result: Evaluation,
-    model: str | Path,
-    counts: np.ndarray,
-    track: Track,
-    *,
-    non_local: bool = False,
-) -> None:
+def time_on(result: Evaluation, model: str | Path, counts: np.ndarray, track: Track) -> None:
     """Add the times of others on a frame, (H, W) integer counts, over the denoiser's."""
     try:
-        result.speed += speed_scores(model, counts, track, non_local=non_local)
+        result.speed += speed_scores(model, counts, track)
     except TimingError as error:
         result.left_out.append(f"speed: {error}")

@@ -34,7 +34,7 @@ class SpeedScore:
 
 
 def speed_scores(
-    model: str | Path, counts: np.ndarray, track: Track, *, rounds: int = 7, non_local: bool = False
+    model: str | Path, counts: np.ndarray, track: Track, *, rounds: int = 7
 ) -> list[SpeedScore]:
     """Time BM3D, non-local means, VDSR and IRUNet against a denoiser on the CPU.
 
@@ -50,7 +50,6 @@ def speed_scores(
     counts : (H, W) integer counts
     track : shows progress
     rounds : turns of each method
-    non_local : as for `Denoiser.load`
 
     Raises
     ------
@@ -58,7 +57,6 @@ def speed_scores(
         If the process fails, with the end of what it wrote.
     """
     command = [sys.executable, "-m", timing.__name__, str(model), str(rounds)]
-    command += ["non_local"] if non_local else []
     least: dict[str, float] = {}
     with tempfile.TemporaryFile() as frame, tempfile.TemporaryFile() as errors:
         np.save(frame, counts, allow_pickle=False)

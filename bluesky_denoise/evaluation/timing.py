@@ -1,8 +1,8 @@
 """The process that times a denoiser and others on one frame, and does nothing else.
 
-Run by `speed_scores` as ``python -m bluesky_denoise.evaluation.timing MODEL ROUNDS``, and perhaps
-``non_local``: a frame comes in as ``.npy``, and for each round a line of JSON goes out, seconds of
-CPU time by method.
+Run by `speed_scores` as ``python -m bluesky_denoise.evaluation.timing MODEL ROUNDS``: a
+frame comes in as ``.npy``, and for each round a line of JSON goes out, seconds of CPU time by
+method.
 """
 
 import json
@@ -26,10 +26,10 @@ TURN_S = 0.1
 """A method takes the frame again and again for so long in each of its turns, once at least."""
 
 
-def main(model: str, rounds: int, counts: np.ndarray, non_local: bool = False) -> None:
+def main(model: str, rounds: int, counts: np.ndarray) -> None:
     """Time all methods in turns, on one thread, and print a line for each round."""
     keep_freed_memory()  # and large pages, as where frames are denoised live; all profit
-    denoiser = Denoiser.load(model, "cpu", threads=1, non_local=non_local)
+    denoiser = Denoiser.load(model, "cpu", threads=1)
     jobs: dict[str, Callable[[], object]] = {
         OURS: lambda: denoiser.denoise(counts, 1.0),
         "VDSR, eager float32": eager(MODELS["vdsr"]().eval(), counts),
@@ -76,4 +76,4 @@ def eager(network: torch.nn.Module, counts: np.ndarray) -> Callable[[], torch.Te
 
 if __name__ == "__main__":
     frame = np.load(BytesIO(sys.stdin.buffer.read()))
-    main(sys.argv[1], int(sys.argv[2]), frame, "non_local" in sys.argv[3:])
+    main(sys.argv[1], int(sys.argv[2]), frame)

@@ -16,10 +16,12 @@ __all__ = [
     "Kernel",
     "blur",
     "down",
+    "halve",
     "line",
     "long",
     "repeat",
     "shuffle",
+    "slope",
     "unshuffle",
     "up",
     "wide",
@@ -46,13 +48,26 @@ def _with_ends(x: Tensor, axis: int) -> Tensor:
     return F.pad(x, (1, 1, 0, 0) if axis == 3 else (0, 0, 1, 1), mode="replicate")
 
 
-def _halve(x: Tensor, axis: int) -> Tensor:
-    """Average over [1, 3, 3, 1] / 8 along one axis in steps of 2, the border repeated."""
+def _fours(x: Tensor, axis: int) -> tuple[Tensor, ...]:
+    """Return four in a row along one axis, in steps of 2, the border repeated."""
     size = x.shape[axis] // 2
     wide = _with_ends(x, axis)
     first, third = wide.narrow(axis, 0, 2 * size), wide.narrow(axis, 2, 2 * size)
-    (a, b), (c, d) = (part.unflatten(axis, (size, 2)).unbind(axis + 1) for part in (first, third))
+    return tuple(
+        one for part in (first, third) for one in part.unflatten(axis, (size, 2)).unbind(axis + 1)
+    )
+
+
+def halve(x: Tensor, axis: int) -> Tensor:
+    """Average over [1, 3, 3, 1] / 8 along one axis in steps of 2, the border repeated."""
+    a, b, c, d = _fours(x, axis)
     return (a + d).add_(b + c, alpha=3).mul_(0.125)
+
+
+def slope(x: Tensor, axis: int) -> Tensor:
+    """Return the change per pixel along one axis, [-1, -1, 1, 1] / 4, in steps of 2."""
+    a, b, c, d = _fours(x, axis)
+    return (c + d).sub_(a + b).mul_(0.25)
 
 
 def down(x: Tensor) -> Tensor:
@@ -60,7 +75,7 @@ def down(x: Tensor) -> Tensor:
 
     With the border repeated it is the transpose of `up` over 4, exactly.
     """
-    return _halve(_halve(x, 2), 3)
+    return halve(halve(x, 2), 3)
 
 
 def _double(x: Tensor, axis: int) -> Tensor:
@@ -113,7 +128,7 @@ def line(rows: int, cols: int) -> Kernel:
 
 def _long(x: Tensor, rows: int, cols: int) -> Tensor:
     axis = 2 if rows else 3
-    x = _line(_halve(_halve(x, axis), axis), rows, cols)
+    x = _line(halve(halve(x, axis), axis), rows, cols)
     return _double(_double(x, axis), axis)
 
 

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bluesky_denoise.models import drawn_kernels, kernels, spots
-from bluesky_denoise.models.alike import share_alike
+from bluesky_denoise.models.along_lines import share_along_lines
 from bluesky_denoise.models.error_head import ErrorHead
 from bluesky_denoise.models.features import describe
 from bluesky_denoise.models.kernels import Kernel
@@ -151,7 +151,9 @@ class PhotonExchange(nn.Module):
         for head in (*self.outs, self.out_full):
             nn.init.constant_(head.bias, 0.5)  # all shares alike at first
 
-    def shares(self, counts: Tensor, valid: Tensor) -> tuple[list[_Shares], list[Tensor]]:
+    def shares(
+        self, counts: Tensor, valid: Tensor, free: Tensor | None = None
+    ) -> tuple[list[_Shares], list[Tensor]]:
         """Run the U-Net: shares of every kernel at every level; its features, finest first."""
         # Counts need all their digits: only the convolutions may run at half precision.
         with torch.autocast(counts.device.type, enabled=False):
@@ -180,7 +182,8 @@ class PhotonExchange(nn.Module):
         # Plane by plane from here on: shares multiply single-channel frames.
         with torch.autocast(counts.device.type, enabled=False):
             banks = self._banks([z.float() for z in terms], feats)
-            return self._bound([z.float() for z in logits], banks, counts, valid), found
+            free = self._free(counts) if free is None else free
+            return self._bound([z.float() for z in logits], banks, free, valid), found
 
     def _terms(self, found: list[Tensor]) -> list[Tensor]:
         """Tell of each pixel what its kernel is drawn by, at every level that has one."""
@@ -203,11 +206,11 @@ class PhotonExchange(nn.Module):
         self,
         logits: list[Tensor],
         banks: list[tuple[Kernel, ...]],
-        counts: Tensor,
+        free: Tensor,
         valid: Tensor,
     ) -> list[_Shares]:
         full, *others = logits
-        both = torch.cat([self._free(counts) * valid, valid], 1)
+        both = torch.cat([free * valid, valid], 1)
         free, some = kernels.unshuffle(both).unflatten(1, (2, 2, 2)).split(1, 1)
         # Bright pixels, and spots that stand out, are known well: they stay as counted.
         own, *roots = self._roots(full, free)
@@ -270,24 +273,33 @@ class PhotonExchange(nn.Module):
             (out,), _ = self._moved(shares, valid, counts)
             return out
 
-    def estimate(self, counts: Tensor, valid: Tensor, other: Tensor | None = None) -> Estimate:
-        """Estimate expected counts and their variance; arguments as for `forward`."""
-        shares, found = self.shares(counts, valid)
+    def estimate(
+        self,
+        counts: Tensor,
+        valid: Tensor,
+        other: Tensor | None = None,
+        free: Tensor | None = None,
+    ) -> Estimate:
+        """Estimate expected counts and their variance; arguments as for `forward`.
+
+        ``free`` is what `_free` says of the counts, where that is known already.
+        """
+        shares, found = self.shares(counts, valid, free)
         with torch.autocast(counts.device.type, enabled=False):
             images = [counts] if other is None else [counts, other]
             out, own = self._moved(shares, valid, *images)
             variance = self.error(found, out[0], own) * valid
         return Estimate(out[0], variance, None if other is None else out[1])
 
-    def estimate_non_local(self, counts: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate expected counts and their variance; pixels that look alike share once more.
+    def denoise(self, counts: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate expected counts and their variance, and let noisy pixels share along lines.
 
-        Nothing of that is learnt: training does without it.
+        Nothing of that is learnt: training does without it. Arguments as for `forward`.
         """
-        found = self.estimate(counts, valid)
+        free = self._free(counts)
+        found = self.estimate(counts, valid, free=free)
         with torch.autocast(counts.device.type, enabled=False):
-            free = self._free(counts) ** 2
-            return share_alike(counts, valid, found.counts, found.variance, free)
+            return share_along_lines(valid, found.counts, found.variance, free * free)
 
     def _moved(
         self, shares: list[_Shares], valid: Tensor, *images: Tensor
