@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from unittest.mock import MagicMock
 
 import bluesky.plans as bp
 import h5py
@@ -18,7 +19,8 @@ from ophyd.sim import SynAxis
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError, SettingsError
-from bluesky_denoise.nexus import export_nexus
+from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.nexus import _axes, export_nexus
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.views.picture import draw_event
@@ -128,6 +130,14 @@ def test_a_file_that_exists_is_not_written_over(run, tmp_path):
     assert path.read_text() == "mine"
 
 
+def test_a_stream_without_a_table_or_without_a_row_is_refused(run, tmp_path, monkeypatch):
+    for table in (None, read_table(run["denoised"].base)[:0]):
+        monkeypatch.setattr("bluesky_denoise.nexus.read_table", lambda node, found=table: found)
+        with pytest.raises(SettingsError, match="'denoised' has no events; nothing to export"):
+            export_nexus(run, "denoised", tmp_path / "run.nxs")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_could_not_be_finished_is_not_left_behind(run, tmp_path):
     def stop(done, total):
         raise KeyboardInterrupt
@@ -227,3 +237,25 @@ def test_a_run_that_says_that_it_has_no_motors_is_exported(RE, tiled, tmp_path):
     with h5py.File(export_nexus(run, denoised, tmp_path / "run.nxs")) as file:
         entry = file[file.attrs["default"]]
         assert list(entry[entry.attrs["default"]].attrs["axes"]) == ["raw_seq_num", ".", "."]
+
+
+@pytest.mark.parametrize(
+    ("motors", "dimensions", "moved"),
+    [
+        (None, None, ["raw_seq_num"]),
+        (("x", "away"), [[["y", "away"], "primary"], [["x"], "primary"]], ["y", "x"]),
+        (["mode", "on"], None, ["raw_seq_num"]),
+        ([["x"]], [[["y"], "primary", "as this plan has it"]], ["y"]),
+    ],
+)
+def test_what_was_moved_is_told_by_hints_and_motors_however_they_are_written(
+    motors, dimensions, moved
+):
+    columns = {key: np.arange(2.0) for key in ("raw_seq_num", "x", "y")}
+    columns |= {"mode": np.array(["a", "b"], object), "on": np.array([True, False])}
+    denoised = MagicMock()
+    denoised.stream.base.metadata = {"data_keys": {"x": {"units": "mm"}, "y": {"units": None}}}
+    found = _axes({"motors": motors, "hints": {"dimensions": dimensions}}, columns, denoised)
+    assert list(found) == moved
+    units = {"x": "mm", "y": "", "raw_seq_num": ""}
+    assert all(found[key][0] is columns[key] and found[key][1] == units[key] for key in moved)
