@@ -258,6 +258,7 @@ class _Stream:
         fields += [(key, _ARROW[self._kinds[key]]) for key in self._scalars]
         fields += [(f"ts_{key}", pa.float64()) for key in [*self._scalars, *self._arrays]]
         self._schema = pa.schema(fields)
+        self._odd: set[str] = set()  # keys of readings that were left out
         self._table: Any = None
         self._inline: dict[str, Any] = {}
         self._files: dict[str, tuple[Any, Any]] = {}  # stream resource -> node, consolidator
@@ -340,10 +341,23 @@ class _Stream:
     def _row(self, doc: Mapping[str, Any]) -> dict[str, Any]:
         row = {"seq_num": doc["seq_num"], "time": doc["time"]}
         for key in self._scalars:
-            value = doc["data"].get(key)
-            cast = _CAST[self._kinds[key]]
-            row[key] = None if value is None else cast(value)
+            row[key] = self._value(key, doc)
         return row | {f"ts_{key}": doc["timestamps"].get(key) for key in doc["data"]}
+
+    def _value(self, key: str, doc: Mapping[str, Any]) -> Any:
+        """Return a reading as its column has it; None, told once, where it is of no such kind."""
+        value, kind = doc["data"].get(key), self._kinds[key]
+        try:
+            return None if value is None else _CAST[kind](value)
+        except (TypeError, ValueError, OverflowError):
+            if key not in self._odd:
+                logger.warning(
+                    "%s: %s of event %d is %.80r, and its descriptor says %s; such readings are "
+                    "left out",
+                    *("/".join(self._node.path_parts), key, doc["seq_num"], value, kind),
+                )
+            self._odd.add(key)
+            return None
 
     def _append_array(self, key: str, frames: np.ndarray) -> None:
         if key not in self._inline:
