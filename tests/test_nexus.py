@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import datetime
 from unittest.mock import MagicMock
 
 import bluesky.plans as bp
@@ -74,6 +75,9 @@ def test_the_file_has_what_nexus_asks_for_and_what_was_measured(run, tmp_path):
         assert entry.attrs["NX_class"] == "NXentry"
         assert entry["entry_identifier"].asstr()[()] == run.metadata["start"]["uid"]
         assert entry["sample/name"].asstr()[()] == "lead"
+        for moment, document in (("start_time", "start"), ("end_time", "stop")):
+            told = datetime.fromisoformat(entry[moment].asstr()[()])
+            assert told.timestamp() == pytest.approx(run.metadata[document]["time"], abs=1e-5)
         shown = entry[entry.attrs["default"]]
         assert shown.attrs["NX_class"] == "NXdata"
         assert list(shown.attrs["axes"]) == ["motor_x", ".", "."]
@@ -93,6 +97,8 @@ def test_the_file_has_what_nexus_asks_for_and_what_was_measured(run, tmp_path):
         np.testing.assert_array_equal(detector["pixel_mask"][:] == 1, MASK)
         np.testing.assert_array_equal(detector["data"], COUNTS)
         np.testing.assert_allclose(detector["count_time"], 1.0)
+        assert detector["count_time"].attrs["units"] == "s"
+        assert "units" not in shown["motor_x"].attrs
         numbers = entry["numbers"]
         assert numbers.attrs["signal"] == "satellite_intensity"
         assert np.isfinite(numbers["satellite_intensity_errors"]).all()

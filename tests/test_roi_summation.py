@@ -265,14 +265,15 @@ def test_where_the_moments_make_no_peak_there_is_no_ellipse(top, low, counts):
     assert find_ellipse(image, everywhere, everywhere).row == pytest.approx(top[0])
 
 
-@pytest.mark.parametrize("photons", [60.0, 0.0])
+@pytest.mark.parametrize("photons", [600.0, 60.0, 0.0])
 def test_the_widest_ellipse_has_the_largest_area_of_those_that_fit_within_the_doubt(photons):
-    under = 2 + 0.05 * ROWS
+    under = 2 + 0.04 * ROWS
     seen = Ellipse(22.3, 23.1, np.array([[2.0, 0.4], [0.4, 1.5]]))
     everywhere = np.ones(SHAPE, bool)
     inside = COLS != 2.5
     profile = seen.profile(everywhere)
-    counts = np.random.default_rng(5).poisson(under * (photons > 0) + photons * profile)
+    true = Ellipse(22.3, 23.1, 1.5 * seen.covariance).profile(everywhere)
+    counts = np.random.default_rng(3).poisson(under * (photons > 0) + photons * true)
     n, g = (counts - under)[inside], profile[inside]
     variance = np.maximum(under[inside] + max(g @ n / (g @ g), 0) * g, 0.02)
     values, axes = np.linalg.eigh(seen.covariance)
