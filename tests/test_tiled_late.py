@@ -148,10 +148,12 @@ def test_a_signal_that_said_it_was_an_integer_keeps_its_fractions(RE, tiled, int
     RE.subscribe(TiledWriter(tiled.client))  # finds the kind from all values, not from the first
     one = into_tiled()
     signal = Signal(name="energy", value=0)  # ophyd takes it for an integer
-    (uid,) = RE(bp.list_scan([det], signal, [0, 0.5, 1.5]))
+    other = Signal(name="internal", value=3)  # as the table is
+    (uid,) = RE(bp.list_scan([det, other], signal, [0, 0.5, 1.5]))
     one.wait(uid)
     stream = in_tiled(tiled, uid)["denoised"]
     np.testing.assert_array_equal(stream["energy"].read(), [0, 0.5, 1.5])
+    np.testing.assert_array_equal(stream["internal"].read(), [3, 3, 3])
     assert stream["raw_seq_num"].read().dtype == np.int64
 
 

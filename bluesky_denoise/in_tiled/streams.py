@@ -19,7 +19,7 @@ from tiled.utils import safe_json_dump
 
 from bluesky_denoise.documents import Document
 from bluesky_denoise.errors import TiledUnavailable
-from bluesky_denoise.in_tiled.stream_table import is_table
+from bluesky_denoise.in_tiled.stream_table import is_table, parts_of
 from bluesky_denoise.runs.derived_run import raw_stream_of
 
 __all__ = [
@@ -265,8 +265,8 @@ class _Stream:
         self._datums: set[str] = set()  # that have been added: documents may come twice
         self._written, self._resumed = 0, resumed
         self._piece_bytes = _PIECE_BYTES
-        if resumed and "internal" in node:
-            self._table = node["internal"]
+        if resumed and (parts := parts_of(node)):
+            self._table = parts[0]
             # Not how many rows there are: one whose answer was too late may be there twice.
             self._written = int(max(self._table.read(["seq_num"])["seq_num"], default=0))
         if resumed:
@@ -328,7 +328,8 @@ class _Stream:
             specs = self._descriptor["data_keys"]
             self._table = self._node.create_appendable_table(
                 schema=self._schema,
-                key="internal",
+                # A reading may be called so, too.
+                key="internal_0" if "internal" in specs else "internal",
                 # Live subscribers to all of a stream find its columns by this.
                 metadata=truncate_json_overflow({key: specs[key] for key in self._scalars}),
                 access_tags=self._tags,
