@@ -1,12 +1,13 @@
 """Rows of a derived stream as they are sent to Tiled."""
 
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 from bluesky_denoise.in_tiled import streams
-from bluesky_denoise.in_tiled.streams import _Stream
+from bluesky_denoise.in_tiled.streams import _Stream, streams_of
 
 SPECS = {
     "beam": {"dtype": "number"},
@@ -68,3 +69,13 @@ def test_a_request_has_no_more_events_than_a_proxy_takes(node, monkeypatch):
     assert patched.kwargs == {"offset": (3,), "extend": True}
     stream.add_events([event(5), event(6)])  # what is there is not written again
     assert [row["seq_num"] for row in pieces(node)[-1]] == [6]
+
+
+def test_the_streams_of_a_derived_run_are_not_those_of_another():
+    def stream(**metadata):
+        return SimpleNamespace(base=SimpleNamespace(metadata=metadata))
+
+    streams_in = {"primary": stream(), "put here": object(), "denoised": stream(denoise={})}
+    streams_in |= {f"denoised_{uid}": stream(denoise={"run_uid": uid}) for uid in "ab"}
+    run = SimpleNamespace(base=streams_in)
+    assert list(streams_of(run, "b")) == [("denoised_b", streams_in["denoised_b"].base)]
