@@ -6,7 +6,8 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from bluesky_denoise.in_tiled import streams
+from bluesky_denoise.in_tiled import layouts, streams
+from bluesky_denoise.in_tiled.layouts import DerivedRunWriter
 from bluesky_denoise.in_tiled.streams import _Stream, streams_of
 
 SPECS = {
@@ -54,6 +55,27 @@ def test_a_reading_of_another_kind_than_its_descriptor_says_costs_no_row(node, l
     assert all(second[other] is not None for other in SPECS.keys() - {key, "det"})
     (line,) = logged().splitlines()
     assert line.startswith(f"raw/denoised: {key} of event 2 is {value!r}"[:90])
+
+
+def test_a_run_of_its_own_has_readings_of_one_kind_from_its_first_event_on(monkeypatch, logged):
+    written = []
+    monkeypatch.setattr(
+        layouts, "TiledWriter", lambda *_, **__: lambda name, doc: written.append((name, doc))
+    )
+    descriptor = {"uid": "d", "run_start": "of-the-run", "name": "denoised", **DESCRIPTOR}
+    events = [{**event(1, beam="off", mode=None), "descriptor": "d"}]
+    events.append({**event(2, count=2.5), "descriptor": "d"})
+    documents = [("descriptor", descriptor), *(("event", doc) for doc in events)]
+    DerivedRunWriter(MagicMock()).write(documents)
+    assert written[0] == ("descriptor", descriptor)
+    first, second = (doc["data"] for _, doc in written[1:])
+    assert np.isnan(first["beam"])
+    assert (second["beam"], first["mode"], second["mode"]) == (1.5, None, "a")
+    assert [type(data["count"]) for data in (first, second)] == [float, float]
+    assert (second["count"], second["raw_seq_num"], second["shut"]) == (2.5, 2, True)
+    assert first["det"] is events[0]["data"]["det"]
+    assert events[0]["data"]["beam"] == "off"  # what came is as it was
+    assert "of-the-run/denoised: beam of event 1 is 'off', and its descriptor" in logged()
 
 
 def test_a_request_has_no_more_events_than_a_proxy_takes(node, monkeypatch):

@@ -19,7 +19,7 @@ from tiled.utils import safe_json_dump
 
 from bluesky_denoise.documents import Document
 from bluesky_denoise.errors import TiledUnavailable
-from bluesky_denoise.in_tiled.stream_table import is_table, parts_of
+from bluesky_denoise.in_tiled.stream_table import Columns, is_table, parts_of
 from bluesky_denoise.runs.derived_run import raw_stream_of
 
 __all__ = [
@@ -50,7 +50,6 @@ _ARROW = {
     "boolean": pa.bool_(),
     "string": pa.string(),
 }
-_CAST = {"number": float, "integer": int, "boolean": bool, "string": str}
 
 
 class NodeMissing(TiledUnavailable):
@@ -218,16 +217,6 @@ def _kind(item: Document) -> str:
     return "data" if item[0] in ("event", "stream_datum") else item[0]
 
 
-def _kind_of(key: str, descriptor: Mapping[str, Any]) -> str:
-    """Return the kind of a column: what a device says is an integer may become a fraction.
-
-    ophyd tells the kind of a signal by its first value.
-    """
-    kind = descriptor["data_keys"][key]["dtype"]
-    ours = key in descriptor.get("object_keys", {}).get("denoiser", ())
-    return "number" if kind == "integer" and not ours else kind
-
-
 def tags_of(node: Any) -> list[str] | None:
     """Return the access tags by which others may read what is derived from a node.
 
@@ -252,13 +241,12 @@ class _Stream:
         specs = descriptor["data_keys"]
         arrays = [key for key, spec in specs.items() if spec["dtype"] == "array"]
         self._arrays = [key for key in arrays if "external" not in specs[key]]
-        self._scalars = [k for k, s in specs.items() if s["dtype"] != "array"]
+        self._columns = Columns(descriptor, "/".join(node.path_parts))
+        self._scalars = list(self._columns.kinds)
         fields = [("seq_num", pa.int64()), ("time", pa.float64())]
-        self._kinds = {key: _kind_of(key, descriptor) for key in self._scalars}
-        fields += [(key, _ARROW[self._kinds[key]]) for key in self._scalars]
+        fields += [(key, _ARROW[kind]) for key, kind in self._columns.kinds.items()]
         fields += [(f"ts_{key}", pa.float64()) for key in [*self._scalars, *self._arrays]]
         self._schema = pa.schema(fields)
-        self._odd: set[str] = set()  # keys of readings that were left out
         self._table: Any = None
         self._inline: dict[str, Any] = {}
         self._files: dict[str, tuple[Any, Any]] = {}  # stream resource -> node, consolidator
@@ -341,24 +329,8 @@ class _Stream:
 
     def _row(self, doc: Mapping[str, Any]) -> dict[str, Any]:
         row = {"seq_num": doc["seq_num"], "time": doc["time"]}
-        for key in self._scalars:
-            row[key] = self._value(key, doc)
+        row |= self._columns.values(doc)
         return row | {f"ts_{key}": doc["timestamps"].get(key) for key in doc["data"]}
-
-    def _value(self, key: str, doc: Mapping[str, Any]) -> Any:
-        """Return a reading as its column has it; None, told once, where it is of no such kind."""
-        value, kind = doc["data"].get(key), self._kinds[key]
-        try:
-            return None if value is None else _CAST[kind](value)
-        except (TypeError, ValueError, OverflowError):
-            if key not in self._odd:
-                logger.warning(
-                    "%s: %s of event %d is %.80r, and its descriptor says %s; such readings are "
-                    "left out",
-                    *("/".join(self._node.path_parts), key, doc["seq_num"], value, kind),
-                )
-            self._odd.add(key)
-            return None
 
     def _append_array(self, key: str, frames: np.ndarray) -> None:
         if key not in self._inline:
