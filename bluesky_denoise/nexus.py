@@ -78,7 +78,7 @@ def export_nexus(
         raise SettingsError(f"{path} exists; remove it, or write to another file.")
     node = denoised.stream.base  # one request for the table; the stream's own keys take one each
     table = read_table(node)
-    if table is None:
+    if table is None or table.empty:  # that has been begun has no rows yet
         raise SettingsError(f"The stream {denoised.name!r} has no events; nothing to export.")
     rows = len(table)
     stamps = {"time", "seq_num", *(f"ts_{key}" for key in node.metadata["data_keys"])}
@@ -199,10 +199,11 @@ def _axes(
 ) -> dict[str, tuple[np.ndarray, str]]:
     """Return what was moved, the first first; without motors the number of the event."""
     dimensions = (start.get("hints") or {}).get("dimensions") or []
-    hinted = [field for fields, _ in dimensions for field in fields]
+    hinted = [field for fields, *_ in dimensions for field in fields]  # some plans say more
     motors = start.get("motors") or []
-    keys = [key for key in dict.fromkeys([*hinted, *motors]) if key in columns]
-    keys = [key for key in keys if columns[key].dtype.kind in "fiu"] or ["raw_seq_num"]
+    named = [key for key in (*hinted, *motors) if isinstance(key, str) and key in columns]
+    keys = [key for key in dict.fromkeys(named) if columns[key].dtype.kind in "fiu"]
+    keys = keys or ["raw_seq_num"]
     specs = denoised.stream.base.metadata.get("data_keys", {})
     return {key: (columns[key], specs.get(key, {}).get("units") or "") for key in keys}
 

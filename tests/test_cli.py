@@ -11,6 +11,7 @@ import bluesky.plans as bp
 import h5py
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from bluesky.utils import RunEngineInterrupted
 from bluesky_tiled_plugins import TiledWriter
@@ -21,8 +22,10 @@ from tiled.client import from_uri
 from bluesky_denoise import __version__
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.cli import _denoised_keys, _moved_from
+from bluesky_denoise.commands.catalog import _numbers
 from bluesky_denoise.commands.terminal import console
 from bluesky_denoise.in_tiled.archive import archived_documents
+from bluesky_denoise.in_tiled.stream_table import read_table
 from bluesky_denoise.reprocessing import reprocess
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.server import embedded_tiled
@@ -33,7 +36,7 @@ from bluesky_denoise.testing import UnitDenoiser
 from bluesky_denoise.tiled_sink import TiledSink
 
 
-def test_runs_are_listed_denoised_and_shown(command, uid, tmp_path):
+def test_runs_are_listed_denoised_and_shown(command, uid, tiled, tmp_path, monkeypatch):
     assert re.search(rf"{uid[:8]} │ 1 +│ scan +│ lead +│ +│", command("runs"))
     assert "has no denoised stream" in command("show", uid[:8], code=1)
     assert "denoised as run" in command("reprocess", "settings.yaml", uid[:8])
@@ -53,6 +56,9 @@ def test_runs_are_listed_denoised_and_shown(command, uid, tmp_path):
     said = command("show", uid[:8], "--picture", "event.foo", code=1)
     assert "event.foo cannot be written" in said
     assert "Traceback" not in said
+    begun = read_table(tiled.client[uid]["denoised"].base)[:0]  # as by a process that was killed
+    monkeypatch.setattr("bluesky_denoise.in_tiled.stream_table.read_table", lambda node: begun)
+    assert "The stream denoised has no events" in command("show", uid[:8], code=1)
 
 
 def test_catch_up_denoises_what_lacks_a_denoised_stream_and_only_that(command, uid):
@@ -230,6 +236,24 @@ def test_a_stream_without_events_says_why(command, uid, tiled, tmp_path):
     said = " ".join(command("show", uid[:8], code=1).split())
     assert "The stream denoised has no events. The mask of 'det_image' has shape (8, 8)" in said
     assert f"{uid}: denoised as run" in command("catch-up", "settings.yaml", "-n", "1")
+
+
+def test_a_reading_that_is_called_an_error_is_shown_as_one_where_it_is_a_number():
+    row = {"time": 1.0, "ts_a": 2.0, "lock": "open", "lock_error": "[/x]", "beam": None}
+    row |= {"a": 5.25, "a_error": 0.125, "b": 2.0, "b_error": 3.0, "c": 7.0, "d": float("nan")}
+    table = _numbers(
+        pd.Series(row), 3, {"a": {"units": "mm"}, "a_error": {"units": "mm"}, "b": {"units": "px"}}
+    )
+    told = zip(*(column.cells for column in table.columns), strict=True)
+    assert list(told) == [
+        ("lock", "open", ""),
+        ("lock_error", r"\[/x]", ""),
+        ("a", "5.25", "0.125"),
+        ("b", "2", ""),
+        ("b_error", "3", ""),
+        ("c", "7", ""),
+    ]
+    assert [column.header for column in table.columns] == ["event", "3", "±"]
 
 
 def test_uids_can_be_typed_again_from_a_narrow_terminal(command, uid, monkeypatch):

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from datetime import datetime
+from unittest.mock import MagicMock
 
 import bluesky.plans as bp
 import h5py
@@ -18,7 +20,8 @@ from ophyd.sim import SynAxis
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError, SettingsError
-from bluesky_denoise.nexus import export_nexus
+from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.nexus import _axes, export_nexus
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
 from bluesky_denoise.views.picture import draw_event
@@ -72,6 +75,9 @@ def test_the_file_has_what_nexus_asks_for_and_what_was_measured(run, tmp_path):
         assert entry.attrs["NX_class"] == "NXentry"
         assert entry["entry_identifier"].asstr()[()] == run.metadata["start"]["uid"]
         assert entry["sample/name"].asstr()[()] == "lead"
+        for moment, document in (("start_time", "start"), ("end_time", "stop")):
+            told = datetime.fromisoformat(entry[moment].asstr()[()])
+            assert told.timestamp() == pytest.approx(run.metadata[document]["time"], abs=1e-5)
         shown = entry[entry.attrs["default"]]
         assert shown.attrs["NX_class"] == "NXdata"
         assert list(shown.attrs["axes"]) == ["motor_x", ".", "."]
@@ -91,6 +97,8 @@ def test_the_file_has_what_nexus_asks_for_and_what_was_measured(run, tmp_path):
         np.testing.assert_array_equal(detector["pixel_mask"][:] == 1, MASK)
         np.testing.assert_array_equal(detector["data"], COUNTS)
         np.testing.assert_allclose(detector["count_time"], 1.0)
+        assert detector["count_time"].attrs["units"] == "s"
+        assert "units" not in shown["motor_x"].attrs
         numbers = entry["numbers"]
         assert numbers.attrs["signal"] == "satellite_intensity"
         assert np.isfinite(numbers["satellite_intensity_errors"]).all()
@@ -126,6 +134,14 @@ def test_a_file_that_exists_is_not_written_over(run, tmp_path):
     with pytest.raises(SettingsError, match=r"run\.nxs exists; remove it"):
         export_nexus(run, denoised_streams(run)[0], path)
     assert path.read_text() == "mine"
+
+
+def test_a_stream_without_a_table_or_without_a_row_is_refused(run, tmp_path, monkeypatch):
+    for table in (None, read_table(run["denoised"].base)[:0]):
+        monkeypatch.setattr("bluesky_denoise.nexus.read_table", lambda node, found=table: found)
+        with pytest.raises(SettingsError, match="'denoised' has no events; nothing to export"):
+            export_nexus(run, "denoised", tmp_path / "run.nxs")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_could_not_be_finished_is_not_left_behind(run, tmp_path):
@@ -227,3 +243,25 @@ def test_a_run_that_says_that_it_has_no_motors_is_exported(RE, tiled, tmp_path):
     with h5py.File(export_nexus(run, denoised, tmp_path / "run.nxs")) as file:
         entry = file[file.attrs["default"]]
         assert list(entry[entry.attrs["default"]].attrs["axes"]) == ["raw_seq_num", ".", "."]
+
+
+@pytest.mark.parametrize(
+    ("motors", "dimensions", "moved"),
+    [
+        (None, None, ["raw_seq_num"]),
+        (("x", "away"), [[["y", "away"], "primary"], [["x"], "primary"]], ["y", "x"]),
+        (["mode", "on"], None, ["raw_seq_num"]),
+        ([["x"]], [[["y"], "primary", "as this plan has it"]], ["y"]),
+    ],
+)
+def test_what_was_moved_is_told_by_hints_and_motors_however_they_are_written(
+    motors, dimensions, moved
+):
+    columns = {key: np.arange(2.0) for key in ("raw_seq_num", "x", "y")}
+    columns |= {"mode": np.array(["a", "b"], object), "on": np.array([True, False])}
+    denoised = MagicMock()
+    denoised.stream.base.metadata = {"data_keys": {"x": {"units": "mm"}, "y": {"units": None}}}
+    found = _axes({"motors": motors, "hints": {"dimensions": dimensions}}, columns, denoised)
+    assert list(found) == moved
+    units = {"x": "mm", "y": "", "raw_seq_num": ""}
+    assert all(found[key][0] is columns[key] and found[key][1] == units[key] for key in moved)

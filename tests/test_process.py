@@ -1,5 +1,6 @@
 """Scans, as they happen at a beamline, denoised in a child process."""
 
+import pickle
 import re
 import sys
 import threading
@@ -13,6 +14,7 @@ import bluesky.plans as bp
 import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
+import xarray
 from bluesky.callbacks import LiveTable
 from bluesky.utils import FailedStatus
 from bluesky_tiled_plugins import TiledWriter
@@ -34,6 +36,7 @@ from ophyd_async.sim import SimBlobDetector
 from process_fixtures import FRAMES, finished, open_node, replay
 
 from bluesky_denoise.catalog import denoised_streams
+from bluesky_denoise.child.connection import _packed
 from bluesky_denoise.devices import DenoisedSignals
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import denoised_count
@@ -305,6 +308,15 @@ def test_a_class_that_only_the_session_knows_reaches_the_denoiser_as_its_value(
     assert list(stream["mode"].read()) == ["fast", "fast"]
     (start,) = live.derived.by_name["start"]
     assert (start["mode"], start["made"]) == ("fast", {"by": "hand"})
+
+
+def test_frames_of_another_package_reach_the_denoiser_as_arrays():
+    frame = np.arange(6, dtype=np.uint16).reshape(2, 3)
+    sent = {"frame": xarray.DataArray(frame), "number": xarray.DataArray(3), "of": xarray.DataArray}
+    _, ((_, got, _),) = pickle.loads(_packed(("documents", [("event", sent, "")])))
+    assert type(got["frame"]) is np.ndarray
+    np.testing.assert_array_equal(got["frame"], frame, strict=True)
+    assert type(got["number"]) is type(got["of"]) is str
 
 
 def test_a_document_that_cannot_be_sent_is_left_out_and_the_others_go_on(RE, live, logged):

@@ -107,3 +107,32 @@ def test_noise_is_no_second_object_however_large_the_region():
     rate[100:105, 100:105] += 3.0  # 10 standard deviations
     counts = rng.poisson(rate).astype(float)
     assert not outside_is_quiet(counts, np.full(rate.shape, 2.0), everywhere, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rate", "most"),
+    [((20, 20), 2.0, 35), ((200, 200), 2.0, 41), ((3, 9), 2.0, 22), ((20, 20), 0.01, 5)],
+    ids=str,
+)
+def test_a_box_is_an_object_from_where_noise_hardly_ever_makes_one(shape, rate, most):
+    """From 4.5 standard deviations, or more among many boxes."""
+    under, everywhere = np.full(shape, rate), np.ones(shape, bool)
+    for extra in (most, most + 1):
+        counts = under.copy()
+        counts[:, : shape[1] // 2] = 0  # so that the total is none
+        counts[0, -1] += extra
+        assert outside_is_quiet(counts, under, everywhere, 0.0) == (extra == most)
+        counts[1, 1] += 1000
+        everywhere[1, 1] = False  # it is in the ellipse
+    assert not outside_is_quiet(counts, under, everywhere, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "most"), [(1.0, 0.0, 100), (1.0, 0.1, 412), (1e-4, 0.0, 2)]
+)
+def test_a_total_is_more_than_noise_from_two_and_a_half_standard_deviations(rate, noise, most):
+    """Those of the counts, 40, and of the background, 160, squared and added; of none it is 1."""
+    under, everywhere = np.full((80, 20), rate), np.ones((80, 20), bool)
+    for extra in (most, most + 1):
+        counts = under + extra / under.size
+        assert outside_is_quiet(counts, under, everywhere, noise) == (extra == most)

@@ -101,6 +101,23 @@ def test_in_a_single_row_or_column_a_peak_is_summed_on_a_slope_along_it(axis):
         assert (taken * (900 * known + level)).sum() == pytest.approx(900)
 
 
+def test_coefficients_are_those_of_the_least_squares_that_a_doubt_of_one_holds_back():
+    rng = np.random.default_rng(7)
+    profile, weight, background, expected = rng.uniform(0.1, 1, (4, 5, 6))
+    changes = rng.normal(size=(2, 5, 6))
+    rows, cols = np.indices((5, 6))
+    model = [profile, np.ones((5, 6)), rows, cols, *changes]
+    tests = [weight, background, background * rows, background * cols]
+    tests += [weight * change / expected for change in changes]
+    equations = np.array([[(test * one).sum() for one in model] for test in tests])
+    equations[4, 4] += 1
+    equations[5, 5] += 1
+    n = rng.poisson(9, (5, 6))
+    wanted = np.linalg.solve(equations, [(test * n).sum() for test in tests])[0]
+    taken = linear_coefficients(profile, weight, background, changes, expected)
+    assert (taken * n).sum() == pytest.approx(wanted)
+
+
 def test_without_background_pixels_there_are_no_coefficients():
     everywhere = np.ones((5, 5), bool)
     profile = Ellipse(2.0, 2.0, np.eye(2)).profile(everywhere)

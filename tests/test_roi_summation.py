@@ -241,3 +241,53 @@ def test_a_peak_is_believed_from_five_standard_deviations():
     assert not any(below)
     assert len(above) > 1
     assert all(above)
+
+
+def test_an_ellipse_is_no_narrower_than_a_pixel_that_has_all_photons():
+    image = np.zeros((20, 30))
+    image[7, 21] = 0.5
+    found = find_ellipse(image, np.ones(image.shape, bool), np.ones(image.shape, bool))
+    assert (found.row, found.col) == pytest.approx((7, 21))
+    np.testing.assert_allclose(found.covariance, 0.36 * np.eye(2), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("top", "low", "counts"),
+    [((5, 5), (4, 5), -41.0), ((0, 5), (1, 5), -9.9), ((5, 0), (5, 1), -9.9)],
+    ids=["less than nothing in all", "a centre above", "a centre to the left"],
+)
+def test_where_the_moments_make_no_peak_there_is_no_ellipse(top, low, counts):
+    image = np.zeros((11, 11))
+    image[top], image[low] = 10.0, counts
+    everywhere = np.ones(image.shape, bool)
+    assert find_ellipse(image, everywhere, everywhere) is None
+    image[low] = 0
+    assert find_ellipse(image, everywhere, everywhere).row == pytest.approx(top[0])
+
+
+@pytest.mark.parametrize("photons", [600.0, 60.0, 0.0])
+def test_the_widest_ellipse_has_the_largest_area_of_those_that_fit_within_the_doubt(photons):
+    under = 2 + 0.04 * ROWS
+    seen = Ellipse(22.3, 23.1, np.array([[2.0, 0.4], [0.4, 1.5]]))
+    everywhere = np.ones(SHAPE, bool)
+    inside = COLS != 2.5
+    profile = seen.profile(everywhere)
+    true = Ellipse(22.3, 23.1, 1.5 * seen.covariance).profile(everywhere)
+    counts = np.random.default_rng(3).poisson(under * (photons > 0) + photons * true)
+    n, g = (counts - under)[inside], profile[inside]
+    variance = np.maximum(under[inside] + max(g @ n / (g @ g), 0) * g, 0.02)
+    values, axes = np.linalg.eigh(seen.covariance)
+    tried = []
+    for scales in np.stack(np.meshgrid(*[np.geomspace(1, 3, 7)] * 2, indexing="ij"), -1).reshape(
+        -1, 2
+    ):
+        covariance = (axes * values * scales**2) @ axes.T
+        shape = Ellipse(seen.row, seen.col, covariance).profile(everywhere)[inside]
+        height = max((shape * n / variance).sum() / (shape**2 / variance).sum(), 0)
+        chi_square = ((n - height * shape) ** 2 / variance).sum()
+        tried.append((chi_square, scales.prod(), covariance))
+    best = min(chi_square for chi_square, *_ in tried)
+    _, _, wanted = max((one for one in tried if one[0] <= best + 4), key=lambda one: one[1])
+    found = widest(seen, counts, under, everywhere, inside)
+    np.testing.assert_allclose(found.covariance, wanted)
+    assert (found.row, found.col) == (seen.row, seen.col)

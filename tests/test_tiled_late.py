@@ -144,14 +144,23 @@ def test_frames_that_came_before_a_table_that_failed_are_completed(
     np.testing.assert_array_equal(run["denoised"]["det_image"].read(), FRAMES[:4] * 2)
 
 
-def test_a_signal_that_said_it_was_an_integer_keeps_its_fractions(RE, tiled, into_tiled, det):
+@pytest.mark.parametrize("layout", ["stream", "run"])
+def test_a_signal_that_said_it_was_an_integer_keeps_its_fractions(
+    RE, tiled, into_tiled, det, layout
+):
     RE.subscribe(TiledWriter(tiled.client))  # finds the kind from all values, not from the first
-    one = into_tiled()
+    one = into_tiled(tiled_layout=layout)
     signal = Signal(name="energy", value=0)  # ophyd takes it for an integer
-    (uid,) = RE(bp.list_scan([det], signal, [0, 0.5, 1.5]))
+    other = Signal(name="internal", value=3)  # as the table is
+    (uid,) = RE(bp.list_scan([det, other], signal, [0, 0.5, 1.5]))
     one.wait(uid)
-    stream = in_tiled(tiled, uid)["denoised"]
+    if layout == "stream":
+        stream = in_tiled(tiled, uid)["denoised"]
+    else:
+        (derived,) = one.derived.by_name["start"]
+        stream = in_tiled(tiled, derived["uid"], "denoised")["denoised"]
     np.testing.assert_array_equal(stream["energy"].read(), [0, 0.5, 1.5])
+    np.testing.assert_array_equal(stream["internal"].read(), [3, 3, 3])
     assert stream["raw_seq_num"].read().dtype == np.int64
 
 

@@ -208,8 +208,8 @@ class _Pickler(pickle.Pickler):
         package = (getattr(named, "__module__", None) or "builtins").partition(".")[0]
         if package in _KNOWN and not isinstance(obj, _HOLD_FUNCTIONS):
             return NotImplemented
-        if isinstance(obj, np.ndarray):
-            return np.asarray, (np.asarray(obj),)
+        if isinstance(obj, np.ndarray) or (named is not obj and getattr(obj, "ndim", 0)):
+            return np.asarray, (np.asarray(obj),)  # of xarray, dask, torch, ... too
         value = obj.value if isinstance(obj, Enum) else obj
         kinds = (str, int, float, list, tuple, dict)
         kind = next((kind for kind in kinds if isinstance(value, kind)), str)

@@ -147,7 +147,7 @@ def show(
         chosen = find_stream(run, stream, container)
         told = {key: getattr(chosen, key) for key in _SHOWN}
         table = read_table(chosen.stream.base)
-        if table is None:
+        if table is None or table.empty:
             fail(f"The stream {chosen.name} has no events. {chosen.reason}".strip())
         if not 1 <= event <= len(table):
             fail(f"There is no event {event}; the stream {chosen.name} has 1 to {len(table)}.")
@@ -174,11 +174,11 @@ def _numbers(row: Any, event: int, data_keys: Any) -> Table:
     def units(key: str) -> Any:
         return data_keys.get(key, {}).get("units")
 
-    # A motor may be called so too, and the error of a background is in units of the intensity.
+    # A motor, or a text, may be called so too; that of a background is in units of the intensity.
     errors = {
         key: f"{key}_error"
         for key in row.index
-        if f"{key}_error" in row.index and units(key) == units(f"{key}_error")
+        if isinstance(row.get(f"{key}_error"), float) and units(key) == units(f"{key}_error")
     }
     table = Table("event", str(event), "±")
     for key in row.index:
@@ -187,8 +187,7 @@ def _numbers(row: Any, event: int, data_keys: Any) -> Table:
         if skipped or beside or row[key] is None or row[key] != row[key]:
             continue
         value = f"{row[key]:.5g}" if isinstance(row[key], float) else str(row[key])
-        error = row[errors[key]] if key in errors else None
-        table.add_row(key, escape(value), "" if error is None else f"{error:.3g}")
+        table.add_row(key, escape(value), f"{row[errors[key]]:.3g}" if key in errors else "")
     return table
 
 

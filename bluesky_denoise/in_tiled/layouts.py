@@ -1,5 +1,6 @@
 """Where in Tiled a derived run goes, and what writes it there: in the raw run, or as its own."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from tiled.structures.core import Spec
 
 from bluesky_denoise.documents import Document
 from bluesky_denoise.errors import TiledUnavailable
-from bluesky_denoise.in_tiled.stream_table import parts_of
+from bluesky_denoise.in_tiled.stream_table import Columns, parts_of
 from bluesky_denoise.in_tiled.streams import StreamWriter, read_a_pixel, streams_of
 from bluesky_denoise.settings import DenoiseSettings
 
@@ -56,6 +57,7 @@ class DerivedRunWriter:
     def __init__(self, container: Any) -> None:
         self._container = container
         self._writer = TiledWriter(container, batch_size=1)
+        self._columns: dict[str, Columns] = {}  # by descriptor
 
     def write(self, documents: list[Document]) -> None:
         """Write documents; a start begins the run anew."""
@@ -68,9 +70,22 @@ class DerivedRunWriter:
             if name == "start" and doc["uid"] in self._container:
                 # What an earlier, failed attempt has left of this derived run.
                 self._container.delete_contents(doc["uid"], recursive=True, external_only=False)
-            self._writer(name, doc)
+            if name == "descriptor":
+                self._columns[doc["uid"]] = Columns(doc, f"{doc['run_start']}/{doc['name']}")
+            self._writer(name, self._as_columns(doc) if name == "event" else doc)
             if name == "stop":
                 self._check_rows(doc["run_start"])
+
+    def _as_columns(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return an event with readings of one kind each: `TiledWriter` goes by the first row."""
+        columns = self._columns[event["descriptor"]]
+        values = columns.values(event)
+        values |= {
+            key: math.nan
+            for key, value in values.items()
+            if value is None and columns.kinds[key] == "number"
+        }
+        return {**event, "data": {**event["data"], **values}}
 
     def _check_rows(self, uid: str) -> None:
         """Raise where `TiledWriter` has sent a row again whose answer was lost."""

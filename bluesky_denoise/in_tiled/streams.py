@@ -19,7 +19,7 @@ from tiled.utils import safe_json_dump
 
 from bluesky_denoise.documents import Document
 from bluesky_denoise.errors import TiledUnavailable
-from bluesky_denoise.in_tiled.stream_table import is_table
+from bluesky_denoise.in_tiled.stream_table import Columns, is_table, parts_of
 from bluesky_denoise.runs.derived_run import raw_stream_of
 
 __all__ = [
@@ -50,7 +50,6 @@ _ARROW = {
     "boolean": pa.bool_(),
     "string": pa.string(),
 }
-_CAST = {"number": float, "integer": int, "boolean": bool, "string": str}
 
 
 class NodeMissing(TiledUnavailable):
@@ -218,16 +217,6 @@ def _kind(item: Document) -> str:
     return "data" if item[0] in ("event", "stream_datum") else item[0]
 
 
-def _kind_of(key: str, descriptor: Mapping[str, Any]) -> str:
-    """Return the kind of a column: what a device says is an integer may become a fraction.
-
-    ophyd tells the kind of a signal by its first value.
-    """
-    kind = descriptor["data_keys"][key]["dtype"]
-    ours = key in descriptor.get("object_keys", {}).get("denoiser", ())
-    return "number" if kind == "integer" and not ours else kind
-
-
 def tags_of(node: Any) -> list[str] | None:
     """Return the access tags by which others may read what is derived from a node.
 
@@ -252,10 +241,10 @@ class _Stream:
         specs = descriptor["data_keys"]
         arrays = [key for key, spec in specs.items() if spec["dtype"] == "array"]
         self._arrays = [key for key in arrays if "external" not in specs[key]]
-        self._scalars = [k for k, s in specs.items() if s["dtype"] != "array"]
+        self._columns = Columns(descriptor, "/".join(node.path_parts))
+        self._scalars = list(self._columns.kinds)
         fields = [("seq_num", pa.int64()), ("time", pa.float64())]
-        self._kinds = {key: _kind_of(key, descriptor) for key in self._scalars}
-        fields += [(key, _ARROW[self._kinds[key]]) for key in self._scalars]
+        fields += [(key, _ARROW[kind]) for key, kind in self._columns.kinds.items()]
         fields += [(f"ts_{key}", pa.float64()) for key in [*self._scalars, *self._arrays]]
         self._schema = pa.schema(fields)
         self._table: Any = None
@@ -264,8 +253,8 @@ class _Stream:
         self._datums: set[str] = set()  # that have been added: documents may come twice
         self._written, self._resumed = 0, resumed
         self._piece_bytes = _PIECE_BYTES
-        if resumed and "internal" in node:
-            self._table = node["internal"]
+        if resumed and (parts := parts_of(node)):
+            self._table = parts[0]
             # Not how many rows there are: one whose answer was too late may be there twice.
             self._written = int(max(self._table.read(["seq_num"])["seq_num"], default=0))
         if resumed:
@@ -327,7 +316,8 @@ class _Stream:
             specs = self._descriptor["data_keys"]
             self._table = self._node.create_appendable_table(
                 schema=self._schema,
-                key="internal",
+                # A reading may be called so, too.
+                key="internal_0" if "internal" in specs else "internal",
                 # Live subscribers to all of a stream find its columns by this.
                 metadata=truncate_json_overflow({key: specs[key] for key in self._scalars}),
                 access_tags=self._tags,
@@ -339,10 +329,7 @@ class _Stream:
 
     def _row(self, doc: Mapping[str, Any]) -> dict[str, Any]:
         row = {"seq_num": doc["seq_num"], "time": doc["time"]}
-        for key in self._scalars:
-            value = doc["data"].get(key)
-            cast = _CAST[self._kinds[key]]
-            row[key] = None if value is None else cast(value)
+        row |= self._columns.values(doc)
         return row | {f"ts_{key}": doc["timestamps"].get(key) for key in doc["data"]}
 
     def _append_array(self, key: str, frames: np.ndarray) -> None:

@@ -102,7 +102,9 @@ class DerivedStream:
         source = f"denoise:{start['denoise'].get('model', '')}"
         self._numbers = number_keys(regions, source) | audit_keys(regions, source)
         ours = self._numbers | event_keys(source)
-        taken = {key.lower() for key in ours}  # tables of Tiled do not tell upper from lower case
+        stamps = {f"ts_{key}" for key in (*specs, *ours)}  # names of columns in Tiled
+        # Tables of Tiled do not tell upper from lower case.
+        taken = {key.lower() for key in (*ours, *stamps, "time", "seq_num")}
         hidden = sorted(key for key in specs if key.lower() in taken)
         self._tell_of_names(start, sorted(errors.keys() & regions.keys()), hidden)
         self._scalars = [
