@@ -65,13 +65,13 @@ class _Pairs(NamedTuple):
     """(N,), where each walk begins."""
     other: Tensor
     """(STEPS, N), the pixels that it passes."""
-    share: Tensor
-    """(STEPS, N), how far both are alike, or what they share."""
+    alike: Tensor
+    """(STEPS, N), how far both are alike, 0 to 1."""
 
-    def sum(self, values: Tensor, size: int, back: float = 1.0) -> Tensor:
-        """Give values (STEPS, N) to the pixels where walks begin, and times ``back`` to others."""
-        out = values.new_zeros(size).index_add_(0, self.start, values.sum(0))
-        return out.index_add_(0, self.other.flatten(), values.flatten(), alpha=back)
+    def add(self, image: Tensor, values: Tensor, back: float = 1.0) -> None:
+        """Add values (STEPS, N) to the pixels where walks begin, and times ``back`` to others."""
+        image.index_add_(0, self.start, values.sum(0))
+        image.index_add_(0, self.other.flatten(), values.flatten(), alpha=back)
 
     def there(self, image: Tensor) -> Tensor:
         """Look up an image where walks pass: (STEPS, N)."""
@@ -142,13 +142,11 @@ def _shared(
         return None
     down, right, noise = (_flat(kernels.repeat(image), beyond) for image in (down, right, noise))
     root, counts, most = (_flat(image, beyond) for image in (root, estimate, noisy))
-    others, alike = [], []
+    walks = []
     for some in start.split(AT_ONCE):
         other, led = _walk(some, width, lead, down, right)
-        others.append(other)
-        alike.append(_alike(some, other, width, root, noise).mul_(led))
-    pairs = _Pairs(start, torch.cat(others, 1), torch.cat(alike, 1))
-    moved, left = _exchanged(pairs, counts, most)
+        walks.append(_Pairs(some, other, _alike(some, other, width, root, noise).mul_(led)))
+    moved, left = _exchanged(walks, counts, most)
     moved, left = (
         image.view(*estimate.shape[:2], -1, width)[..., beyond:-beyond, beyond:-beyond]
         for image in (moved, left)
@@ -252,12 +250,12 @@ def _alike(start: Tensor, other: Tensor, width: int, root: Tensor, noise: Tensor
     return far.square_().neg_().exp_()
 
 
-def _exchanged(pairs: _Pairs, counts: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+def _exchanged(walks: list[_Pairs], counts: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
     """Exchange photons between pairs of pixels.
 
     Parameters
     ----------
-    pairs : how far they are alike
+    walks : the pairs, some walks at a time
     counts : of an image of one axis
     most : how far each of its pixels may exchange photons, 0 to 1
 
@@ -267,11 +265,16 @@ def _exchanged(pairs: _Pairs, counts: Tensor, most: Tensor) -> tuple[Tensor, Ten
         What each pixel is given, less what it gives, and the part of its own variance that is
         left if all noise is its own.
     """
-    size = len(counts)
-    most = most / (1 + pairs.sum(pairs.share, size))
-    least = torch.minimum(most.index_select(0, pairs.start), pairs.there(most))
-    share = pairs.share * least
-    apart = pairs.there(counts) - counts.index_select(0, pairs.start)
-    moved = pairs.sum(share * apart, size, back=-1.0)
-    kept = 1 - pairs.sum(share, size)
-    return moved, kept * kept + pairs.sum(share * share, size)
+    friends = torch.ones_like(counts)
+    for pairs in walks:
+        pairs.add(friends, pairs.alike)
+    most = most / friends
+    moved, kept, squares = (torch.full_like(counts, value) for value in (0, 1, 0))
+    for pairs in walks:
+        share = torch.minimum(most.index_select(0, pairs.start), pairs.there(most))
+        share.mul_(pairs.alike)
+        apart = pairs.there(counts).sub_(counts.index_select(0, pairs.start))
+        pairs.add(moved, apart.mul_(share), back=-1.0)
+        pairs.add(kept, -share)
+        pairs.add(squares, share.square_())
+    return moved, kept.square_().add_(squares)
