@@ -96,9 +96,9 @@ def scanned(tmp_path, layer, code, *options, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layer", "model"), [("ophyd", "default"), ("ophyd-async", UNIT)])
-def test_a_short_scan_of_an_epics_detector_is_denoised(tmp_path, layer, model):
-    printed, start, streams, frames, numbers = scanned(tmp_path, layer, SCAN, model=model)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_short_scan_of_an_epics_detector_is_denoised(tmp_path, layer):
+    printed, start, streams, frames, numbers = scanned(tmp_path, layer, SCAN)
     assert streams == {"primary", "denoised", "signals"}
     raw, rates = frames["primary"], frames["denoised"]
     assert raw.shape == rates.shape == (3, 1, 195, 487)
