@@ -39,13 +39,14 @@ def free_port():
 
 def wait_for(condition, timeout_s=60.0, what="what the test waits for"):
     """Return the first true value of `condition()`; fail after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
+    deadline, pause_s = time.monotonic() + timeout_s, 0.02
     while True:
         if value := condition():
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come within {timeout_s} s")
-        time.sleep(0.02)
+        time.sleep(pause_s)
+        pause_s = min(1.3 * pause_s, 0.2)  # asking may keep busy what is waited for
 
 
 def is_whole(backup):

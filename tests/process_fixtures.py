@@ -117,6 +117,25 @@ def gate(tmp_path, monkeypatch):
     return tmp_path / "gate"
 
 
+IDLE = """
+import json, pickle, sys
+from multiprocessing.connection import Client
+with Client(json.loads(sys.argv[1]), authkey=bytes.fromhex(sys.stdin.readline())) as parent:
+    parent.recv_bytes()
+    parent.send_bytes(pickle.dumps(("started", {})))
+    parent.send_bytes(pickle.dumps(("ready", [])))
+    while pickle.loads(parent.recv_bytes())[0] != "close":
+        pass
+    parent.send_bytes(pickle.dumps(("closed", [])))
+"""
+
+
+@pytest.fixture
+def idle_child(monkeypatch):
+    """Start children that import nothing and denoise nothing, where the parent alone counts."""
+    monkeypatch.setattr("bluesky_denoise.child.connection._START", IDLE)
+
+
 @pytest.fixture
 def ctrl_c():
     """Return a function that presses Ctrl-C a moment later."""

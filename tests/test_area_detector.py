@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from live_path import free_port
+from live_path import UNIT, free_port
 from profile_sessions import environment, profile_copy, started
 from tiled.client import from_uri
 
@@ -52,7 +52,7 @@ def ioc(*options):
             process.kill()
 
 
-def beamline(tmp_path, uri, detector):
+def beamline(tmp_path, uri, detector, **settings):
     """Return a profile that somebody has edited."""
     profile = profile_copy(tmp_path, "profile_area_detector")
     (tmp_path / "raw").mkdir()
@@ -69,16 +69,18 @@ def beamline(tmp_path, uri, detector):
             "frames_directory": str(tmp_path / "denoised"),
             "read_timeout_s": 1.0,
             "rois": {"satellite": {"rows": [80, 105], "cols": [200, 233], "background_px": 4}},
+            **settings,
         },
     }
     (profile / "beamline.yaml").write_text(yaml.safe_dump(edited))
     return profile
 
 
-def scanned(tmp_path, layer, code, *options):
+def scanned(tmp_path, layer, code, *options, **settings):
     """Run code at the prompt of the profile; return what it prints, and the run in Tiled."""
     with embedded_tiled(tmp_path / "tiled", readable=tmp_path) as uri, ioc(*options) as where:
-        printed = started(tmp_path, beamline(tmp_path, uri, LAYERS[layer]), code, **where)
+        profile = beamline(tmp_path, uri, LAYERS[layer], **settings)
+        printed = started(tmp_path, profile, code, **where)
         client = from_uri(uri)
         with client.context:
             (run,) = client.values()
@@ -120,7 +122,7 @@ pilatus.cam.acquire_time.set(0.3).wait(5)
 RE(bp.count([pilatus], 5))
 denoise.wait(60)
 """
-    printed, _, _, frames, numbers = scanned(tmp_path, "ophyd", count, "--no-swmr")
+    printed, _, _, frames, numbers = scanned(tmp_path, "ophyd", count, "--no-swmr", model=UNIT)
     assert "detector pilatus: its HDF5 plugin has no SWMR mode" in printed
     assert frames["primary"].shape == (5, 1, 195, 487)
     reasons = list(numbers["denoise_reason"])

@@ -40,7 +40,9 @@ def test_runs_are_listed_denoised_and_shown(command, uid, tiled, tmp_path, monke
     assert re.search(rf"{uid[:8]} │ 1 +│ scan +│ lead +│ +│", command("runs"))
     assert "has no denoised stream" in command("show", uid[:8], code=1)
     assert "denoised as run" in command("reprocess", "settings.yaml", uid[:8])
-    assert re.search(rf"{uid[:8]} .* denoised +│ unit +│ 3 +│ +│ success", command("runs"))
+    assert re.search(
+        rf"{uid[:8]} .* denoised +│ unit +│ 3 +│ +│ success", command("runs", "-n", "1")
+    )
     shown = command("show", uid[:8], "--event", "2", "--picture", "event.png")
     assert "model: unit" in shown
     assert "frames not ok: 0" in shown
@@ -209,7 +211,7 @@ def test_derived_runs_in_another_container_are_found(command, uid, tmp_path):
     assert "has this result already" in command("reprocess", "own.yaml", uid)
     assert "has no denoised stream" in command("show", uid, code=1)
     place = ("--container", "derived/by model")
-    assert "success" in command("runs", *place)
+    assert "success" in command("runs", "-n", "1", *place)
     assert "exit_status: success" in command("show", uid, *place)
     assert "in out" in command("export", uid, "--directory", "out", *place)
 

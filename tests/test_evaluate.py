@@ -258,6 +258,13 @@ def evaluate(monkeypatch, tmp_path):
     return run
 
 
+@pytest.fixture
+def untimed(evaluate, monkeypatch):
+    """Return `evaluate` without the process that times, which takes most of the time."""
+    monkeypatch.setattr("bluesky_denoise.evaluation.run.speed_scores", lambda *args, **options: [])
+    return evaluate
+
+
 def test_a_folder_is_scored_with_json_and_a_report_in_one_file(evaluate, scans, monkeypatch):
     other = scans / "old"
     other.mkdir()
@@ -325,7 +332,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_scored(
     assert "Measured frames" not in output
 
 
-def test_what_weights_have_seen_is_named_and_not_judged(evaluate, scans, tmp_path):
+def test_what_weights_have_seen_is_named_and_not_judged(untimed, scans, tmp_path):
     quick = FitSettings(steps=1, pixels=32**2, sides_px=(32,))
     before = fit(tmp_path / "before.safetensors", [scans / "photons.h5"], quick, device="cpu")
     with h5py.File(scans / "other.h5", "w") as file:
@@ -340,7 +347,7 @@ def test_what_weights_have_seen_is_named_and_not_judged(evaluate, scans, tmp_pat
     (scans / "new.h5").write_bytes((scans / "photons.h5").read_bytes())
     with h5py.File(scans / "new.h5", "a") as file:
         file["frames"][0, 0, 0] += 1
-    evaluate(".", "--model", str(mine), "--json", "scores.json", "--frames", "1")
+    untimed(".", "--model", str(mine), "--json", "scores.json", "--frames", "1")
     scores = json.loads((scans / "scores.json").read_text())
     seen = {row["set"]: row["held_out"] for row in scores["thinned"]}
     assert seen == {"photons": "trained on", "other": "trained on", "new": "unknown"}
@@ -406,7 +413,7 @@ def test_the_key_of_tiled_is_in_no_error(evaluate):
     assert "SECRET" not in output
 
 
-def test_a_run_in_tiled_is_scored(evaluate, RE, tiled, monkeypatch):
+def test_a_run_in_tiled_is_scored(untimed, RE, tiled, monkeypatch):
     import bluesky.plans as bp
     from bluesky_tiled_plugins import TiledWriter
     from ophyd.sim import motor
@@ -416,25 +423,25 @@ def test_a_run_in_tiled_is_scored(evaluate, RE, tiled, monkeypatch):
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
     camera = Camera(name="det", func=poisson(shape=(64, 80)), exposure_s=0.5)
     (uid,) = RE(bp.scan([camera], motor, -1, 1, 3))
-    output = evaluate(uid, "--uri", address)
+    output = untimed(uid, "--uri", address)
     assert uid[:8] in output
     assert "Poisson deviance per degree of freedom" in output
     np.save("mask.npy", np.zeros((80, 64), bool))
-    output = evaluate(f"tiled:{uid}", "--uri", address, "--mask", "mask.npy", code=1)
+    output = untimed(f"tiled:{uid}", "--uri", address, "--mask", "mask.npy", code=1)
     assert f"{uid[:8]} has frames (3, 64, 80) and mask (80, 64)" in output
-    output = evaluate(f"tiled:{uid}", "--uri", address, "--data-key", "cam", code=1)
+    output = untimed(f"tiled:{uid}", "--uri", address, "--data-key", "cam", code=1)
     assert f"run {uid[:8]} has frames under det_image, not under cam" in output
-    output = evaluate("tiled:abcd1234", "--uri", address, code=1)
+    output = untimed("tiled:abcd1234", "--uri", address, code=1)
     assert f"There is no run 'abcd1234' in the catalog at {address}" in output
     damaged = tiled.client.create_container(
         "damaged",
         metadata={"start": {"uid": "abcd1234-0000"}},
         specs=[Spec("BlueskyRun", version="3.0")],
     )
-    output = evaluate("tiled:abcd1234-0000", "--uri", address, code=1)
+    output = untimed("tiled:abcd1234-0000", "--uri", address, code=1)
     assert "Run abcd1234 has the streams none; expected primary." in output
     damaged.create_container("primary")
-    output = evaluate("tiled:abcd1234-0000", "--uri", address, code=1)
+    output = untimed("tiled:abcd1234-0000", "--uri", address, code=1)
     assert "Error: The frames of run abcd1234-0000 cannot be read: " in output
 
 

@@ -47,14 +47,14 @@ from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay
 from bluesky_denoise.testing import DocumentCollector, assert_emitted
 
 
-def test_settings_may_be_a_file_of_them(tmp_path):
+def test_settings_may_be_a_file_of_them(idle_child, tmp_path):
     (tmp_path / "settings.yaml").write_text(f"model: '{UNIT}'\nframes_directory: frames\n")
     with DenoiseProcess(tmp_path / "settings.yaml", batch_size=2) as denoise:
         assert denoise.settings.frames_directory == tmp_path / "frames"
         assert denoise.settings.batch_size == 2
 
 
-def test_a_closed_denoiser_says_once_that_it_does_nothing(RE, logged):
+def test_a_closed_denoiser_says_once_that_it_does_nothing(RE, idle_child, logged):
     denoise = DenoiseProcess(model=UNIT)
     with pytest.raises(SettingsError, match="`mask` of a DenoiseProcess cannot be set: what it"):
         denoise.mask = np.zeros(SHAPE)
@@ -68,7 +68,7 @@ def test_a_closed_denoiser_says_once_that_it_does_nothing(RE, logged):
     assert logged().count("`RE.unsubscribe(token)`") == 1
 
 
-def test_signals_do_not_wait_for_a_closed_denoiser(RE):
+def test_signals_do_not_wait_for_a_closed_denoiser(RE, idle_child):
     denoise = DenoiseProcess(model=UNIT, data_keys=["det_image"])
     RE.subscribe(denoise)
     denoised = DenoisedSignals(denoise, timeout_s=100)

@@ -144,7 +144,7 @@ def test_a_child_that_dies_as_it_starts_is_told_of_and_leaves_no_thread(monkeypa
     wait_for(lambda: set(threading.enumerate()) <= before, what="the end of the thread")
 
 
-def test_runs_that_wait_as_the_last_child_dies_are_named(RE, monkeypatch):
+def test_runs_that_wait_as_the_last_child_dies_are_named(RE, idle_child, monkeypatch):
     monkeypatch.setattr(process_module, "_MOST_RESTARTS", 1)
     with DenoiseProcess(settings()) as denoise:
         denoise._restarts.append(time.monotonic())
@@ -157,7 +157,9 @@ def test_runs_that_wait_as_the_last_child_dies_are_named(RE, monkeypatch):
         assert all(uid[:8] in str(caught.value) for uid in uids)
 
 
-def test_a_child_that_cannot_be_started_again_is_not_said_to_die_often(RE, monkeypatch, logged):
+def test_a_child_that_cannot_be_started_again_is_not_said_to_die_often(
+    RE, idle_child, monkeypatch, logged
+):
     def no_memory(*args):
         raise OSError("Cannot allocate memory")
 

@@ -18,10 +18,10 @@ import numpy as np
 import psutil
 import pytest
 from live_path import NO_PROXY, is_whole, python_path, settings, wait_for
-from process_fixtures import FRAMES, NOWHERE, open_node, replay
+from process_fixtures import FRAMES, IDLE, NOWHERE, open_node, replay
 
 from bluesky_denoise.backup import backup_files, read_backup
-from bluesky_denoise.child.worker import _LogToParent, _Pipe, _portable, _Worker
+from bluesky_denoise.child.worker import _LogToParent, _open_sink, _Pipe, _portable, _Worker
 from bluesky_denoise.errors import DenoiseError, ModelNotFound, SettingsError
 from bluesky_denoise.process import DenoiseProcess
 from bluesky_denoise.simulation import ReplayFrames
@@ -154,8 +154,10 @@ def test_a_home_in_which_nothing_can_wait_for_tiled_is_warned_of(
 ):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / home))
-    with DenoiseProcess(settings(tiled_uri=NOWHERE)):
-        pass
+    if home == "file":
+        DenoiseProcess(settings(tiled_uri=NOWHERE)).close()
+    else:  # what the child does, in this process
+        assert _open_sink(settings(tiled_uri=NOWHERE), print).close() == []
     backup = tmp_path / home / "bluesky_denoise" / "backup"
     told = f"for {backup} cannot be written to (Not a directory). Set `backup_directory`."
     assert (told in caplog.text) == (home == "file")
@@ -217,9 +219,11 @@ def test_it_says_where_in_tiled_results_go(tiled, tmp_path, logged, layout, wher
     [(True, "saved in {}"), (False, "not saved (`frames_directory` is not set either)")],
 )
 def test_it_warns_once_where_nothing_goes_to_tiled(tmp_path, caplog, with_directory, frames):
-    options = {"frames_directory": tmp_path} if with_directory else {}
-    with DenoiseProcess(settings(**options)):
-        pass
+    options = settings(frames_directory=tmp_path if with_directory else None)
+    if with_directory:
+        DenoiseProcess(options).close()
+    else:  # what the child does, in this process
+        assert _open_sink(options, print) is None
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert warned == [
         "Nothing is written to Tiled, for `tiled_uri` is not set: denoised frames are "
@@ -276,24 +280,14 @@ def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate, 
     assert not psutil.pid_exists(denoise.pid)
 
 
-STARTS = """
-import json, pickle, sys
-from multiprocessing.connection import Client
-with Client(json.loads(sys.argv[1]), authkey=bytes.fromhex(sys.stdin.readline())) as parent:
-    parent.recv_bytes()
-    parent.send_bytes(pickle.dumps(("started", {})))
-    parent.recv_bytes()
-"""
-
-
-@pytest.mark.parametrize("code", ["import time; time.sleep(60)", STARTS], ids=["early", "late"])
+@pytest.mark.parametrize("code", ["import time; time.sleep(60)", IDLE], ids=["early", "late"])
 def test_ctrl_c_while_it_is_built_leaves_neither_a_child_nor_a_thread(monkeypatch, ctrl_c, code):
     def interrupted(function):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bluesky_denoise.child.connection._START", code)
     threads, others = set(threading.enumerate()), children()
-    if code == STARTS:  # the last of what is done
+    if code == IDLE:  # the last of what is done
         monkeypatch.setattr("bluesky_denoise.process.atexit.register", interrupted)
     else:
         ctrl_c()
@@ -303,9 +297,8 @@ def test_ctrl_c_while_it_is_built_leaves_neither_a_child_nor_a_thread(monkeypatc
     assert children() == others
 
 
-def test_what_a_child_has_left_of_a_run_goes_to_the_next_before_the_end_of_that_run(monkeypatch):
+def test_what_a_child_has_left_of_a_run_goes_to_the_next_before_the_end_of_that_run(idle_child):
     """Else `wait` would return before it is in Tiled."""
-    monkeypatch.setattr("bluesky_denoise.child.connection._START", STARTS)
     denoise = DenoiseProcess(settings())
     left = [("start", {"uid": "derived", "original_run_uid": "raw"})]
     with denoise._changed:
@@ -472,7 +465,7 @@ def test_the_parent_of_a_denoiser_imports_no_torch(RE):
     assert done.stdout == "[]\n"
 
 
-def test_the_key_of_the_settings_does_not_go_to_another_server(monkeypatch):
+def test_the_key_of_the_settings_does_not_go_to_another_server(idle_child, monkeypatch):
     monkeypatch.delenv("TILED_API_KEY", raising=False)
     given = settings(tiled_uri=NOWHERE, tiled_api_key="secret")
     with DenoiseProcess(given, tiled_uri=None) as denoise:

@@ -5,7 +5,6 @@ import signal
 import sys
 import threading
 from configparser import ConfigParser
-from pathlib import Path
 from types import SimpleNamespace
 
 import bluesky.plans as bp
@@ -71,57 +70,6 @@ class Prompt:
         assert "Error" not in self.child.before, self.child.before
         self.child.close()
         return self.child.exitstatus
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_a_first_session_at_the_simulated_beamline(tmp_path):
-    profile = profile_copy(tmp_path, "profile_simulated")
-    prompt = Prompt(profile, cwd=str(tmp_path))
-    assert "RE(short_scan())" in prompt.greeting
-    assert "Traceback" not in prompt.greeting
-    assert re.search(r"http://127.0.0.1:\d+/ui/browse/\?api_key=", prompt.greeting)
-
-    assert prompt.type(f"viewer = watch(); viewer.save_to = r'{tmp_path / 'live.png'}'")
-    scan = prompt.type("RE(short_scan(num=5))")
-    assert "Traceback" not in scan
-    assert "satellite_1_ | satellite_2_ |\n| seq_num | " in scan
-    assert max(map(len, scan.splitlines())) < 80
-    assert len(re.findall(r"^\|\s+\d+ \|", scan, re.M)) == 5
-    assert "not ok" not in scan
-
-    assert "None" in prompt.type("print(denoise.wait(60))")
-    assert "(5, 195, 487)" in prompt.type("print(cat[-1]['denoised']['det_image'].read().shape)")
-    full = prompt.type("cat[-1].metadata['start']['exposures']['det']")
-    assert "'full_s': 1.0" in full
-    assert "'short_s': 0.05" in full
-    numbers = prompt.type("print(list(cat[-1]['signals'].read()['denoised_raw_seq_num'].values))")
-    assert "[1, 2, 3, 4, 5]" in re.sub(r"np.int64\((\d+)\)", r"\1", numbers)
-    prompt.type("viewer.close()")
-    assert (tmp_path / "live.png").stat().st_size > 10_000
-
-    plan = (
-        "RE(adaptive_exposure_scan([det], denoised, 'satellite_1', motor, -0.2, 0.2, 2, "
-        "relative_error=0.5, max_frames=6, exposure_s=0.5))"
-    )
-    adaptive = prompt.type(plan)
-    assert "total: satellite_1_total_exposure_s " in adaptive
-    assert "Traceback" not in adaptive
-    wrong = prompt.type("RE(find_weak_peak([det], denoised, 'a', motor, -2, 2, 9, exposure_s=1))")
-    assert "denoised has no ROI 'a'; it has satellite_1, satellite_2." in wrong
-    assert wrong.count("Traceback") == 1  # IPython's
-    assert prompt.type("print(det.cam.acquire_time.get())").strip().endswith("1.0")
-
-    prompt.type("det.realtime = True")
-    prompt.press_ctrl_c_twice("RE(short_scan(num=3, factor=0.02))")  # 50 s a frame
-    assert "paused" in prompt.type("print(RE.state)")
-    prompt.type("RE.abort()")
-    assert prompt.type("print(det.cam.acquire_time.get())").strip().endswith("1.0")
-    assert "abort" in prompt.type("print(cat[-1].metadata['stop']['exit_status'])")
-    (data,) = re.findall(r"^/\S+$", prompt.type("print(DATA)"), re.M)
-    assert Path(data).is_dir()
-    assert prompt.leave() == 0
-    assert not Path(data).exists()
 
 
 CHANGED_EXPOSURE = """
