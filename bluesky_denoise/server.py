@@ -126,6 +126,7 @@ def embedded_tiled(
     config = uvicorn.Config(
         app,
         port=port,
+        loop="asyncio",
         log_config=None,
         log_level="warning",
         access_log=False,  # its lines would show the key of whoever opens the web page
