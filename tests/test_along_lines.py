@@ -26,13 +26,19 @@ def _stripes(shape, angle, period=9.0):
     return 25 + 20 * np.cos(2 * np.pi * (cols * np.cos(angle) + rows * np.sin(angle)) / period)
 
 
-def _frames(shape, seed=0):
+def _circles(shape, angle):
+    """Rings that walks go round, and back to where their rows came from."""
+    rows, cols = np.indices(shape) - np.array([22.3, 40.6])[:, None, None]
+    return 25 + 20 * np.cos(2 * np.pi * np.hypot(rows, cols) / 9)
+
+
+def _frames(shape, seed=0, scene=_stripes):
     """Validity, an estimate that keeps much noise, its variance, and what may move."""
     draw = rng(seed)
-    counts = draw.poisson(_stripes(shape, 0.5))
+    counts = draw.poisson(scene(shape, 0.5))
     valid = np.ones(shape)
     valid[:, 12:14] = valid[20, 30] = 0
-    estimate = (0.7 * counts + 0.3 * _stripes(shape, 0.5)) * valid
+    estimate = (0.7 * counts + 0.3 * scene(shape, 0.5)) * valid
     variance = draw.uniform(0, 0.6, shape) * (estimate + 1e-5) * valid
     return [_image(x) for x in (valid, estimate, variance, draw.uniform(0.2, 1, shape))]
 
@@ -83,9 +89,10 @@ def _by_hand(valid, estimate, variance, free):
     return out, variance * (1 - (1 - shared) * (1 - kept**2 - squares))
 
 
-def test_it_is_the_formula(monkeypatch):
+@pytest.mark.parametrize("scene", [_stripes, _circles])
+def test_it_is_the_formula(monkeypatch, scene):
     monkeypatch.setattr(along_lines, "AT_ONCE", 500)  # walks are followed in parts
-    frames = _frames((48, 56))
+    frames = _frames((48, 56), scene=scene)
     frames[1][..., 20:30] *= 0.05  # of so few counts pixels take part in part, or not at all
     found, variance = share_along_lines(*frames)
     expected, expected_variance = _by_hand(*frames)
