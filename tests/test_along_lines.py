@@ -208,6 +208,18 @@ def test_lines_lose_noise_that_they_keep_otherwise(denoiser, scene):
     assert better.sigma[line].mean() < 0.7 * plain.sigma[line].mean()
 
 
+def test_what_is_unlike_along_a_line_is_not_averaged(denoiser):
+    rows, cols = np.indices((160, 160)) - 80
+    textured = 1 + 0.8 * np.cos(16 * np.arctan2(rows, cols))
+    truth = 5 + (_rings() - 5) * textured
+    counts, line = rng(0).poisson(truth), _rings() > 100
+    before, after = (
+        np.polyfit(truth[line], rate[line], 1)[0] for rate in without_and_with(denoiser, counts)
+    )
+    assert before == pytest.approx(1, abs=0.02)
+    assert after == pytest.approx(1, abs=0.02)
+
+
 def test_spots_keep_their_counts(denoiser):
     truth = np.full((96, 96), 2.0)
     truth[20:80:15, 20:80:15] += 60
