@@ -59,7 +59,7 @@ def _by_hand(valid, estimate, variance, free):
     root = np.pad(2 * np.sqrt(estimate + 0.375), 1)
     pairs = []
     for start in zip(*np.nonzero(noisy * clear), strict=True):
-        left, at, step = (noisy * clear)[start], np.float32(start), np.array([down, right])
+        left, at, step = clear[start], np.float32(start), np.array([down, right])
         by = step[:, *start]
         for _ in range(along_lines.STEPS):
             at = at + by
@@ -68,11 +68,12 @@ def _by_hand(valid, estimate, variance, free):
                 break
             cosine = by @ step[:, *place]
             left *= _ramp(abs(cosine), along_lines.TURN)
-            by = step[:, *place] * np.sign(cosine)
+            ahead = step[:, *place] * np.sign(cosine)
+            at, by = at + np.float32(0.5) * (ahead - by), ahead
             mine, others = (root[r : r + 3, c : c + 3] for r, c in (start, place))
             apart = ((mine - others) ** 2).mean() / (noise[start] + noise[place])
             far = max(apart - 1, 0) / along_lines.BEYOND_NOISE
-            pairs.append((start, place, left * np.exp(-(far**2))))
+            pairs.append((start, place, left * clear[place] * np.exp(-(far**2))))
     friends = np.ones_like(estimate)
     for one, other, w in pairs:
         friends[one] += w
@@ -218,6 +219,21 @@ def test_what_is_unlike_along_a_line_is_not_averaged(denoiser):
     )
     assert before == pytest.approx(1, abs=0.02)
     assert after == pytest.approx(1, abs=0.02)
+
+
+def test_round_peaks_stay_where_they_are(denoiser):
+    rows, cols = np.indices((160, 160))
+    truth, centres = np.full((160, 160), 10.0), np.arange(20, 160, 30)
+    for row in centres:
+        for col in centres:
+            truth += 20 * np.exp(-((rows - row) ** 2 + (cols - col) ** 2) / 18)
+    before, after = without_and_with(denoiser, rng(3).poisson(truth))
+    moved = (after - before)[5:155, 5:155].reshape(5, 30, 5, 30).sum((0, 2))
+    from_centre = np.arange(30) - 15
+    photons = (truth[5:155, 5:155] - 10).sum()
+    assert abs(after - before).sum() > 0.02 * photons
+    assert abs((moved * from_centre[:, None]).sum()) < 0.005 * photons  # pixels
+    assert abs((moved * from_centre).sum()) < 0.005 * photons
 
 
 def test_spots_keep_their_counts(denoiser):

@@ -136,16 +136,19 @@ def _shared(
     # A walk may leave the frame: it meets nothing there that takes part.
     beyond = STEPS + 1
     width = estimate.shape[-1] + 2 * beyond
-    lead = _flat(noisy * kernels.repeat(clear), beyond)
-    start = torch.nonzero(lead)[:, 0]
+    clear, most = (_flat(image, beyond) for image in (kernels.repeat(clear), noisy))
+    start = torch.nonzero(most * clear)[:, 0]
     if not len(start):
         return None
     down, right, noise = (_flat(kernels.repeat(image), beyond) for image in (down, right, noise))
-    root, counts, most = (_flat(image, beyond) for image in (root, estimate, noisy))
+    root, counts = (_flat(image, beyond) for image in (root, estimate))
     walks = []
     for some in start.split(AT_ONCE):
-        other, led = _walk(some, width, lead, down, right)
-        walks.append(_Pairs(some, other, _alike(some, other, width, root, noise).mul_(led)))
+        other, led = _walk(some, width, down, right)
+        pairs = _Pairs(some, other, _alike(some, other, width, root, noise).mul_(led))
+        # Clear at both ends: who walks to whom must not matter, or peaks would move.
+        pairs.alike.mul_(pairs.there(clear)).mul_(clear.index_select(0, some))
+        walks.append(pairs)
     moved, left = _exchanged(walks, counts, most)
     moved, left = (
         image.view(*estimate.shape[:2], -1, width)[..., beyond:-beyond, beyond:-beyond]
@@ -192,27 +195,24 @@ def _directions(root: Tensor, noise: Tensor, valid: Tensor) -> tuple[Tensor, Ten
     return down, torch.copysign(right, -of_both), clear
 
 
-def _walk(
-    start: Tensor, width: int, lead: Tensor, down: Tensor, right: Tensor
-) -> tuple[Tensor, Tensor]:
+def _walk(start: Tensor, width: int, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Follow lines.
 
     Parameters
     ----------
     start : (N,), where walks begin
     width : of the images, of which rows follow each other on one axis
-    lead : how far a pixel may lead a walk, 0 to 1
     down, right : a step from each pixel
 
     Returns
     -------
     tuple
-        (STEPS, N): where walks are after each step, and how far they still lead, 0 to 1.
+        (STEPS, N): where walks are after each step, and how straight they went, 0 to 1.
     """
     by_row, by_col = down.index_select(0, start), right.index_select(0, start)
+    col = start % width
     # Half a pixel more, and rows from one that no walk comes to: all are above 0, and cut, not
     # rounded, which is faster.
-    col = start % width
     first = start - col - (STEPS + 1) * width
     row, col = torch.full_like(by_row, STEPS + 1.5), col + 0.5
     places, cosines = [], []
@@ -222,11 +222,13 @@ def _walk(
         next_row, next_col = down.index_select(0, place), right.index_select(0, place)
         cosine = (by_row * next_row).addcmul_(by_col, next_col)
         ahead = torch.sign(cosine)  # Go on in that direction of the line that was come in.
-        by_row, by_col = next_row.mul_(ahead), next_col.mul_(ahead)
+        next_row, next_col = next_row.mul_(ahead), next_col.mul_(ahead)
+        # Half of the turn is made up for: walks that go straight on would leave a ring.
+        row, col = row + 0.5 * (next_row - by_row), col + 0.5 * (next_col - by_col)
+        by_row, by_col = next_row, next_col
         places.append(place)
         cosines.append(cosine)
-    led = _ramp(torch.stack(cosines).abs_(), TURN).cumprod_(0)
-    return torch.stack(places), led.mul_(lead.index_select(0, start))
+    return torch.stack(places), _ramp(torch.stack(cosines).abs_(), TURN).cumprod_(0)
 
 
 def _alike(start: Tensor, other: Tensor, width: int, root: Tensor, noise: Tensor) -> Tensor:
