@@ -226,7 +226,7 @@ def test_round_peaks_stay_where_they_are(denoiser):
     truth, centres = np.full((160, 160), 10.0), np.arange(20, 160, 30)
     for row in centres:
         for col in centres:
-            truth += 20 * np.exp(-((rows - row) ** 2 + (cols - col) ** 2) / 18)
+            truth += 60 * np.exp(-((rows - row) ** 2 + (cols - col) ** 2) / 32)
     before, after = without_and_with(denoiser, rng(3).poisson(truth))
     moved = (after - before)[5:155, 5:155].reshape(5, 30, 5, 30).sum((0, 2))
     from_centre = np.arange(30) - 15

@@ -40,14 +40,14 @@ LEAST_COUNTS = 1.0
 """A pixel of no more counts takes no part, of twice as many in full."""
 STEEP = (0.5, 1.0)
 """Mean squared slope of ``2 sqrt(counts)``, over its noise, of what is a line at all."""
-ONE_WAY = (0.3, 0.6)
+ONE_WAY = (0.5, 0.8)
 """How far slopes have one direction: 0 where they have all, 1 where there is one."""
 TURN = (0.7, 0.9)
 """Cosine of the turn at a step: a sharper one ends a walk."""
 BEYOND_NOISE = 1.5
 """Mean square by which 3 x 3 pixels of two estimates may differ beyond their noise, in units of
 it."""
-SHARED_NOISE = (0.65, 0.1)
+SHARED_NOISE = (0.65, 0.2)
 """Part of its variance that a pixel has in common with those on its line, so that no exchange
 between them takes it away: where none of its own noise is left, and where all is. Found on
 simulated scenes; ``python -m benchmarks.along_lines`` prints how often intervals hold."""
