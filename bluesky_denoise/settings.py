@@ -432,7 +432,7 @@ class DenoiseSettings(BaseModel):
         """
         shaping = {"data_keys", "streams", "exposure_s", "exposure_keys", "model", "rois"}
         shaping |= {"audit", "rate_range", "save_sigma"}
-        if not self.rois:
+        if not self.rois:  # results are those of versions without them
             shaping.remove("rois")
         described = self.model_dump(include=shaping, mode="json", exclude_none=True)
         if self.mask is not None:
