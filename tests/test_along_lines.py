@@ -72,8 +72,8 @@ def _by_hand(valid, estimate, variance, free):
             at, by = at + np.float32(0.5) * (ahead - by), ahead
             mine, others = (root[r : r + 3, c : c + 3] for r, c in (start, place))
             apart = ((mine - others) ** 2).mean() / (noise[start] + noise[place])
-            far = max(apart - 1, 0) / along_lines.BEYOND_NOISE
-            pairs.append((start, place, left * clear[place] * np.exp(-(far**2))))
+            far = min(max(apart - 1, 0) / along_lines.BEYOND_NOISE, 1)
+            pairs.append((start, place, left * clear[place] * (1 - far**2) ** 2))
     friends = np.ones_like(estimate)
     for one, other, w in pairs:
         friends[one] += w
