@@ -39,7 +39,6 @@ KEPT = ROOT / "results" / "quality_cost"
 DESIGNS: dict[str, Callable[[], nn.Module]] = {
     "photon_exchange, half": partial(PhotonExchange, (8, 16, 32, 32)),
     "photon_exchange": PhotonExchange,
-    "photon_exchange, drawn": MODELS["photon_exchange_drawn"],
     "photon_exchange, double": partial(PhotonExchange, (32, 64, 128, 128)),
     "blur_bank, width 16": partial(BlurBank, 16),
     "unet, width 16": partial(UNet, 16),
@@ -50,7 +49,6 @@ DESIGNS: dict[str, Callable[[], nn.Module]] = {
 SCENES, SIDE = 60, 160
 PLACES = {
     "photon_exchange, half": ((0, 8), "center"),
-    "photon_exchange, drawn": ((-6, -6), "right"),
     "photon_exchange, double": ((6, -12), "left"),
     "photon_exchange, shipped": ((6, -10), "left"),
     "unet, width 16": ((-6, 5), "right"),

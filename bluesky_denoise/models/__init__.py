@@ -20,7 +20,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "irunet": IRUNet,
     "irunet_paper": partial(PaperScaled, IRUNet),
     "photon_exchange": PhotonExchange,
-    "photon_exchange_drawn": partial(PhotonExchange, drawn_levels=3),
     "unet": UNet,
     "vdsr": VDSR,
     "vdsr_paper": partial(PaperScaled, VDSR),

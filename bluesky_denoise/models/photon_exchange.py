@@ -2,9 +2,8 @@
 
 The estimate is a rearrangement of the counted photons. At every level of a pyramid
 (full resolution, 2, 4, 8 and 16 pixels) the network gives each pixel a share ``u_k``
-of a few symmetric kernels ``A_k`` (itself, a blur, lines of some directions, and near pixels
-that look alike if the network is built so) and of the next coarser level. Two pixels exchange
-photons through a kernel only as far as *both* ask for it:
+of a few symmetric kernels ``A_k`` (itself, a blur, lines of some directions) and of the
+next coarser level. Two pixels exchange photons through a kernel only as far as *both* ask for it:
 
     M = sum_k diag(u_k) A_k diag(u_k),        M symmetric, >= 0
 
@@ -28,11 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bluesky_denoise.models import drawn_kernels, kernels, spots
+from bluesky_denoise.models import kernels, spots
 from bluesky_denoise.models.along_lines import share_along_lines
 from bluesky_denoise.models.error_head import ErrorHead
 from bluesky_denoise.models.features import describe
-from bluesky_denoise.models.kernels import Kernel
 from bluesky_denoise.models.layers import Block, point, roots
 
 __all__ = ["Estimate", "PhotonExchange"]
@@ -71,8 +69,6 @@ class _Shares(NamedTuple):
     """(B, 1, h, w) for each kernel"""
     coarser: Tensor | None
     """(B, 1, h, w)"""
-    bank: tuple[Kernel, ...]
-    """What they are shares of."""
 
 
 class PhotonExchange(nn.Module):
@@ -89,8 +85,6 @@ class PhotonExchange(nn.Module):
         than half of the counts 3 away is no part of a spot: ``z`` falls in proportion to its counts
     floor : least root of a share before it is normalised, so that no estimate near a
         photon is 0
-    drawn_levels : finest levels at which the network draws a kernel itself, instead of lines that
-        run obliquely; see `drawn_kernels`
     """
 
     multiple = 2 ** (LEVELS - 1)
@@ -107,26 +101,20 @@ class PhotonExchange(nn.Module):
         pixel_sigmas: float = 4.7,
         spot_sigmas: float = 4.3,
         floor: float = 0.005,
-        drawn_levels: int = 0,
     ) -> None:
         super().__init__()
         self.full_counts = full_counts
         self.pixel_sigmas = pixel_sigmas
         self.spot_sigmas = spot_sigmas
         self.floor = floor
-        self.drawn_levels = drawn_levels
         lines = tuple(kernels.line(*step) for step in DIRECTIONS)
         between = tuple(kernels.line(*step) for step in BETWEEN)
         long = tuple(kernels.long(*step) for step in DIRECTIONS[:2])
         upright = lines[:2] + long
         banks = [upright, lines + between + long, lines + long, lines, (*lines, *WIDE)]
-        banks[:drawn_levels] = [upright] * drawn_levels
         self.banks = [(kernels.blur, *bank) for bank in banks]
-        # Itself, the kernels, one that is drawn, and the coarser level where there is one.
-        self.heads = [
-            1 + len(bank) + (level < drawn_levels) + (level < LEVELS - 1)
-            for level, bank in enumerate(self.banks)
-        ]
+        # Itself, the kernels, and the coarser level where there is one.
+        self.heads = [1 + len(bank) + (level < LEVELS - 1) for level, bank in enumerate(self.banks)]
         ins = [4 * 4 + 6, 6] + [4] * (LEVELS - 3)
         self.stems = nn.ModuleList(
             nn.Conv2d(i, c, 3, padding=1) for i, c in zip(ins, channels, strict=True)
@@ -142,11 +130,6 @@ class PhotonExchange(nn.Module):
             nn.Conv2d(c, h, 1) for c, h in zip(channels, self.heads[1:], strict=True)
         )
         self.out_full = nn.Conv2d(channels[0], 4 * self.heads[0], 1)
-        if drawn_levels:
-            self.points_full = nn.Conv2d(channels[0], 4 * drawn_kernels.TERMS, 1)
-            self.points = nn.ModuleList(
-                nn.Conv2d(c, drawn_kernels.TERMS, 1) for c in channels[: drawn_levels - 1]
-            )
         self.error = ErrorHead(channels)
         for head in (*self.outs, self.out_full):
             nn.init.constant_(head.bias, 0.5)  # all shares alike at first
@@ -178,37 +161,12 @@ class PhotonExchange(nn.Module):
         # The frame's own shares stay apart by the parity of row and column until they are
         # normalised: (B, 4 K, H/2, W/2) -> (B, K, 2, 2, H/2, W/2).
         logits.insert(0, point(self.out_full, x).unflatten(1, (-1, 2, 2)))
-        terms = self._terms(found)
         # Plane by plane from here on: shares multiply single-channel frames.
         with torch.autocast(counts.device.type, enabled=False):
-            banks = self._banks([z.float() for z in terms], feats)
             free = self._free(counts) if free is None else free
-            return self._bound([z.float() for z in logits], banks, free, valid), found
+            return self._bound([z.float() for z in logits], free, valid), found
 
-    def _terms(self, found: list[Tensor]) -> list[Tensor]:
-        """Tell of each pixel what its kernel is drawn by, at every level that has one."""
-        if not self.drawn_levels:
-            return []
-        parts = point(self.points_full, found[0]).unflatten(1, (-1, 2, 2)).split(1, 1)
-        full = torch.cat([kernels.shuffle(part) for part in parts], 1)
-        others = zip(self.points, found, strict=False)  # finest levels first
-        return [full, *(point(conv, x) for conv, x in others)]
-
-    def _banks(self, terms: list[Tensor], feats: list[Tensor]) -> list[tuple[Kernel, ...]]:
-        """Return the kernels of each level, with those that the network draws."""
-        banks = list(self.banks)
-        for level, told in enumerate(terms):
-            points = drawn_kernels.points(told, feats[level])
-            banks[level] = (*banks[level], drawn_kernels.drawn(points))
-        return banks
-
-    def _bound(
-        self,
-        logits: list[Tensor],
-        banks: list[tuple[Kernel, ...]],
-        free: Tensor,
-        valid: Tensor,
-    ) -> list[_Shares]:
+    def _bound(self, logits: list[Tensor], free: Tensor, valid: Tensor) -> list[_Shares]:
         full, *others = logits
         both = torch.cat([free * valid, valid], 1)
         free, some = kernels.unshuffle(both).unflatten(1, (2, 2, 2)).split(1, 1)
@@ -217,9 +175,9 @@ class PhotonExchange(nn.Module):
         planes = [torch.sqrt(torch.addcmul(1 - free * free, own, own)) * some, *roots]
         levels = [[kernels.shuffle(plane) for plane in planes], *map(self._roots, others)]
         shares = []
-        for z, bank in zip(levels, banks, strict=True):
+        for z, bank in zip(levels, self.banks, strict=True):
             own, rest, coarser = z[0], z[1 : len(bank) + 1], z[len(bank) + 1 :]
-            shares.append(_Shares(own, rest, coarser[0] if coarser else None, bank))
+            shares.append(_Shares(own, rest, coarser[0] if coarser else None))
         return shares
 
     def _free(self, counts: Tensor) -> Tensor:
@@ -239,9 +197,9 @@ class PhotonExchange(nn.Module):
 
     def exchange(self, shares: list[_Shares], x: Tensor, level: int = 0) -> Tensor:
         """Apply M: (B, C, h, w) -> (B, C, h, w)."""
-        own, others, coarser, bank = shares[level]
+        own, others, coarser = shares[level]
         out = own * own * x
-        for share, spread in zip(others, bank, strict=True):
+        for share, spread in zip(others, self.banks[level], strict=True):
             out.addcmul_(share, spread.apply(share * x), value=spread.scale)
         if coarser is not None:
             beyond = self.exchange(shares, kernels.down(coarser * x), level + 1)
