@@ -227,5 +227,4 @@ def export(
         return f"{told}, without raw frames of {', '.join(without)}, which are not there {yet}"
 
     with open_catalog(uri) as catalog:
-        directory.mkdir(parents=True, exist_ok=True)
         each_run([find_run(catalog, uid) for uid in uids], write)
