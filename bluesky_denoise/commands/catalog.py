@@ -22,6 +22,7 @@ from bluesky_denoise.commands.terminal import (
     find_run,
     newest_first,
     open_catalog,
+    picture_file,
 )
 from bluesky_denoise.errors import DenoiseError
 
@@ -140,8 +141,7 @@ def show(
     from bluesky_denoise.in_tiled.stream_table import read_table
     from bluesky_denoise.views.picture import draw_event
 
-    if not picture.suffix:
-        picture = picture.with_name(f"{picture.name}.png")
+    picture = picture_file(picture)
     with open_catalog(uri) as catalog:
         run = find_run(catalog, uid)
         chosen = find_stream(run, stream, container)
@@ -159,7 +159,7 @@ def show(
             draw_event(run, chosen, event, picture)
         except DenoiseError as error:
             told["picture"] = f"none. {error}"
-        except (OSError, ValueError) as error:  # matplotlib's, of an ending that it cannot write
+        except OSError as error:
             fail(f"{picture} cannot be written: {error}")
     for key, value in told.items():
         if value == "":
