@@ -65,7 +65,17 @@ def test_runs_are_listed_denoised_and_shown(command, uid, tiled, tmp_path, monke
 
 def test_catch_up_denoises_what_lacks_a_denoised_stream_and_only_that(command, uid):
     assert f"{uid}: denoised as run" in command("catch-up", "settings.yaml", "-n", "1")
-    assert "0 of the newest 1 runs" in command("catch-up", "settings.yaml", "-n", "1")
+    told = command("catch-up", "settings.yaml", "-n", "1")
+    assert "0 of the newest 1 runs" in told
+    assert "None of them" not in told
+
+
+def test_catch_up_tells_of_names_that_no_run_has(command, uid, tmp_path):
+    settings = (tmp_path / "settings.yaml").read_text()
+    for wrong, told in (("data_keys: [dett]", "of dett in primary"), ("streams: dark", "in dark")):
+        (tmp_path / "wrong.yaml").write_text(f"{settings}{wrong}\n")
+        said = command("catch-up", "wrong.yaml", "-n", "1")
+        assert f"newest 1 runs are to be denoised.\nNone of them has frames {told}." in said
 
 
 def test_a_run_that_has_the_same_result_is_left_alone(command, uid, tmp_path):
