@@ -61,7 +61,7 @@ def export_nexus(
     Raises
     ------
     SettingsError
-        If the file exists or is a folder, or the stream has no events.
+        If the file exists or is a folder, or the stream has no events, or is of another kind.
     DenoiseError
         If the run has no such stream, or Tiled does not tell which raw frames it is of.
     OSError
@@ -74,6 +74,11 @@ def export_nexus(
     path, run = Path(path), as_tiled_run(run)
     if isinstance(denoised, str):
         denoised = find_stream(run, denoised)
+    elif not isinstance(denoised, DenoisedStream):  # such as run["denoised"]
+        raise SettingsError(
+            f"A {type(denoised).__name__} was given; expected one of `denoised_streams(run)`, or "
+            "the name of one, such as 'denoised'."
+        )
     if path.is_dir():
         raise SettingsError(f"{path} is a folder; expected the name of a file.")
     if path.exists():

@@ -192,6 +192,8 @@ def test_the_name_of_the_stream_will_do(run, tmp_path):
         assert file["entry/denoise/run_uid"].asstr()[()] == denoised_streams(run)[0].run_uid
     with pytest.raises(DenoiseError, match=r"has no 'primary'; it has denoised \("):
         export_nexus(run, "primary", tmp_path / "other.nxs")
+    with pytest.raises(SettingsError, match=r"expected one of `denoised_streams\(run\)`, or the"):
+        export_nexus(run, run["denoised"], tmp_path / "other.nxs")
 
 
 def test_a_raw_stream_is_told_from_the_name_of_the_denoised_one(run):
