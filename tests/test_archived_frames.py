@@ -414,6 +414,17 @@ def test_frames_that_tiled_has_filled_up_with_zeros_are_told_of(RE, tiled, logge
     assert re.search(told, logged())
 
 
+def test_events_without_frames_are_given_too(RE, tiled, motor):
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = RE(bp.scan([], motor, 1, 3, 3))
+    events = [doc for name, doc in archived_documents(in_tiled(tiled, uid)) if name == "event"]
+    assert [(event["seq_num"], event["data"]["motor"]) for event in events] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+    ]
+
+
 def test_a_router_takes_the_documents_that_tiled_gives(RE, tiled):
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
     (uid,) = RE(bp.count([Camera(name="det", func=poisson())], 3))

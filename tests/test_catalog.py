@@ -32,6 +32,8 @@ def test_streams_of_both_layouts_are_listed_newest_first(RE, tiled, camera, sett
         reprocess(run, settings.model_copy(update={"tiled_layout": "run"})),
         reprocess(run, settings),
     ]
+    with pytest.raises(DenoiseError, match="holds no frames in denoised"):  # no raw stream
+        reprocess(run, settings.model_copy(update={"streams": ("denoised",)}))
     found = denoised_streams(run)
     assert [stream.run_uid for stream in found] == uids[::-1]
     assert [stream.name for stream in found] == ["denoised_2", "denoised", "denoised"]
@@ -136,12 +138,12 @@ def test_a_raw_row_that_was_written_twice_as_an_answer_was_lost_shifts_no_frame(
 def test_an_exposure_that_was_configured_during_the_run_is_that_of_the_later_frames(
     RE, tiled, settings
 ):
-    counts = np.random.default_rng(1).poisson(5.0, (4, 16, 20)).astype(np.uint16)
+    counts = np.random.default_rng(1).poisson(5.0, (6, 16, 20)).astype(np.uint16)
     camera = ReplayDetector(name="det", frames=ReplayFrames(counts, 1.0), exposure_s=1.0)
 
     @bpp.run_decorator()
     def plan():
-        for exposure_s in (1.0, 2.0):
+        for exposure_s in (1.0, 2.0, 4.0):
             yield from bps.configure(camera, {"cam.acquire_time": exposure_s})
             for _ in range(2):
                 yield from bps.trigger_and_read([camera])
@@ -153,10 +155,10 @@ def test_an_exposure_that_was_configured_during_the_run_is_that_of_the_later_fra
     reprocess(run, settings)
     (found,) = denoised_streams(run)
     exposures = found.stream["det_image_exposure_s"].read()
-    np.testing.assert_array_equal(exposures, [1, 1, 2, 2])
-    raw = run["primary"]["det_image"].read().reshape(4, 16, 20)
-    rates = found.stream["det_image"].read().reshape(4, 16, 20)
-    np.testing.assert_allclose(rates, raw / np.array([1, 1, 2, 2])[:, None, None])
+    np.testing.assert_array_equal(exposures, [1, 1, 2, 2, 4, 4])
+    raw = run["primary"]["det_image"].read().reshape(6, 16, 20)
+    rates = found.stream["det_image"].read().reshape(6, 16, 20)
+    np.testing.assert_allclose(rates, raw / np.array([1, 1, 2, 2, 4, 4])[:, None, None])
 
 
 def test_a_run_of_which_tiled_lacks_an_event_is_denoised_once(RE, raw, tiled, settings, camera):

@@ -107,8 +107,6 @@ def _listed(
             try:
                 bad, (done, taken) = frames_not_ok(stream), events_of(run, stream)
             except httpx.HTTPStatusError as error:
-                if not error.response.is_server_error:
-                    raise
                 told = f"cannot be read, Tiled answers {error.response.status_code}"
                 rows.append((stream.name, stream.model, "", "", told))
                 continue
