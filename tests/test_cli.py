@@ -130,12 +130,12 @@ def begun(run):
 def test_runs_are_exported_to_files(command, uid, tmp_path):
     assert "has no denoised stream" in command("export", uid, code=1)
     settings = (tmp_path / "settings.yaml").read_text()
-    (tmp_path / "sigma.yaml").write_text(f"{settings}save_sigma: true\n")
+    (tmp_path / "sigma.yaml").write_text(f"{settings}save_sigma: true\ndata_keys: det\n")
     command("reprocess", "sigma.yaml", uid)
     output = command("export", uid[:8], "--directory", "out")
     assert f"{uid}: in out/{uid[:8]}_denoised.nxs\n" in output  # and no word of raw frames
     with h5py.File(tmp_path / "out" / f"{uid[:8]}_denoised.nxs") as file:
-        assert file["entry/det_image_denoised/rate"].shape == (3, 32, 40)
+        assert file["entry/det_denoised/rate"].shape == (3, 32, 40)
     output = command("export", uid[:8], "--directory", "out", code=1)
     assert "exists; remove it" in output
 
