@@ -23,7 +23,7 @@ from tiled_fixtures import Live, in_tiled
 
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError
-from bluesky_denoise.in_tiled.archive import archived_documents, archived_events
+from bluesky_denoise.in_tiled.archive import archived_documents, archived_events, raw_rows
 from bluesky_denoise.in_tiled.event_array import EventArray, rows_at_once
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.reprocessing import StoredResults
@@ -166,6 +166,8 @@ def test_the_frame_of_a_point_that_was_broken_off_is_the_last(ended, tmp_path):
     for event, frame in zip(events, FRAMES[:2], strict=True):
         np.testing.assert_array_equal(np.squeeze(event["data"]["detector"]), frame)
     np.testing.assert_array_equal(exported(run, tmp_path / "x.h5")[0], FRAMES[:2])
+    events = archived_events(run, "primary", without_frames={1})
+    assert ["detector" in event["data"] for event in events] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -392,6 +394,9 @@ def test_what_cannot_be_told_of_a_fly_scan_is_not_exported_and_not_drawn(
     counts, denoised = exported(retaken, tmp_path / "run.nxs")
     np.testing.assert_array_equal(counts, FRAMES)
     np.testing.assert_array_equal(denoised, counts)
+    some = np.array([1, 2, 5])  # as where that is stopped, and some frames were denoised before
+    found = raw_rows(retaken, "primary", some, len(FRAMES), from_archive=True)
+    np.testing.assert_array_equal(found, some - 1)
 
 
 def test_a_fly_scan_of_which_a_part_is_denoised_is_exported_with_its_own_raw_frames(
@@ -418,7 +423,9 @@ def test_frames_that_tiled_has_filled_up_with_zeros_are_told_of(RE, tiled, logge
 
 def test_events_are_given_as_they_were_without_frames_too(RE, raw, tiled, motor):
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
-    (uid,) = RE(bp.scan([SynSignal(name="lamp", func=lambda: 3)], motor, 1, 3, 3))
+    read = {"lamp": 3, "shutter": "open"}
+    devices = [SynSignal(name=name, func=lambda value=value: value) for name, value in read.items()]
+    (uid,) = RE(bp.scan(devices, motor, 1, 3, 3))
     events = [doc for name, doc in archived_documents(in_tiled(tiled, uid)) if name == "event"]
     for event, taken in zip(events, raw.by_name["event"], strict=True):
         for key in ("seq_num", "time", "data", "timestamps"):
