@@ -324,6 +324,24 @@ def test_a_fly_scan_that_was_configured_as_before_is_denoised_from_the_archive(
     np.testing.assert_array_equal(found.stream["detector"].read()[:, 0] * EXPOSURE_S, FRAMES[:6])
 
 
+def test_a_fly_scan_whose_exposure_only_the_settings_tell_is_denoised_from_the_archive(
+    RE, tiled, written, tmp_path
+):
+    class Silent(Detector):
+        async def describe_configuration(self):
+            return {}
+
+        read_configuration = describe_configuration
+
+    with init_devices():
+        detector = Silent(path_provider(tmp_path), ReplayFrames(FRAMES, EXPOSURE_S))
+    (uid,) = RE(fly(detector))
+    run = in_tiled(tiled, uid)
+    reprocess(run, settings(tiled_uri=tiled.uri, exposure_s=EXPOSURE_S))
+    (found,) = denoised_streams(run)
+    np.testing.assert_array_equal(found.stream["detector"].read()[:, 0] * EXPOSURE_S, FRAMES[:9])
+
+
 @pytest.fixture
 def retaken(RE, tiled, written, detector):
     """Return a fly scan whose second row was taken again, after a pause."""
