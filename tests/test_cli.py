@@ -382,8 +382,12 @@ def test_what_is_exported_before_its_raw_frames_came_says_so(RE, command, tiled,
     )
     RE.resume()
     assert sink.close() == []
-    (tmp_path / f"{uid[:8]}_denoised.nxs").unlink()
+    path = tmp_path / f"{uid[:8]}_denoised.nxs"
+    path.unlink()
     assert "without raw frames" not in command("export", uid)
+    path.unlink()
+    tiled.client[uid].delete_contents(["primary"], recursive=True, external_only=False)
+    assert "of det_image, which are not there in Tiled" in command("export", uid)
 
 
 @pytest.fixture
