@@ -19,7 +19,7 @@ from rich.table import Table
 from bluesky_denoise import __version__
 from bluesky_denoise.commands.catalog import app as catalog_app
 from bluesky_denoise.commands.denoise import app as denoise_app
-from bluesky_denoise.commands.terminal import console, fail
+from bluesky_denoise.commands.terminal import console, fail, picture_file
 from bluesky_denoise.errors import DenoiseError
 from bluesky_denoise.sources.frame_keys import is_frame_key, raw_key
 from bluesky_denoise.support.garbage import keep_garbage_at_exit
@@ -61,8 +61,7 @@ def demo(
     picture: Annotated[Path, typer.Option(help="Picture to write.")] = Path("demo.png"),
 ) -> None:
     """Scan measured frames, denoise them beside the scan, and compare with long exposures."""
-    if not picture.parent.is_dir():
-        fail(f"There is no folder {picture.parent} for the picture; make it, or name another.")
+    picture = picture_file(picture)
     _make_room(directory)
     with contextlib.ExitStack() as stack:
         with console.status("Starting a Tiled server and the denoiser"):

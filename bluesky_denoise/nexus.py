@@ -49,7 +49,7 @@ def export_nexus(
     denoised :
         One of its `denoised_streams`, or the name of one, such as ``"denoised"``.
     path :
-        The file; it appears when it is complete.
+        The file; it appears when it is complete. Its folder is made, if there is none.
     progress :
         Called with the rows of frames written, and with how many there are.
 
@@ -61,7 +61,7 @@ def export_nexus(
     Raises
     ------
     SettingsError
-        If the file exists, or the stream has no events.
+        If the file exists or is a folder, or the stream has no events, or is of another kind.
     DenoiseError
         If the run has no such stream, or Tiled does not tell which raw frames it is of.
     OSError
@@ -74,6 +74,13 @@ def export_nexus(
     path, run = Path(path), as_tiled_run(run)
     if isinstance(denoised, str):
         denoised = find_stream(run, denoised)
+    elif not isinstance(denoised, DenoisedStream):  # such as run["denoised"]
+        raise SettingsError(
+            f"A {type(denoised).__name__} was given; expected one of `denoised_streams(run)`, or "
+            "the name of one, such as 'denoised'."
+        )
+    if path.is_dir():
+        raise SettingsError(f"{path} is a folder; expected the name of a file.")
     if path.exists():
         raise SettingsError(f"{path} exists; remove it, or write to another file.")
     node = denoised.stream.base  # one request for the table; the stream's own keys take one each
@@ -84,6 +91,7 @@ def export_nexus(
     stamps = {"time", "seq_num", *(f"ts_{key}" for key in node.metadata["data_keys"])}
     columns = {key: table[key].to_numpy() for key in table.columns if key not in stamps}
     frames = {key: array for key, array in arrays_of(node).items() if array.ndim >= 3}
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with _Disk(part) as disk:
@@ -157,9 +165,16 @@ def _group(parent: h5py.Group, name: str, nexus_class: str, **attributes: Any) -
     return group
 
 
+def _text(value: Any) -> str:
+    """Return a text without NUL, which HDF5 does not take; EPICS may fill up texts with it."""
+    return str(value).replace("\0", "")
+
+
 def _field(parent: h5py.Group, name: str, value: Any, units: str = "") -> h5py.Dataset:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "OUT":
-        value = np.array([str(item) for item in value], dtype=h5py.string_dtype())
+    if isinstance(value, str):
+        value = _text(value)
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "OUT":
+        value = np.array([_text(item) for item in value], dtype=h5py.string_dtype())
     dataset = parent.create_dataset(_free(parent, name), data=value)
     if units:
         dataset.attrs["units"] = units

@@ -7,6 +7,7 @@ from typing import Any
 from bluesky_tiled_plugins import TiledWriter
 
 from bluesky_denoise.backup import RawBackup
+from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.in_turn import InTurn
 from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
@@ -30,11 +31,21 @@ def raw_writer(
     backup_directory :
         Made with the first run that is kept, which `bluesky-denoise restore` brings in.
 
+    Raises
+    ------
+    SettingsError
+        If the client is none, such as an address, or nothing can be written to the directory.
+
     Examples
     --------
     >>> RE.subscribe(raw_writer(cat, "raw_backup"))
     0
     """
+    if not hasattr(client, "create_container"):
+        raise SettingsError(
+            f"Raw runs were to go to a {type(client).__name__}; expected a client of Tiled, such "
+            "as `from_uri(ADDRESS)`."
+        )
     backup = RawBackup(backup_directory)
     return InTurn(
         TiledWriter(client, batch_size=1, patches=RESOURCE_PATCHES, backup_dictionary=backup)

@@ -205,7 +205,8 @@ class FrameViewer:
         with self._lock:
             event = self._denoised.event
             trace = np.array([*self._trace.values()], float).reshape(-1, 3)
-        if event is None:
+        exposure_s = event and event["data"].get(f"{self.data_key}_exposure_s")
+        if exposure_s is None:  # there are no such frames, which the log tells
             return
         try:
             with self._lock:
@@ -217,7 +218,6 @@ class FrameViewer:
         raw, *others = (frame.reshape(-1, *frame.shape[-2:])[0] for frame in frames)
         # Of a frame that could not be denoised the shape may be unknown.
         rate, *sigma = (f if f.shape == raw.shape else np.full(raw.shape, np.nan) for f in others)
-        exposure_s = event["data"][f"{self.data_key}_exposure_s"]
         self._paint(raw, rate, sigma, exposure_s, trace, event["data"])
         self.drawn += 1
 

@@ -1,5 +1,6 @@
 """Which frames in Tiled are of which event: several in one, fly scans, exposures that change."""
 
+import json
 import re
 from contextlib import nullcontext
 from unittest.mock import MagicMock
@@ -15,13 +16,14 @@ import pytest
 from bluesky.utils import RunEngineInterrupted
 from bluesky_tiled_plugins import TiledWriter
 from live_path import SHAPE, Camera, PlainImage, poisson, settings, values
+from ophyd.sim import SynSignal
 from ophyd_async.core import TriggerInfo, init_devices
 from router_fixtures import EXPOSURE_S, path_provider
 from tiled_fixtures import Live, in_tiled
 
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError
-from bluesky_denoise.in_tiled.archive import archived_documents, archived_events
+from bluesky_denoise.in_tiled.archive import archived_documents, archived_events, raw_rows
 from bluesky_denoise.in_tiled.event_array import EventArray, rows_at_once
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.reprocessing import StoredResults
@@ -164,6 +166,8 @@ def test_the_frame_of_a_point_that_was_broken_off_is_the_last(ended, tmp_path):
     for event, frame in zip(events, FRAMES[:2], strict=True):
         np.testing.assert_array_equal(np.squeeze(event["data"]["detector"]), frame)
     np.testing.assert_array_equal(exported(run, tmp_path / "x.h5")[0], FRAMES[:2])
+    events = archived_events(run, "primary", without_frames={1})
+    assert ["detector" in event["data"] for event in events] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -320,6 +324,24 @@ def test_a_fly_scan_that_was_configured_as_before_is_denoised_from_the_archive(
     np.testing.assert_array_equal(found.stream["detector"].read()[:, 0] * EXPOSURE_S, FRAMES[:6])
 
 
+def test_a_fly_scan_whose_exposure_only_the_settings_tell_is_denoised_from_the_archive(
+    RE, tiled, written, tmp_path
+):
+    class Silent(Detector):
+        async def describe_configuration(self):
+            return {}
+
+        read_configuration = describe_configuration
+
+    with init_devices():
+        detector = Silent(path_provider(tmp_path), ReplayFrames(FRAMES, EXPOSURE_S))
+    (uid,) = RE(fly(detector))
+    run = in_tiled(tiled, uid)
+    reprocess(run, settings(tiled_uri=tiled.uri, exposure_s=EXPOSURE_S))
+    (found,) = denoised_streams(run)
+    np.testing.assert_array_equal(found.stream["detector"].read()[:, 0] * EXPOSURE_S, FRAMES[:9])
+
+
 @pytest.fixture
 def retaken(RE, tiled, written, detector):
     """Return a fly scan whose second row was taken again, after a pause."""
@@ -390,6 +412,9 @@ def test_what_cannot_be_told_of_a_fly_scan_is_not_exported_and_not_drawn(
     counts, denoised = exported(retaken, tmp_path / "run.nxs")
     np.testing.assert_array_equal(counts, FRAMES)
     np.testing.assert_array_equal(denoised, counts)
+    some = np.array([1, 2, 5])  # as where that is stopped, and some frames were denoised before
+    found = raw_rows(retaken, "primary", some, len(FRAMES), from_archive=True)
+    np.testing.assert_array_equal(found, some - 1)
 
 
 def test_a_fly_scan_of_which_a_part_is_denoised_is_exported_with_its_own_raw_frames(
@@ -412,6 +437,18 @@ def test_frames_that_tiled_has_filled_up_with_zeros_are_told_of(RE, tiled, logge
     assert [event["data"]["det"].shape for event in events] == [(17, 22)] * 2
     told = r"det are \(17, 22\) in Tiled, and the descriptor has \(16, 20\).*zeros"
     assert re.search(told, logged())
+
+
+def test_events_are_given_as_they_were_without_frames_too(RE, raw, tiled, motor):
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    read = {"lamp": 3, "shutter": "open"}
+    devices = [SynSignal(name=name, func=lambda value=value: value) for name, value in read.items()]
+    (uid,) = RE(bp.scan(devices, motor, 1, 3, 3))
+    events = [doc for name, doc in archived_documents(in_tiled(tiled, uid)) if name == "event"]
+    for event, taken in zip(events, raw.by_name["event"], strict=True):
+        for key in ("seq_num", "time", "data", "timestamps"):
+            assert event[key] == taken[key]
+    assert "lamp" in json.dumps(events)  # which takes no numbers of numpy
 
 
 def test_a_router_takes_the_documents_that_tiled_gives(RE, tiled):

@@ -314,4 +314,6 @@ def test_a_directory_that_can_keep_no_raw_runs_is_told_when_the_writer_is_built(
     with pytest.raises(SettingsError, match=r"cannot be kept in .*file/raw: Not a directory"):
         raw_writer(tiled.client, tmp_path / "file" / "raw")
     raw_writer(tiled.client, tmp_path / "later" / "raw")
+    with pytest.raises(SettingsError, match="to go to a str; expected a client of Tiled, such"):
+        raw_writer(tiled.uri, tmp_path / "raw")
     assert not (tmp_path / "later").exists()

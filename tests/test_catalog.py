@@ -32,6 +32,8 @@ def test_streams_of_both_layouts_are_listed_newest_first(RE, tiled, camera, sett
         reprocess(run, settings.model_copy(update={"tiled_layout": "run"})),
         reprocess(run, settings),
     ]
+    with pytest.raises(DenoiseError, match="holds no frames in denoised"):  # no raw stream
+        reprocess(run, settings.model_copy(update={"streams": ("denoised",)}))
     found = denoised_streams(run)
     assert [stream.run_uid for stream in found] == uids[::-1]
     assert [stream.name for stream in found] == ["denoised_2", "denoised", "denoised"]
@@ -100,8 +102,8 @@ def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, se
     assert has_result(run, found.provenance) == "denoised"
     assert StoredResults(run, found.provenance).seq_nums("primary") == {1, 3}
     going_on = type("GoingOn", (dict,), {"metadata": {"start": run.metadata["start"]}})(run)
-    later = np.array([1, 2, 2, 2, 3, 5])  # than what Tiled has yet
-    np.testing.assert_array_equal(raw_rows(going_on, "primary", later, 6), [0, 1, 2, 4, 3, 5])
+    later = np.array([1, 2, 2, 2, 3, 6])  # than what Tiled has yet
+    np.testing.assert_array_equal(raw_rows(going_on, "primary", later, 7), [0, 1, 2, 4, 3, 6])
     with pytest.raises(DenoiseError, match=r"has 4 raw frames, and frame 5 is denoised"):
         raw_rows(run, "primary", np.array([1, 2, 2, 3, 4]), 4)
 
@@ -136,12 +138,12 @@ def test_a_raw_row_that_was_written_twice_as_an_answer_was_lost_shifts_no_frame(
 def test_an_exposure_that_was_configured_during_the_run_is_that_of_the_later_frames(
     RE, tiled, settings
 ):
-    counts = np.random.default_rng(1).poisson(5.0, (4, 16, 20)).astype(np.uint16)
+    counts = np.random.default_rng(1).poisson(5.0, (6, 16, 20)).astype(np.uint16)
     camera = ReplayDetector(name="det", frames=ReplayFrames(counts, 1.0), exposure_s=1.0)
 
     @bpp.run_decorator()
     def plan():
-        for exposure_s in (1.0, 2.0):
+        for exposure_s in (1.0, 2.0, 4.0):
             yield from bps.configure(camera, {"cam.acquire_time": exposure_s})
             for _ in range(2):
                 yield from bps.trigger_and_read([camera])
@@ -153,10 +155,10 @@ def test_an_exposure_that_was_configured_during_the_run_is_that_of_the_later_fra
     reprocess(run, settings)
     (found,) = denoised_streams(run)
     exposures = found.stream["det_image_exposure_s"].read()
-    np.testing.assert_array_equal(exposures, [1, 1, 2, 2])
-    raw = run["primary"]["det_image"].read().reshape(4, 16, 20)
-    rates = found.stream["det_image"].read().reshape(4, 16, 20)
-    np.testing.assert_allclose(rates, raw / np.array([1, 1, 2, 2])[:, None, None])
+    np.testing.assert_array_equal(exposures, [1, 1, 2, 2, 4, 4])
+    raw = run["primary"]["det_image"].read().reshape(6, 16, 20)
+    rates = found.stream["det_image"].read().reshape(6, 16, 20)
+    np.testing.assert_allclose(rates, raw / np.array([1, 1, 2, 2, 4, 4])[:, None, None])
 
 
 def test_a_run_of_which_tiled_lacks_an_event_is_denoised_once(RE, raw, tiled, settings, camera):

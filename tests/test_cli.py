@@ -43,18 +43,20 @@ def test_runs_are_listed_denoised_and_shown(command, uid, tiled, tmp_path, monke
     assert re.search(
         rf"{uid[:8]} .* denoised +│ unit +│ 3 +│ +│ success", command("runs", "-n", "1")
     )
-    shown = command("show", uid[:8], "--event", "2", "--picture", "event.png")
+    shown = command("show", uid[:8], "--event", "2", "--picture", "event[b].png")
+    assert "picture: event[b].png" in shown
     assert "model: unit" in shown
     assert "frames not ok: 0" in shown
+    assert " reason: " not in shown  # there is none
     assert re.search(r"event +┃ 2 ", shown)
     assert re.search(r"det_image_exposure_s +│ 0\.5", shown)
-    assert "There is no event 4; the stream denoised has 1 to 3" in command(
-        "show", uid[:8], "--event", "4", code=1
-    )
+    for number in ("0", "4"):
+        said = command("show", uid[:8], "--event", number, code=1)
+        assert f"There is no event {number}; the stream denoised has 1 to 3" in said
     assert "has no 'denoised_7'; it has denoised (" in command(
         "show", uid[:8], "--stream", "denoised_7", code=1
     )
-    assert (tmp_path / "event.png").stat().st_size > 10_000
+    assert (tmp_path / "event[b].png").stat().st_size > 10_000
     said = command("show", uid[:8], "--picture", "event.foo", code=1)
     assert "event.foo cannot be written" in said
     assert "Traceback" not in said
@@ -65,7 +67,17 @@ def test_runs_are_listed_denoised_and_shown(command, uid, tiled, tmp_path, monke
 
 def test_catch_up_denoises_what_lacks_a_denoised_stream_and_only_that(command, uid):
     assert f"{uid}: denoised as run" in command("catch-up", "settings.yaml", "-n", "1")
-    assert "0 of the newest 1 runs" in command("catch-up", "settings.yaml", "-n", "1")
+    told = command("catch-up", "settings.yaml", "-n", "1")
+    assert "0 of the newest 1 runs" in told
+    assert "None of them" not in told
+
+
+def test_catch_up_tells_of_names_that_no_run_has(command, uid, tmp_path):
+    settings = (tmp_path / "settings.yaml").read_text()
+    for wrong, told in (("data_keys: [dett]", "of dett in primary"), ("streams: dark", "in dark")):
+        (tmp_path / "wrong.yaml").write_text(f"{settings}{wrong}\n")
+        said = command("catch-up", "wrong.yaml", "-n", "1")
+        assert f"newest 1 runs are to be denoised.\nNone of them has frames {told}." in said
 
 
 def test_a_run_that_has_the_same_result_is_left_alone(command, uid, tmp_path):
@@ -117,11 +129,13 @@ def begun(run):
 
 def test_runs_are_exported_to_files(command, uid, tmp_path):
     assert "has no denoised stream" in command("export", uid, code=1)
-    command("reprocess", "settings.yaml", uid)
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "sigma.yaml").write_text(f"{settings}save_sigma: true\ndata_keys: det\n")
+    command("reprocess", "sigma.yaml", uid)
     output = command("export", uid[:8], "--directory", "out")
-    assert f"{uid}: in out/{uid[:8]}_denoised.nxs" in output
+    assert f"{uid}: in out/{uid[:8]}_denoised.nxs\n" in output  # and no word of raw frames
     with h5py.File(tmp_path / "out" / f"{uid[:8]}_denoised.nxs") as file:
-        assert file["entry/det_image_denoised/rate"].shape == (3, 32, 40)
+        assert file["entry/det_denoised/rate"].shape == (3, 32, 40)
     output = command("export", uid[:8], "--directory", "out", code=1)
     assert "exists; remove it" in output
 
@@ -172,11 +186,13 @@ def test_a_stream_that_was_cut_short_is_flagged_and_another_shown(command, uid, 
     listed = command("runs", "--sample", "lead", "--flagged")
     assert re.search(rf"{uid[:8]} .* denoised_2 +│ unit +│ 2 of 3 +│ +│ fail ", listed)
     assert "denoised_2" not in command("show", uid)
+    assert command("runs", "-n", "1").count(uid[:8]) == 1  # beside the first of its streams
 
 
 def test_runs_are_searched_by_sample_and_scan_id(command, uid):
     assert uid[:8] in command("runs", "--sample", "lead", "--scan-id", "1", "-n", "100")
     assert uid[:8] not in command("runs", "--sample", "gold")
+    assert uid[:8] not in command("runs", "--sample", "lead", "--scan-id", "7", "-n", "100")
 
 
 def test_a_run_without_a_denoised_stream_does_not_end_the_export_of_others(
@@ -219,10 +235,12 @@ def test_derived_runs_in_another_container_are_found(command, uid, tmp_path):
 def test_samples_are_listed_as_they_are_written_and_found_either_way(RE, command, uid):
     camera = Camera(name="det", func=poisson(shape=(32, 40)), exposure_s=0.5)
     name = "LSCO [annealed] [/3]"
-    for sample in (name, {"name": name}):
-        RE(bp.count([camera], md={"sample": sample}))
-    assert command("runs", "-n", "3").count(name) == 2
-    assert command("runs", "--sample", name).count(name) == 2
+    samples = (name, {"name": name}, name)
+    uids = [RE(bp.count([camera], md={"sample": sample}))[0] for sample in samples]
+    assert command("runs", "-n", "3").count(name) == 3
+    listed = command("runs", "--sample", name)
+    assert listed.count(name) == 3
+    assert re.findall(r"│ (\w{8}) │", listed) == [uid[:8] for uid in reversed(uids)]
     assert "There is no one run '[/x]'" in command("show", "[/x]", code=1)
 
 
@@ -364,8 +382,12 @@ def test_what_is_exported_before_its_raw_frames_came_says_so(RE, command, tiled,
     )
     RE.resume()
     assert sink.close() == []
-    (tmp_path / f"{uid[:8]}_denoised.nxs").unlink()
+    path = tmp_path / f"{uid[:8]}_denoised.nxs"
+    path.unlink()
     assert "without raw frames" not in command("export", uid)
+    path.unlink()
+    tiled.client[uid].delete_contents(["primary"], recursive=True, external_only=False)
+    assert "of det_image, which are not there in Tiled" in command("export", uid)
 
 
 @pytest.fixture

@@ -66,9 +66,13 @@ def test_ctrl_c_while_the_program_is_imported_shows_no_traceback(tmp_path):
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
-def test_the_folder_of_the_picture_is_looked_for_before_the_demo(command, tmp_path):
+def test_whether_the_picture_can_be_written_is_looked_at_before_the_demo(command, tmp_path):
     said = command("demo", "--picture", "nowhere/demo.png", code=1)
     assert "There is no folder nowhere for the picture" in said
+    assert "demo.foo cannot be written" in command("demo", "--picture", "demo.foo", code=1)
+    for folder in (".", "", str(tmp_path)):
+        said = command("demo", "--picture", folder, code=1)
+        assert "is a folder; expected the name of a picture" in said
     assert not (tmp_path / "demo_data").exists()
 
 
@@ -124,9 +128,15 @@ def test_weights_that_there_are_not_are_named(command, uid, tmp_path):
     )
 
 
-def test_files_that_cannot_be_written_are_named(command, uid):
+def test_files_that_cannot_be_written_are_named(command, uid, tmp_path):
     command("reprocess", "settings.yaml", uid)
-    assert "nowhere/a.png" in command("show", uid, "--picture", "nowhere/a.png", code=1)
+    said = command("show", uid, "--picture", "nowhere/a.png", code=1)
+    assert "There is no folder nowhere for the picture" in said
+    for folder in ("", "."):
+        assert ". is a folder" in command("show", uid, "--picture", folder, code=1)
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    said = command("show", uid, "--picture", "full.png", code=1)
+    assert "full.png cannot be written: [Errno 28] No space left" in said
     assert "settings.yaml/x" in command("export", uid, "--directory", "settings.yaml/x", code=1)
 
 

@@ -16,7 +16,7 @@ from bluesky_tiled_plugins import TiledWriter
 from conftest import run_engine
 from live_path import UNIT, paused_scan
 from nexusformat.nexus import nxload
-from ophyd.sim import SynAxis
+from ophyd.sim import SynAxis, SynSignal
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError, SettingsError
@@ -134,6 +134,13 @@ def test_a_file_that_exists_is_not_written_over(run, tmp_path):
     with pytest.raises(SettingsError, match=r"run\.nxs exists; remove it"):
         export_nexus(run, denoised_streams(run)[0], path)
     assert path.read_text() == "mine"
+    with pytest.raises(SettingsError, match="is a folder; expected the name of a file"):
+        export_nexus(run, denoised_streams(run)[0], tmp_path)
+
+
+def test_the_folder_of_the_file_is_made(run, tmp_path):
+    path = export_nexus(run, "denoised", tmp_path / "of May" / "nexus" / "run.nxs")
+    assert [file.name for file in path.parent.iterdir()] == ["run.nxs"]
 
 
 def test_a_stream_without_a_table_or_without_a_row_is_refused(run, tmp_path, monkeypatch):
@@ -185,6 +192,8 @@ def test_the_name_of_the_stream_will_do(run, tmp_path):
         assert file["entry/denoise/run_uid"].asstr()[()] == denoised_streams(run)[0].run_uid
     with pytest.raises(DenoiseError, match=r"has no 'primary'; it has denoised \("):
         export_nexus(run, "primary", tmp_path / "other.nxs")
+    with pytest.raises(SettingsError, match=r"expected one of `denoised_streams\(run\)`, or the"):
+        export_nexus(run, run["denoised"], tmp_path / "other.nxs")
 
 
 def test_a_raw_stream_is_told_from_the_name_of_the_denoised_one(run):
@@ -231,6 +240,20 @@ def test_the_raw_frames_are_those_of_the_denoised_ones_after_a_pause(tiled, tmp_
         counts = file["entry/det_image/counts"][:]
         rates = file["entry/det_image_denoised/rate"][:]
     np.testing.assert_array_equal(counts, rates)  # its rate is the counts, in 1 s
+
+
+def test_texts_are_exported_without_the_nul_that_hdf5_does_not_take(RE, tiled, tmp_path):
+    detector = ReplayDetector(name="det", frames=ReplayFrames(COUNTS[:1], 1.0))
+    shutter = SynSignal(name="shutter", func=lambda: "open\0\0")
+    RE.subscribe(TiledWriter(tiled.client))
+    (uid,) = RE(bp.count([detector, shutter]), sample="le\0ad", plan_name="fi\0rst")
+    reprocess(tiled.client[uid], DenoiseSettings(model=UNIT, tiled_uri=tiled.uri))
+    run = tiled.client[uid]
+    with h5py.File(export_nexus(run, "denoised", tmp_path / "run.nxs")) as file:
+        assert file["entry/sample/name"].asstr()[()] == "lead"
+        assert list(file["entry/table/shutter"].asstr()) == ["open"]
+        assert file["entry/title"].asstr()[()] == "first 1"
+        assert json.loads(file["entry/bluesky/start"].asstr()[()])["sample"] == "le\0ad"
 
 
 def test_a_run_that_says_that_it_has_no_motors_is_exported(RE, tiled, tmp_path):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from bluesky_tiled_plugins import TiledWriter
 from live_path import Camera, archived, paused_scan, poisson
+from tiled.client import from_uri
 
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.catalog import is_complete
@@ -152,6 +153,16 @@ def test_an_earlier_result_whose_file_is_gone_says_what_to_do(RE, tiled, camera,
     with pytest.raises(DenoiseError, match=told) as error:
         reprocess(run, settings, denoiser=UnitDenoiser(), known=known)
     assert "http://" not in str(error.value)
+
+
+def test_an_earlier_result_that_no_server_gives_says_why(RE, tiled, camera, settings):
+    run = archived(RE, tiled, camera)
+    provenance = skipped(run, settings, UnitDenoiser(), {2})
+    client = from_uri(tiled.uri)
+    known = StoredResults(client[run.metadata["start"]["uid"]], provenance)
+    client.context.close()
+    with pytest.raises(DenoiseError, match=r"Event 1 was .* any more: RuntimeError: Cannot send"):
+        known.read("primary", 1)
 
 
 def test_a_point_that_was_taken_again_when_the_denoiser_was_dead_gets_its_own_frame(

@@ -169,6 +169,8 @@ def test_a_run_without_frames_is_refused(archived):
         read_run(run)
     with pytest.raises(DenoiseError, match="has the streams primary; expected a and b, or c"):
         read_run(run, short="a", long="b", single="c")
+    with pytest.raises(DenoiseError, match="has the streams none; expected short and long, or pri"):
+        read_run(archived(bpp.run_wrapper(bps.null())))
 
 
 def test_the_address_of_a_web_page_stands_for_its_server(tiled):

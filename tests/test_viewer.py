@@ -127,14 +127,18 @@ def test_a_roi_that_there_is_not_is_told(RE, logged):
     assert "is to trace satelite_intensity, which the stream denoised does not have" in logged()
 
 
-def test_frames_that_there_are_not_are_told(RE, logged):
-    router = DenoiseRouter(settings(data_keys=["det"]), UnitDenoiser())
-    viewer = FrameViewer(KEY, interval_s=60.0)
+@pytest.mark.parametrize(("known", "shown"), [("det", KEY), (KEY, "det")])
+def test_frames_that_there_are_not_are_told_once(RE, logged, known, shown):
+    router = DenoiseRouter(settings(data_keys=[known]), UnitDenoiser())
+    viewer = FrameViewer(shown, interval_s=60.0)
     viewer.attach(RE, router)
     RE.subscribe(router)
-    RE(bp.count([detector()]))
+    RE(bp.count([detector()], 2))
     viewer.close()
-    assert f"is to show {KEY}, which the stream denoised does not have; it has det_" in logged()
+    told = f"is to show {shown}, which the stream denoised does not have; it has det_"
+    assert logged().count(told) == 1
+    assert "cannot be shown" not in logged()
+    assert "could not be drawn" not in logged()
 
 
 def test_frames_that_come_faster_than_they_are_drawn_are_passed_over(RE):

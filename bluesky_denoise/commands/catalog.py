@@ -22,6 +22,7 @@ from bluesky_denoise.commands.terminal import (
     find_run,
     newest_first,
     open_catalog,
+    picture_file,
 )
 from bluesky_denoise.errors import DenoiseError
 
@@ -106,8 +107,6 @@ def _listed(
             try:
                 bad, (done, taken) = frames_not_ok(stream), events_of(run, stream)
             except httpx.HTTPStatusError as error:
-                if not error.response.is_server_error:
-                    raise
                 told = f"cannot be read, Tiled answers {error.response.status_code}"
                 rows.append((stream.name, stream.model, "", "", told))
                 continue
@@ -140,8 +139,7 @@ def show(
     from bluesky_denoise.in_tiled.stream_table import read_table
     from bluesky_denoise.views.picture import draw_event
 
-    if not picture.suffix:
-        picture = picture.with_name(f"{picture.name}.png")
+    picture = picture_file(picture)
     with open_catalog(uri) as catalog:
         run = find_run(catalog, uid)
         chosen = find_stream(run, stream, container)
@@ -159,7 +157,7 @@ def show(
             draw_event(run, chosen, event, picture)
         except DenoiseError as error:
             told["picture"] = f"none. {error}"
-        except (OSError, ValueError) as error:  # matplotlib's, of an ending that it cannot write
+        except OSError as error:
             fail(f"{picture} cannot be written: {error}")
     for key, value in told.items():
         if value == "":
@@ -227,5 +225,4 @@ def export(
         return f"{told}, without raw frames of {', '.join(without)}, which are not there {yet}"
 
     with open_catalog(uri) as catalog:
-        directory.mkdir(parents=True, exist_ok=True)
         each_run([find_run(catalog, uid) for uid in uids], write)

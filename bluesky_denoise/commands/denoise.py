@@ -93,13 +93,20 @@ def catch_up(
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Of the newest runs.")] = 100,
 ) -> None:
     """Denoise the runs that lack a complete denoised stream, of each the frames that lack."""
+    from bluesky_denoise.catalog import has_frame_keys
+
     loaded = _settings(settings)
     with open_catalog(loaded.tiled_uri, loaded) as catalog:
         with console.status("Looking for runs without a complete denoised stream"):
             newest = islice(newest_first(catalog), min(number, sys.maxsize))
             newest = [run for run in newest if "start" in run.metadata]
             missing = [run for run in reversed(newest) if _may_lack_frames(run, loaded)]
+            wanted = loaded.streams, loaded.data_keys
+            none = not (missing or any(has_frame_keys(run, *wanted) for run in newest))
         console.print(f"{len(missing)} of the newest {len(newest)} runs are to be denoised.")
+        if newest and none:  # a name in the settings may be wrong
+            of = f" of {', '.join(loaded.data_keys)}" if loaded.data_keys else ""
+            console.print(f"None of them has frames{of} in {', '.join(loaded.streams)}.")
         _denoise_runs(missing, loaded, again=False)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "find_run",
     "newest_first",
     "open_catalog",
+    "picture_file",
 ]
 
 console = Console()
@@ -145,6 +146,21 @@ def newest_first(catalog: Any) -> Iterator[Any]:
     values = catalog.values()
     for stop in range(len(catalog), 0, -_PAGE):
         yield from reversed(list(values[max(0, stop - _PAGE) : stop]))
+
+
+def picture_file(path: Path) -> Path:
+    """Return where a picture goes: without an ending, as `.png`. Refuse what cannot be one."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.is_dir():
+        fail(f"{path} is a folder; expected the name of a picture.")
+    if not path.parent.is_dir():
+        fail(f"There is no folder {path.parent} for the picture; make it, or name another.")
+    if not path.suffix:
+        return path.with_name(f"{path.name}.png")
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        fail(f"{path} cannot be written: there are no pictures {path.suffix}; take .png.")
+    return path
 
 
 def fail(message: str) -> NoReturn:

@@ -92,7 +92,7 @@ def _warn_of_filled_up(descriptor: Mapping[str, Any], node: Any, stream: str) ->
         if not is_frame_key(spec) or external:
             continue
         said, found = tuple(spec["shape"][-2:]), tuple(child.shape[-2:])
-        if None not in said and said != found:
+        if said != found:
             logger.warning(
                 "Run %.8s, stream %s: frames of %s are %s in Tiled, and the descriptor has %s. If "
                 "their size changed during the run, zeros were put around the smaller ones, and "
@@ -106,8 +106,7 @@ def descriptors_of(run: Any, stream: str) -> list[dict[str, Any]]:
 
     There is one more for each time that a device was configured during the run.
     """
-    metadata = dict(run[stream].base.metadata)
-    metadata.pop(METADATA_KEY, None)
+    metadata = run[stream].base.metadata
     descriptors = build_descriptor_docs(metadata, stream, run.metadata["start"]["uid"])
     for descriptor in descriptors:
         descriptor["data_keys"] = {

@@ -149,8 +149,8 @@ def read_run(
         return _pairs(name, first, second, mask, {"run": name, "streams": [short, long]})
     if single not in run:
         raise DenoiseError(
-            f"Run {name} has the streams {', '.join(run)}; expected {short} and {long}, or "
-            f"{single}."
+            f"Run {name} has the streams {', '.join(run) or 'none'}; expected {short} and "
+            f"{long}, or {single}."
         )
     found = _taken(run, single, data_key)
     about = {"run": name, "streams": [single]} | _told(found, "exposure_s")
@@ -196,7 +196,9 @@ def read_two_runs(
         )
     for run, name in zip((short, long), names, strict=True):
         if stream not in run:
-            raise DenoiseError(f"Run {name} has the streams {', '.join(run)}; expected {stream}.")
+            raise DenoiseError(
+                f"Run {name} has the streams {', '.join(run) or 'none'}; expected {stream}."
+            )
     first, second = (_taken(run, stream, data_key) for run in (short, long))
     return _pairs("+".join(names), first, second, mask, {"runs": names, "stream": stream})
 
