@@ -55,8 +55,9 @@ simulated scenes; ``python -m benchmarks.along_lines`` prints how often interval
 
 HALO_PX = STEPS + 6
 """Seen around the noisy pixels: as far as walks go, and a direction looks."""
-AT_ONCE = 1 << 14
-"""Walks that are followed at once: few enough to stay in the cache of a processor."""
+AT_ONCE = 1 << 15
+"""Walks that are followed at once: few enough for the caches of a processor, and not too few: each
+step costs a call."""
 
 
 class _Pairs(NamedTuple):
