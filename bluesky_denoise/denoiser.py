@@ -266,8 +266,8 @@ class Denoiser:
                 out = self._estimate(x, v)
             images = torch.stack([image[:, 0, :height, :width].float() for image in out])
             images[1:].sqrt_()
-            images /= torch.from_numpy(seconds).to(self.device)[:, None, None]
-            return images.masked_fill_(v[:, 0, :height, :width] == 0, torch.nan)
+            over = torch.from_numpy(seconds).to(self.device)[:, None, None]
+            return images.div_(torch.where(v[:, 0, :height, :width] > 0, over, torch.nan))
 
     def _estimate(self, counts: Tensor, valid: Tensor) -> Sequence[Tensor]:
         """Return the estimate, and its variance where the network tells it."""

@@ -101,7 +101,8 @@ def prepare(stack: np.ndarray, masked: np.ndarray | None) -> tuple[np.ndarray, n
             f"Frames of dtype {stack.dtype} were given; expected integer or float counts."
         )
     valid = valid_pixels(stack, masked)
-    frames = np.where(valid, stack, 0).astype(np.float32)
+    frames = np.zeros(stack.shape, np.float32)
+    np.copyto(frames, stack, where=valid, casting="unsafe")
     negative = frames < 0
     if negative.any():
         at = tuple(int(i) for i in np.argwhere(negative)[0])

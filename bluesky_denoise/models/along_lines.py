@@ -136,14 +136,14 @@ def _shared(
     noise = kernels.down(variance / stable)
     root = stable.sqrt_().mul_(2)
     down, right, clear = _directions(root, noise, valid)
-    # A walk may leave the frame: it meets nothing there that takes part.
-    beyond = STEPS + 1
+    # A walk may leave the frame: it meets nothing there that takes part. Even, for the cells.
+    beyond = (STEPS + 2) // 2 * 2
     width = estimate.shape[-1] + 2 * beyond
-    clear, most = (_flat(image, beyond) for image in (kernels.repeat(clear), noisy))
+    clear, most = _flat_cells(clear, beyond), _flat(noisy, beyond)
     start = torch.nonzero(most * clear > 0)[:, 0]
     if not len(start):
         return None
-    down, right, noise = (_flat(kernels.repeat(image), beyond) for image in (down, right, noise))
+    down, right, noise = (_flat_cells(image, beyond) for image in (down, right, noise))
     root, counts = (_flat(image, beyond) for image in (root, estimate))
     walks = []
     for some in start.split(AT_ONCE):
@@ -165,6 +165,11 @@ def _shared(
 def _flat(image: Tensor, beyond: int) -> Tensor:
     """Put zeros around an image, and its rows one after the other."""
     return F.pad(image, [beyond] * 4).flatten()
+
+
+def _flat_cells(cells: Tensor, beyond: int) -> Tensor:
+    """Do the same for the pixels of cells of 2 x 2; ``beyond`` is even."""
+    return kernels.repeat(F.pad(cells, [beyond // 2] * 4)).flatten()
 
 
 def _directions(root: Tensor, noise: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
