@@ -52,6 +52,7 @@ PLACES = {
     "photon_exchange, double": ((6, -12), "left"),
     "photon_exchange, shipped": ((6, -10), "left"),
     "unet, width 16": ((-6, 5), "right"),
+    "unet, width 32": ((6, -12), "left"),
 }
 """Where names stand beside their points, in the picture."""
 
