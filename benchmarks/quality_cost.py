@@ -52,7 +52,8 @@ PLACES = {
     "photon_exchange, double": ((6, -12), "left"),
     "photon_exchange, shipped": ((6, -10), "left"),
     "unet, width 16": ((-6, 5), "right"),
-    "unet, width 32": ((6, -12), "left"),
+    "unet, width 32": ((0, 9), "center"),
+    "blur_bank, width 16": ((-8, -4), "right"),
 }
 """Where names stand beside their points, in the picture."""
 
