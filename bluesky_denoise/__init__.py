@@ -27,6 +27,7 @@ _EXPORTS = {
     "ROI": "roi",
     "TiledSink": "tiled_sink",
     "audit_frame": "audit",
+    "bus_denoiser": "from_bus",
     "denoised_streams": "catalog",
     "embedded_tiled": "server",
     "export_nexus": "nexus",

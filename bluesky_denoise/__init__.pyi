@@ -10,6 +10,7 @@ from bluesky_denoise.devices import DenoisedSignals as DenoisedSignals
 from bluesky_denoise.errors import DenoiseError as DenoiseError
 from bluesky_denoise.frames import Denoised as Denoised
 from bluesky_denoise.frames import Frame as Frame
+from bluesky_denoise.from_bus import bus_denoiser as bus_denoiser
 from bluesky_denoise.gaps import GapFiller as GapFiller
 from bluesky_denoise.in_turn import InTurn as InTurn
 from bluesky_denoise.nexus import export_nexus as export_nexus

@@ -19,15 +19,12 @@ import argparse  # noqa: E402
 import asyncio  # noqa: E402
 import logging  # noqa: E402
 import signal  # noqa: E402
-from contextlib import ExitStack  # noqa: E402
-from functools import partial  # noqa: E402
+from contextlib import closing  # noqa: E402
 
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher  # noqa: E402
 from zmq import ZMQError  # noqa: E402
 
-from bluesky_denoise import DenoiseRouter, DenoiseSettings, GapFiller, TiledSink  # noqa: E402
-from bluesky_denoise.errors import DenoiseError  # noqa: E402
-from bluesky_denoise.in_tiled.layouts import connect  # noqa: E402
+from bluesky_denoise import DenoiseError, bus_denoiser  # noqa: E402
 
 EXPECTED = "expected an address such as localhost:5578"
 
@@ -67,37 +64,21 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
     try:
-        settings = DenoiseSettings.from_yaml(arguments.settings)
-        router = DenoiseRouter(settings)
         publisher = Publisher(arguments.publish, prefix=b"denoised")
+    except ZMQError as error:
+        sys.exit(f"--publish {arguments.publish!r}: {error}; {EXPECTED}")
+    try:
+        with closing(publisher), bus_denoiser(arguments.settings, publisher) as take:
+            dispatcher = Dispatcher(arguments.subscribe)
+            dispatcher.subscribe(take)
+            print(f"Denoising what comes from {arguments.subscribe}; end with Ctrl-C.", flush=True)
+            dispatcher.start()
+    except KeyboardInterrupt:
+        pass
     except DenoiseError as error:
         sys.exit(str(error))
     except ZMQError as error:
-        sys.exit(f"--publish {arguments.publish!r}: {error}; {EXPECTED}")
-    router.subscribe(publisher)
-    sink = open_catalog = None
-    if settings.tiled_uri:
-        of_raw_runs = settings.model_copy(update={"tiled_layout": "stream"})
-        open_catalog = partial(connect, of_raw_runs)  # when it is needed: Tiled may be down now
-        sink = TiledSink(settings)
-        router.subscribe(sink)
-    filler = GapFiller(router, open_catalog)
-    dispatcher = Dispatcher(arguments.subscribe)
-    dispatcher.subscribe(filler)
-    print(f"Denoising what comes from {arguments.subscribe}; end with Ctrl-C.", flush=True)
-    try:
-        dispatcher.start()
-    except KeyboardInterrupt:
-        pass
-    except ZMQError as error:
         sys.exit(f"--subscribe {arguments.subscribe!r}: {error}; {EXPECTED}")
-    finally:
-        with ExitStack() as in_turn:  # the last one first; each of them whatever another raises
-            in_turn.callback(publisher.close)
-            if sink:
-                in_turn.callback(sink.close, 30)
-            in_turn.callback(router.close)
-            in_turn.callback(filler.close)
 
 
 if __name__ == "__main__":

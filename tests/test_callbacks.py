@@ -20,7 +20,7 @@ from live_path import UNIT, python_path, wait_for
 from ophyd.sim import motor
 
 import bluesky_denoise
-from bluesky_denoise import DenoiseSettings, denoised_streams
+from bluesky_denoise import DenoiseSettings, denoised_streams, from_bus
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.testing import DocumentCollector, validate_documents
 
@@ -213,14 +213,17 @@ def proxy():
 def test_zmq_keeps_results_whatever_fails_as_it_ends(settings_file, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["zmq.py", str(settings_file)])
     monkeypatch.setattr(signal, "signal", Mock())
-    names = runpy.run_path(str(ROOT / "callbacks/zmq.py"))["main"].__globals__
-    sink, filler = Mock(), Mock()
+    sink, filler, publisher = Mock(), Mock(), Mock()
     filler.close.side_effect = OSError("Tiled is away")
-    names |= {"TiledSink": lambda settings: sink, "GapFiller": lambda *args: filler}
-    names |= dict.fromkeys(["DenoiseRouter", "Dispatcher", "Publisher"], MagicMock())
+    monkeypatch.setattr(from_bus, "TiledSink", lambda settings: sink)
+    monkeypatch.setattr(from_bus, "GapFiller", lambda *args: filler)
+    monkeypatch.setattr(from_bus, "DenoiseRouter", MagicMock())
+    names = runpy.run_path(str(ROOT / "callbacks/zmq.py"))["main"].__globals__
+    names |= {"Dispatcher": MagicMock(), "Publisher": lambda *args, **options: publisher}
     with pytest.raises(OSError, match="Tiled is away"):
         names["main"]()
     sink.close.assert_called_once_with(30)
+    publisher.close.assert_called_once_with()
 
 
 def test_zmq_denoises_what_comes_over_the_proxy_and_publishes_it_back(
