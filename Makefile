@@ -37,6 +37,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # The pinned set, torch first. On Linux the one of PyPI brings several gigabytes of libraries for
 # GPUs, which it depends on; the README says how to take the build for CPUs. All the rest is in the

@@ -25,6 +25,11 @@ def has_screen() -> bool:
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
+class _WithoutTraceback(logging.Formatter):
+    def formatException(self, ei: Any) -> str:
+        return ""
+
+
 def tables_and_plots(RE: Any) -> DenoisedBestEffortCallback:
     """Print and plot each run, and the reason of a plan that fails.
 
@@ -40,8 +45,7 @@ def tables_and_plots(RE: Any) -> DenoisedBestEffortCallback:
     """
     # IPython shows the traceback of a plan that fails; once is enough.
     once = logging.StreamHandler()
-    once.setFormatter(logging.Formatter("%(message)s"))
-    once.formatter.formatException = lambda error: ""
+    once.setFormatter(_WithoutTraceback("%(message)s"))
     logging.getLogger("bluesky").addHandler(once)
     if not has_screen():
         matplotlib.use("Agg")

@@ -335,8 +335,8 @@ def _local_reasons(surprise: dict[int, np.ndarray], limit: float) -> list[str]:
         worst = max(surprise, key=lambda side: float((sign * surprise[side]).max()))
         values = sign * surprise[worst]
         if values.max() > limit:
-            row, col = np.unravel_index(int(values.argmax()), values.shape)
-            row, col = (int(i) * step_px(worst) + worst // 2 for i in (row, col))
+            square = np.unravel_index(int(values.argmax()), values.shape)
+            row, col = (int(i) * step_px(worst) + worst // 2 for i in square)
             reasons.append(
                 f"{text} around ({row}, {col}) over {worst} px (z = {sign * values.max():+.1f})"
             )

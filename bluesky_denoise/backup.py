@@ -26,7 +26,7 @@ __all__ = ["BackupFile", "RawBackup", "backup_files", "read_backup", "take_backu
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class BackupFile:
         return self._file
 
 
-class RawBackup(dict[str, "_RawRun"]):
+class RawBackup(dict[str, Any]):
     """Keep the raw runs that a `TiledWriter` cannot write, so that no scan ends of it.
 
     Give it to the writer as `backup_dictionary`. Its own `backup_directory` does not take
@@ -159,27 +159,28 @@ class _RawRun:
 
     def write(self) -> None:
         """Write what waits, in its order, as far as the disk takes it."""
+        file = self._file
+        if file is None:  # nothing has come
+            return
         while self._waiting:
             document = self._waiting.popleft()
             try:
-                self._file.append([document])
+                file.append([document])
             except OSError as error:
                 self._waiting.appendleft(document)
-                self._tell(error)
+                self._tell(file.path, error)
                 return
             except Exception:  # of what no JSON can be made, which must not hold up the others
-                logger.exception(
-                    "A %s document cannot be kept in %s", *(document[0], self._file.path)
-                )
+                logger.exception("A %s document cannot be kept in %s", document[0], file.path)
                 continue
             if document[0] == "stop":
-                self._file.release()
+                file.release()
         if self._told:
             self._told = False
             atexit.unregister(self._write_last)
-            logger.warning("%s has all that waited", self._file.path)
+            logger.warning("%s has all that waited", file.path)
 
-    def _tell(self, error: OSError) -> None:
+    def _tell(self, path: Path, error: OSError) -> None:
         if self._told:
             return
         self._told = True
@@ -188,12 +189,12 @@ class _RawRun:
             "%s cannot be written (%s): documents of this raw run wait in memory, and are lost if "
             "the session is killed. Make room. They are written with the next document of a run "
             "that Tiled does not take, or when the session ends.",
-            *(self._file.path, error),
+            *(path, error),
         )
 
     def _write_last(self) -> None:
         self.write()
-        if self._waiting:
+        if self._file and self._waiting:
             logger.critical(
                 "%s lacks %d documents of this raw run, which are lost with this session",
                 *(self._file.path, len(self._waiting)),
@@ -266,7 +267,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.hasobject:
         return value.tolist()  # its bytes are addresses
     if isinstance(value, np.ndarray):
-        data = base64.b64encode(np.ascontiguousarray(value)).decode()
+        data = base64.b64encode(value.tobytes()).decode()
         return {"__array__": data, "dtype": value.dtype.str, "shape": value.shape}
     if isinstance(value, np.generic):
         return value.item()

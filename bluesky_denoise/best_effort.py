@@ -139,12 +139,13 @@ class DenoisedBestEffortCallback(BestEffortCallback):
             self._lines.rule()
             if len(set(self._shown)) > 1:
                 print(f"{name}:")
-            fields = dict.fromkeys([*self.all_dim_fields, *hinted_fields(doc)])
-            self._table = LiveTable(list(fields), separator_lines=False, out=self._lines)
-            self._table("start", self._start_doc)
-            self._table("descriptor", doc)
+            columns = dict.fromkeys([*self.all_dim_fields, *hinted_fields(doc)])
+            table: Any = LiveTable(list(columns), separator_lines=False, out=self._lines)
+            table("start", self._start_doc)
+            table("descriptor", doc)
+            self._table = table
 
-    def event(self, doc: Mapping[str, Any]) -> None:
+    def event(self, doc: Mapping[str, Any]) -> Any:
         """Show a point, unless it has nothing but frames, or is of another run."""
         if doc["descriptor"] not in self._descriptors:
             return

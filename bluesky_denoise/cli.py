@@ -32,7 +32,7 @@ os.environ.setdefault("TILED_RETRY_ATTEMPTS", "3")
 _MARK = "made_by_the_demo"
 
 # In Markdown, the lines of a docstring are joined to paragraphs.
-_PLAIN = {"pretty_exceptions_enable": False, "rich_markup_mode": "markdown"}
+_PLAIN: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": "markdown"}
 
 app = typer.Typer(no_args_is_help=True, **_PLAIN)
 
@@ -155,7 +155,9 @@ def serve(
             console.print(
                 f"This directory was moved, or copied, from {moved_from}, and its catalog holds "
                 "absolute paths: what was written there cannot be read here. Serve it from there.",
-                **{"highlight": False, "soft_wrap": True, "markup": False},
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
             )
         elif len(cat) and (frames := _denoised_keys(cat[-1])):
             _print_where(uri, cat[-1].metadata["start"]["uid"], frames[0])

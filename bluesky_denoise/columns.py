@@ -32,7 +32,8 @@ def check_columns(names: Sequence[str], longest: int) -> None:
     ValueError
         With the name, and what is wrong with it.
     """
-    most, seen = _LONGEST_COLUMN - longest, {}
+    most = _LONGEST_COLUMN - longest
+    seen: dict[str, str] = {}
     for name in names:
         if len(name.encode()) > most:
             raise ValueError(

@@ -60,7 +60,7 @@ class Denoiser:
         self.card = card
         self.weights_sha256: str = card["sha256"]
         self._kind = torch.device(self.device).type
-        self._model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self._model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._has_variance = getattr(model, "tells_variance", False)
         self._stretch = _stretch(card)
         self._most_pixels = MOST_PIXELS[self._kind]
@@ -245,10 +245,10 @@ class Denoiser:
                 core = (slice(row, min(row + side, height)), slice(col, min(col + side, width)))
                 top, left = max(row - field, 0), max(col - field, 0)
                 outer = (slice(top, row + side + field), slice(left, col + side + field))
-                inner = tuple(
+                rows, cols = (
                     slice(c.start - o, c.stop - o) for c, o in zip(core, (top, left), strict=True)
                 )
-                yield outer, inner, core
+                yield outer, (rows, cols), core
 
     def _run(self, frames: np.ndarray, valid: np.ndarray, seconds: np.ndarray) -> Tensor:
         """Run the network on frames that it can take at once: (B, H, W) -> (1 or 2, B, H, W).

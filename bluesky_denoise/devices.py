@@ -157,7 +157,7 @@ class DenoisedSignals(Device):
         self.raw: LastEvent
         """Subscribe it to the RunEngine, where `denoise` is on another machine, or
         `on_timeout` is ``"raw"``."""
-        if on_timeout == "raw":
+        if settings is not None and on_timeout == "raw":
             self.raw = RawSums(settings.model_copy(update={"streams": self.streams}))
         else:
             self.raw = LastEvent(self.streams, getattr(settings, "data_keys", None))
@@ -283,8 +283,9 @@ class DenoisedSignals(Device):
             _fail(status, error)
             return
         logger.warning("%s", error)
-        can_sum = isinstance(self.raw, RawSums) and self.raw.value in (None, wanted)
-        summed = self.raw.measure() if can_sum else {}
+        summed: Mapping[str, Any] = {}
+        if isinstance(self.raw, RawSums) and self.raw.value in (None, wanted):
+            summed = self.raw.measure()
         self._show(
             {
                 **summed,

@@ -7,11 +7,10 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import event_model
-
 from bluesky_denoise.bus.lost_events import Descriptors, LostEvents
 from bluesky_denoise.bus.lost_stops import LostStops
 from bluesky_denoise.bus.received import ReceivedStream
+from bluesky_denoise.documents import PAGES, unpack_page
 from bluesky_denoise.in_tiled.archive import archived_documents
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.runs.derived_run import is_derived
@@ -112,9 +111,9 @@ class GapFiller:
             self._ended.add(uid)
 
     def _take(self, name: str, doc: Mapping[str, Any]) -> None:
-        if name in ("event_page", "datum_page"):
-            for item in getattr(event_model, f"unpack_{name}")(doc):
-                self._take(name.removesuffix("_page"), item)
+        if name in PAGES:
+            for item_name, item in unpack_page(name, doc):
+                self._take(item_name, item)
             return
         if name == "event":
             self._event(doc)

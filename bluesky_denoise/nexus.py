@@ -249,7 +249,9 @@ def _frames(
     kind = _group(entry, f"{key}_denoised", "NXdata", signal="rate")
     if "default" not in entry.attrs:
         entry.attrs["default"] = _leaf(kind)
-    arrays = [(rate, _dataset(kind, "rate", shape, np.float32, "counts / s"), None)]
+    arrays: list[tuple[Any, h5py.Dataset, np.ndarray | None]] = [
+        (rate, _dataset(kind, "rate", shape, np.float32, "counts / s"), None)
+    ]
     specs = denoised.stream.base.metadata["data_keys"]
     if key + SIGMA in frames and is_sigma(key + SIGMA, specs):
         errors = _dataset(kind, "rate_errors", shape, np.float32, "counts / s")
@@ -260,11 +262,13 @@ def _frames(
     if of_raw in raw:
         counts = _group(entry, key, "NXdata", signal="counts")
         events = EventArray(raw, of_raw)
-        order = raw_rows(
+        rows_of_raw = raw_rows(
             *(run, denoised.raw_stream, columns["raw_seq_num"].astype(int), len(events)),
             from_archive=bool(denoised.provenance.get(FROM_ARCHIVE)),
         )
-        arrays.append((events, _dataset(counts, "counts", shape, events.dtype, "counts"), order))
+        arrays.append(
+            (events, _dataset(counts, "counts", shape, events.dtype, "counts"), rows_of_raw)
+        )
         _describe(counts, axes, len(shape), f"{key}, raw")
     masked = np.ones(shape[-2:], bool)
     each = rows_at_once(*(source for source, *_ in arrays))

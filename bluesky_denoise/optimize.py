@@ -121,6 +121,5 @@ class DenoisedEvaluation:
     def _outcome(self, number: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         outcome: dict[str, Any] = {ID_KEY: number}
         for name, keys in self._outcomes.items():
-            single = isinstance(keys, str)
-            outcome[name] = row[keys] if single else tuple(row[key] for key in keys)
+            outcome[name] = row[keys] if isinstance(keys, str) else tuple(row[key] for key in keys)
         return outcome

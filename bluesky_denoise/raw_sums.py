@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from event_model import unpack_event_page
 
-from bluesky_denoise.documents import Document
+from bluesky_denoise.documents import Document, unpack_page
 from bluesky_denoise.frame_checks import valid_pixels
 from bluesky_denoise.frames import Denoised
 from bluesky_denoise.router import DenoiseRouter
@@ -43,8 +42,8 @@ class RawSums(LastEvent):
 
     def _take(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "event_page":
-            for event in unpack_event_page(doc):
-                self._take("event", event)
+            for item_name, event in unpack_page(name, doc):
+                self._take(item_name, event)
             return
         super()._take(name, doc)
         if name == "start":

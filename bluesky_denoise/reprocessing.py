@@ -293,7 +293,7 @@ def reprocess(
         )
     run = as_tiled_run(run)
     router = DenoiseRouter(settings, denoiser)
-    derived: dict[str, dict[str, Any]] = {}
+    derived: dict[str, Mapping[str, Any]] = {}
     router.subscribe(lambda name, doc: derived.setdefault(name, doc), "start")
     router.subscribe(lambda name, doc: derived.update(stop=doc), "stop")
     sink = None
@@ -313,7 +313,7 @@ def reprocess(
                 router(name, doc)
                 continue
             stream = streams[doc["descriptor"]]
-            if doc["seq_num"] in taken.get(stream, ()):
+            if known is not None and doc["seq_num"] in taken.get(stream, ()):
                 router.accept(name, doc, known=known.read(stream, doc["seq_num"]))
                 router.flush()
             else:

@@ -136,7 +136,7 @@ class _KeptRun(DocumentRouter):
         self._streams[doc["uid"]] = doc["name"]
         self.seq_nums.setdefault(doc["name"], [])
 
-    def event(self, doc: Mapping[str, Any]) -> None:
+    def event(self, doc: Mapping[str, Any]) -> Any:
         stream = self._streams[doc["descriptor"]]
         self.seq_nums[stream].append(doc["seq_num"])
         for key in doc["data"]:
@@ -239,7 +239,7 @@ def _rows_in(stream: Any) -> dict[str, float]:
 
     Of files that it cannot look into there are as many as one wants.
     """
-    rows = {}
+    rows: dict[str, float] = {}
     for key, node in stream.base.items():
         if hasattr(node, "columns"):
             rows |= dict.fromkeys(node.columns, len(node.read(node.columns[:1])))

@@ -7,11 +7,10 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-import event_model
 import numpy as np
 
 from bluesky_denoise.as_settings import SettingsLike, as_settings
-from bluesky_denoise.documents import Document
+from bluesky_denoise.documents import PAGES, Document, unpack_page
 from bluesky_denoise.errors import ModelNotFound, SettingsError
 from bluesky_denoise.frames import DenoiserLike
 from bluesky_denoise.in_turn import InTurn
@@ -133,10 +132,9 @@ class DenoiseRouter:
             if name == "start":
                 self._start(doc)
                 return
-            if name in ("event_page", "datum_page"):
-                unpack = getattr(event_model, f"unpack_{name}")
-                for item in unpack(doc):
-                    self.accept(name.removesuffix("_page"), item, skipped=skipped)
+            if name in PAGES:
+                for item_name, item in unpack_page(name, doc):
+                    self.accept(item_name, item, skipped=skipped)
                 return
             run = self._route(name, doc)
             if run is None:

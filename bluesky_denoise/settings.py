@@ -27,7 +27,7 @@ from bluesky_denoise.columns import LONGEST_OF_KEY, LONGEST_OF_ROI, MOST_REGIONS
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.masks import load_mask
 from bluesky_denoise.roi import ROI
-from bluesky_denoise.settings_errors import EXPECTED, explain
+from bluesky_denoise.settings_errors import EXPECTED, expected, explain
 from bluesky_denoise.support.directories import check_writable, data_directory
 from bluesky_denoise.support.yaml_files import read_yaml
 from bluesky_denoise.tiled_address import check_address, server_and_key
@@ -229,7 +229,7 @@ class DenoiseSettings(BaseModel):
             n for part in parts for n in (part if isinstance(part, list | tuple) else [part])
         ]
         if any(isinstance(number, bool) for number in numbers):
-            raise ValueError(f"true and false are no numbers; expected {EXPECTED[info.field_name]}")
+            raise ValueError(f"true and false are no numbers; expected {expected(info)}")
         return value
 
     @field_validator("tiled_uri")
@@ -259,7 +259,7 @@ class DenoiseSettings(BaseModel):
         cls, names: tuple[str, ...] | None, info: ValidationInfo
     ) -> tuple[str, ...] | None:
         if any(not name.strip() for name in names or ()):
-            raise ValueError(f"a name is empty; expected {EXPECTED[info.field_name]}")
+            raise ValueError(f"a name is empty; expected {expected(info)}")
         return names
 
     @field_validator("data_keys")
@@ -334,7 +334,7 @@ class DenoiseSettings(BaseModel):
     def _is_named(cls, directory: Any, info: ValidationInfo) -> Any:
         """Refuse an empty text, which would be the folder that Python was started in."""
         if isinstance(directory, str) and not directory.strip():
-            raise ValueError(f"expected {EXPECTED[info.field_name]}, or nothing")
+            raise ValueError(f"expected {expected(info)}, or nothing")
         return directory
 
     @field_validator("frames_directory")

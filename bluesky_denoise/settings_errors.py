@@ -1,12 +1,12 @@
 """What is wrong with settings, in words for whoever has typed them."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, ValidationInfo
 
-__all__ = ["EXPECTED", "explain"]
+__all__ = ["EXPECTED", "expected", "explain"]
 
 _COUNT, _TEXT, _SWITCH, _PATH = "a whole number > 0", "a text", "true or false", "a path"
 
@@ -43,6 +43,11 @@ _MOST_SHOWN = 80
 """Letters of a value."""
 
 
+def expected(info: ValidationInfo) -> str:
+    """Return what may be typed for the setting that is validated."""
+    return EXPECTED[str(info.field_name)]
+
+
 def explain(error: ValidationError, values: Mapping[str, Any], where: str) -> str:
     """Say for each wrong setting what came, what was expected, and where.
 
@@ -55,13 +60,13 @@ def explain(error: ValidationError, values: Mapping[str, Any], where: str) -> st
     where :
         What the settings are of, such as the name of their file.
     """
-    items: dict[str, list[dict[str, Any]]] = {}
+    items: dict[str, list[Mapping[str, Any]]] = {}
     for item in error.errors(include_url=False):
         items.setdefault(str((*item["loc"], "settings")[0]), []).append(item)
     return f"{where}: " + "; ".join(_line(name, found, values) for name, found in items.items())
 
 
-def _line(name: str, items: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
+def _line(name: str, items: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> str:
     if items[0]["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, EXPECTED, 1)
         meant = f", perhaps {near[0]!r} is meant" if near else ""

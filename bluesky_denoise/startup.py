@@ -4,6 +4,7 @@ import concurrent.futures.thread  # noqa: F401  (what is registered after it is 
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def newest_scan_id(catalog: Any) -> int:
         0 if there is none.
     """
     last = [run.metadata.get("start") for run in catalog.values().tail(9)]
-    newest = max(filter(None, last), key=lambda start: start["time"], default={})
+    newest: Mapping[str, Any] = max(filter(None, last), key=lambda start: start["time"], default={})
     return newest.get("scan_id") or 0
 
 
@@ -82,5 +83,5 @@ def closed_at_exit() -> ExitStack:
         if os.getpid() == here:  # a forked child has all that is registered, too
             stack.close()
 
-    threading._register_atexit(close)
+    threading._register_atexit(close)  # type: ignore[attr-defined]  # there is no public one
     return stack

@@ -378,7 +378,7 @@ def replay_backup(settings: SettingsLike) -> list[str]:
                     )
                     continue
                 try:
-                    documents = list(read_backup(path))
+                    documents: list[Document] = list(read_backup(path))
                     if not documents:
                         logger.warning("Backup %s held no whole document and is removed", path)
                         path.unlink(missing_ok=True)

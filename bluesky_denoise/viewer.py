@@ -86,7 +86,8 @@ class FrameViewer:
         self._changed, self._closing = threading.Event(), threading.Event()
         self.drawn = 0
         """How often it has been drawn."""
-        self._timer = self._thread = None
+        self._timer: Any = None
+        self._thread: threading.Thread | None = None
         if _has_windows():
             import matplotlib.pyplot as plt
 
@@ -152,7 +153,9 @@ class FrameViewer:
             self._denoised.note(str(name), doc)
             self._sigma.note(str(name), doc)
             if name == "descriptor" and doc["uid"] in self._denoised.descriptors:
-                raw = next(iter(self._raw.descriptors.values()), {"data_keys": {}})
+                raw: Mapping[str, Any] = next(
+                    iter(self._raw.descriptors.values()), {"data_keys": {}}
+                )
                 self._box = _box(self._rois, raw, self.data_key, self._roi)
                 self._warn_of_lacking(doc)
             if name == "event" and doc["descriptor"] in self._denoised.descriptors:
@@ -205,8 +208,8 @@ class FrameViewer:
         with self._lock:
             event = self._denoised.event
             trace = np.array([*self._trace.values()], float).reshape(-1, 3)
-        exposure_s = event and event["data"].get(f"{self.data_key}_exposure_s")
-        if exposure_s is None:  # there are no such frames, which the log tells
+        exposure_key = f"{self.data_key}_exposure_s"
+        if event is None or exposure_key not in event["data"]:  # no such frames: the log tells
             return
         try:
             with self._lock:
@@ -218,7 +221,7 @@ class FrameViewer:
         raw, *others = (frame.reshape(-1, *frame.shape[-2:])[0] for frame in frames)
         # Of a frame that could not be denoised the shape may be unknown.
         rate, *sigma = (f if f.shape == raw.shape else np.full(raw.shape, np.nan) for f in others)
-        self._paint(raw, rate, sigma, exposure_s, trace, event["data"])
+        self._paint(raw, rate, sigma, event["data"][exposure_key], trace, event["data"])
         self.drawn += 1
 
     def _readers(self, event: Mapping[str, Any]) -> list[Callable[[], np.ndarray]]:
@@ -253,9 +256,15 @@ class FrameViewer:
         # The places are known before the frames are drawn, unlike with a layout that fits them.
         columns = 3 + len(sigma)
         grid = self.figure.add_gridspec(
-            *(3, columns),
-            **{"left": 0.1, "right": 0.98, "bottom": 0.08, "top": 0.9},
-            **{"wspace": 0.2, "hspace": 0.4, "height_ratios": _heights(raw.shape, columns)},
+            3,
+            columns,
+            left=0.1,
+            right=0.98,
+            bottom=0.08,
+            top=0.9,
+            wspace=0.2,
+            hspace=0.4,
+            height_ratios=_heights(raw.shape, columns),
         )
         places = [self.figure.add_subplot(grid[0, i]) for i in range(columns)]
         block = block_px(places[0], raw.shape)
@@ -268,9 +277,11 @@ class FrameViewer:
             if self._box:
                 _mark(axes, self._box)
             bar = self.figure.add_subplot(grid[1, i])
-            options = {"cax": bar, "orientation": "horizontal", "label": panel.unit}
-            options |= _ticks(panel.options.get("norm"))
-            self.figure.colorbar(image, **options).minorticks_off()
+            ticks = _ticks(panel.options.get("norm"))
+            colors = self.figure.colorbar(
+                image, cax=bar, orientation="horizontal", label=panel.unit, **ticks
+            )
+            colors.minorticks_off()
         axes = self.figure.add_subplot(grid[2, :])
         axes.errorbar(trace[:, 0], trace[:, 1], trace[:, 2], fmt="o-", ms=3, capsize=2)
         axes.set(xlabel=self._against, ylabel=f"{self._traced}\n(counts / s)")

@@ -30,7 +30,8 @@ __all__ = [
 def check_above_zero(**values: Any) -> None:
     """Raise `SettingsError` if one of the values is no number above 0."""
     for name, value in values.items():
-        if not isinstance(value, Real) or not value > 0:
+        is_number = isinstance(value, Real)
+        if not is_number or not value > 0:
             raise SettingsError(f"{name} is {value!r}; expected a number above 0.")
 
 

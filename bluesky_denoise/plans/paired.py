@@ -108,9 +108,10 @@ def paired_exposures(
         }
         _md = {"plan_name": "paired_exposures", "exposures": exposures, **(md or {})}
         if args:
-            plan = bp.scan(detectors, *args, num=num, per_step=per_step, md=_md)
+            # It takes less than their types say: the way of reading may be left out.
+            plan = bp.scan(detectors, *args, num=num, per_step=per_step, md=_md)  # type: ignore[arg-type]
         else:
-            plan = bp.count(detectors, num or 1, per_shot=per_shot, md=_md)
+            plan = bp.count(detectors, num or 1, per_shot=per_shot, md=_md)  # type: ignore[arg-type]
         return (yield from shown_in_wrapper(plan, "short" if denoised is None else "signals"))
 
     return (yield from keep_exposures_wrapper(taken(), exposed))

@@ -1,10 +1,10 @@
 """Find a peak in a scan, and tell how likely such a one is by chance anywhere in it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bluesky_denoise.errors import SettingsError
 
@@ -42,7 +42,7 @@ class PeakCandidate:
 
 
 def search_peak(
-    positions: Sequence[float], intensities: Sequence[float], errors: Sequence[float]
+    positions: ArrayLike, intensities: ArrayLike, errors: ArrayLike
 ) -> PeakCandidate | None:
     """Find the most significant peak, with the chance that there is none.
 

@@ -1,6 +1,7 @@
 """Find a weak peak with short exposures, and scan it."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -185,19 +186,19 @@ def find_weak_peak(
             for signal in exposures:
                 yield from bps.mv(signal, float(fine_s))
             fine = yield from search(first, last, fine_num, "fine_signals")
-        found = fine is not None and fine.p_value <= fine_chance
         fine = fine and as_read(fine)
+        found = fine if fine is not None and fine.p_value <= fine_chance else None
         for name, candidate in (("coarse", coarse), ("fine", fine)):
             significance = candidate.significance if candidate else _NAN
             getattr(result, f"{name}_significance").put(significance)
             getattr(result, f"{name}_p_value").put(candidate.p_value if candidate else _NAN)
-        result.found.put(found)
-        result.center.put(fine.position if found else _NAN)
-        result.width.put(fine.width if found else _NAN)
+        result.found.put(found is not None)
+        result.center.put(found.position if found else _NAN)
+        result.width.put(found.width if found else _NAN)
         yield from bps.checkpoint()
         yield from bps.trigger_and_read([result], "weak_peak")
-        logger.info("ROI %s: %s", roi, fine if found else "no peak")
-        finds.append(fine if found else None)
+        logger.info("ROI %s: %s", roi, found or "no peak")
+        finds.append(found)
 
     offsets: list[float] = []  # of what the motor reads to where it was sent
 
@@ -214,4 +215,4 @@ def _position(motor: NamedMovable, readings: Mapping[str, Reading]) -> float | N
     """Return what a motor reads; None if that is no number."""
     key = next((key for key in [*get_hinted_fields(motor), motor.name] if key in readings), None)
     value = None if key is None else readings[key]["value"]
-    return float(value) if isinstance(value, Real) and np.isfinite(value) else None
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None

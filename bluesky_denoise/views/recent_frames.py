@@ -23,7 +23,7 @@ class _Place(NamedTuple):
     """Where frames of some events are."""
 
     seq_nums: range
-    index: int
+    first: int
     """In the file, that of the first event; of several frames of an event, the first."""
     resource: str
     descriptor: str
@@ -117,7 +117,7 @@ class RecentFrames:
             if seq_num in place.seq_nums:
                 resource = self._resources[place.resource]
                 descriptor = self.descriptors[place.descriptor]
-                index = place.index + seq_num - place.seq_nums.start
+                index = place.first + seq_num - place.seq_nums.start
                 return lambda: self._read(resource, descriptor, index)
         raise DenoiseError(
             f"The frame of {self._key!r} in event {seq_num} of {self._stream!r} is not at hand."
