@@ -1,5 +1,6 @@
 """Masks of invalid pixels, read from arrays and files."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ import numpy as np
 from bluesky_denoise.errors import MaskError
 
 __all__ = ["load_mask"]
+
+logger = logging.getLogger(__name__)
+
+_MOST_INVALID = 0.5
+"""Of the pixels; gaps and dead modules are less. Others write masks the other way round."""
 
 
 def load_mask(source: str | Path | np.ndarray) -> np.ndarray:
@@ -49,6 +55,12 @@ def load_mask(source: str | Path | np.ndarray) -> np.ndarray:
         raise MaskError(
             f"{where} leaves no pixel of {mask.shape}: nonzero means invalid. Invert it if it "
             "marks the valid pixels."
+        )
+    if mask.mean() > _MOST_INVALID:
+        logger.warning(
+            "%s leaves %.2g %% of the pixels of %s: nonzero means invalid. Invert it if it marks the "
+            "valid pixels.",
+            *(where, 100 * (1 - mask.mean()), mask.shape),
         )
     mask.flags.writeable = False
     return mask

@@ -19,6 +19,16 @@ def test_a_mask_is_true_where_the_array_is_not_zero():
     np.testing.assert_array_equal(loaded, [[False, True], [True, False]])
 
 
+def test_a_mask_that_seems_to_be_the_wrong_way_round_is_told_of(mask, caplog):
+    load_mask(mask)
+    assert not caplog.records
+    np.testing.assert_array_equal(load_mask(~mask), ~mask)
+    (record,) = caplog.records
+    told = record.getMessage()
+    assert f"The mask array leaves {100 * mask.mean():.2g} % of the pixels of (16, 20)" in told
+    assert "Invert it if it marks the valid pixels" in told
+
+
 def test_a_mask_cannot_be_written_to(mask):
     with pytest.raises(ValueError, match="read-only"):
         load_mask(mask)[0, 0] = True
