@@ -58,8 +58,8 @@ def load_mask(source: str | Path | np.ndarray) -> np.ndarray:
         )
     if mask.mean() > _MOST_INVALID:
         logger.warning(
-            "%s leaves %.2g %% of the pixels of %s: nonzero means invalid. Invert it if it marks the "
-            "valid pixels.",
+            "%s leaves %.2g %% of the pixels of %s: nonzero means invalid. Invert it if it marks "
+            "the valid pixels.",
             *(where, 100 * (1 - mask.mean()), mask.shape),
         )
     mask.flags.writeable = False
