@@ -4,6 +4,7 @@ import atexit
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
@@ -41,6 +42,8 @@ _CLOSED = "skipped: the denoiser was closed before its turn"
 _SHARE_FOR_TILED = 0.6
 """Of the time in which the child is to end, so much is for what Tiled still has to take."""
 _MOST_RESTARTS, _RESTARTS_WITHIN_S = 5, 60.0
+_ALL: "weakref.WeakSet[DenoiseProcess]" = weakref.WeakSet()
+"""Those of this Python."""
 
 
 class DenoiseProcess:
@@ -85,7 +88,7 @@ class DenoiseProcess:
         self._abandoned: deque[list[Document]] = deque()
         self._last_event = LastEvent(settings.streams, settings.data_keys)
         self._child_ready = False
-        self._closing = self._closed = self._said_so = False
+        self._closing = self._closed = self._said_so = self._told_of_others = False
         self._gave_up = ""  # why
         self._close_by = self._skip_from = 0.0
         self._restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
@@ -99,6 +102,7 @@ class DenoiseProcess:
             self._start_child()
             threading.Thread(target=self._feed, name="denoise-feed", daemon=True).start()
             atexit.register(self.close)
+            _ALL.add(self)
         except BaseException:  # as by Ctrl-C
             self._leave_nothing()
             raise
@@ -255,6 +259,12 @@ class DenoiseProcess:
             )
         atexit.unregister(self.close)
 
+    def close_others(self) -> None:
+        """Close the other denoisers of this Python, as one left from a cell that was run again."""
+        for other in list(_ALL):
+            if other is not self:
+                other.close()
+
     def _refuse_in_a_callback(self, method: str) -> None:
         """Refuse to wait on the thread by which results come."""
         if threading.current_thread() is self._receiver:
@@ -300,6 +310,7 @@ class DenoiseProcess:
                 return
             if name == "start" and not is_derived(doc):
                 self._open[doc["uid"]] = OpenRun(doc)
+                self._tell_of_others(doc["uid"])
             elif name == "stop" and doc["run_start"] in self._open:
                 self._open[doc["run_start"]].stopped = True
             # Events of other streams go on, too: the places of frames in a Resource that streams
@@ -308,6 +319,16 @@ class DenoiseProcess:
             self._backlog.put(name, doc, frames=frames)
             if self._child_ready and name not in _FOR_LATER:
                 self._changed.notify_all()
+
+    def _tell_of_others(self, uid: str) -> None:
+        others = [other for other in _ALL if other is not self and uid in other._open]
+        if others and not self._told_of_others:
+            self._told_of_others = True
+            logger.warning(
+                "Run %.8s is denoised by %s, too, into a stream of its own. If that is left from a "
+                "cell that was run again, or a file: `denoise.close_others()`",
+                *(uid, ", ".join(map(repr, others))),
+            )
 
     # To the child --------------------------------------------------------------------
 
