@@ -29,6 +29,7 @@ from bluesky_denoise.masks import load_mask
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.settings_errors import EXPECTED, expected, explain
 from bluesky_denoise.support.directories import check_writable, data_directory
+from bluesky_denoise.support.run_directories import check_run_directory, names_keys
 from bluesky_denoise.support.yaml_files import read_yaml
 from bluesky_denoise.tiled_address import check_address, server_and_key
 
@@ -93,7 +94,8 @@ class DenoiseSettings(BaseModel):
     tiled_container: str = "denoised"
     """For the layout ``"run"``: path of the container of derived runs, made if missing."""
     frames_directory: Path | None = None
-    """Where denoised frames are saved as HDF5; the Tiled server must be able to read it.
+    """Where denoised frames are saved as HDF5; the Tiled server must be able to read it. Names in
+    braces are keys of the start document: ``/data/{proposal}/denoised``.
     None: pixels go through HTTP, which is slower, for sites without a shared file system."""
     save_sigma: bool = False
     """Save the standard error of each pixel too, as ``<data key>_sigma`` beside the frames.
@@ -346,7 +348,7 @@ class DenoiseSettings(BaseModel):
 
     @field_validator("frames_directory", "backup_directory")
     @classmethod
-    def _is_writable(cls, directory: Path | None) -> Path | None:
+    def _is_writable(cls, directory: Path | None, info: ValidationInfo) -> Path | None:
         if directory is None:
             return None
         given = directory.expanduser().absolute()
@@ -354,6 +356,9 @@ class DenoiseSettings(BaseModel):
         # decide where `..` leads.
         plain, resolved = os.path.normpath(given), os.path.realpath(given)
         directory = Path(plain if os.path.realpath(plain) == resolved else resolved)
+        if info.field_name == "frames_directory" and names_keys(directory):
+            check_run_directory(directory)  # each run has its own
+            return directory
         try:
             check_writable(directory)
         except OSError as error:
@@ -416,7 +421,7 @@ class DenoiseSettings(BaseModel):
         """Where documents wait when Tiled is down."""
         if self.backup_directory is not None:
             return self.backup_directory
-        if self.frames_directory is not None:
+        if self.frames_directory is not None and not names_keys(self.frames_directory):
             return self.frames_directory / "backup"
         return data_directory() / "bluesky_denoise" / "backup"
 

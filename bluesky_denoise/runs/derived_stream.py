@@ -17,6 +17,7 @@ from event_model.documents import EventDescriptor, RunStart
 from bluesky_denoise.runs.frame_store import GROUP, FrameStore
 from bluesky_denoise.runs.results import Regions, audit_keys, event_keys, hinted_keys, number_keys
 from bluesky_denoise.sources.frame_keys import RAW_KEY, SIGMA
+from bluesky_denoise.support.run_directories import directory_of_run
 
 __all__ = ["DerivedEvent", "DerivedStream"]
 
@@ -181,7 +182,12 @@ class DerivedStream:
         """Make the file; return it, or why it cannot be made."""
         day = datetime.fromtimestamp(start["time"])
         name = f"{start['original_run_uid'][:8]}_{self.name}_{start['uid'][:8]}.h5"
-        path = self._directory / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / name
+        try:
+            directory = directory_of_run(self._directory, start)
+        except ValueError as error:
+            logger.error("Run %.8s: frames are not saved: %s", start["original_run_uid"], error)
+            return None, f"the frames could not be saved: {error}"
+        path = directory / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / name
         about = {"original_run_uid": start["original_run_uid"], "run_uid": start["uid"]}
         try:
             return FrameStore(path, self._row_shapes, about), ""
