@@ -244,7 +244,8 @@ class TiledSink:
 
     def _try(self, run: PendingRun) -> None:
         try:
-            if run.writer is None:
+            writer = run.writer
+            if writer is None:
                 if self._client is None:
                     self._client = connect(self._settings)
                     self._away, self._away_s = "", 0.0
@@ -252,7 +253,7 @@ class TiledSink:
                 with self._changed:
                     run.begin_anew(writer)
             began = time.monotonic()
-            run.write(self._changed)
+            run.write(writer, self._changed)
         except Exception as error:
             with self._changed:
                 self._begin_later(run, error)

@@ -53,7 +53,7 @@ class Child:
 
     def __init__(self, settings: DenoiseSettings) -> None:
         self._settings, self._authkey = settings, secrets.token_bytes(32)
-        self._connection: Connection | None = None
+        self._connection: Connection  # from `start` on
         self._listener = _listener(self._authkey)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, json.dumps(self._listener.address), *_import_path()],
@@ -77,8 +77,9 @@ class Child:
         """
         try:
             with self._listener:
-                with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-                    stdin.write(self._authkey.hex().encode() + b"\n")
+                if stdin := self._process.stdin:  # it is a pipe
+                    with contextlib.suppress(BrokenPipeError), stdin:
+                        stdin.write(self._authkey.hex().encode() + b"\n")
                 self._connection = _accept(self._listener, self._process)
             level = logging.getLogger("bluesky_denoise").getEffectiveLevel()
             with contextlib.suppress(OSError):  # it has died, as is found next
@@ -131,7 +132,7 @@ class Child:
 
     def close(self) -> None:
         """Let go of the connection."""
-        if self._connection is not None:
+        if hasattr(self, "_connection"):
             self._connection.close()
 
     def _await_start(self, handle: Callable[[str, Any], None]) -> Mapping[str, Any]:
@@ -208,7 +209,7 @@ class _Pickler(pickle.Pickler):
         package = (getattr(named, "__module__", None) or "builtins").partition(".")[0]
         if package in _KNOWN and not isinstance(obj, _HOLD_FUNCTIONS):
             return NotImplemented
-        if isinstance(obj, np.ndarray) or (named is not obj and getattr(obj, "ndim", 0)):
+        if isinstance(obj, np.ndarray) or (named is not obj and bool(getattr(obj, "ndim", 0))):
             return np.asarray, (np.asarray(obj),)  # of xarray, dask, torch, ... too
         value = obj.value if isinstance(obj, Enum) else obj
         kinds = (str, int, float, list, tuple, dict)

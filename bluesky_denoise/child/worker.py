@@ -29,11 +29,6 @@ from bluesky_denoise.support.directories import check_writable
 from bluesky_denoise.support.garbage import keep_garbage_at_exit, no_garbage
 from bluesky_denoise.support.memory import keep_freed_memory
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 logger = logging.getLogger(__name__)
 
 __all__ = ["main"]
@@ -128,7 +123,9 @@ def _step_back() -> None:
 
 def _open_as_many_files_as_allowed() -> None:
     """While Tiled is down each run has a file of its own, and there may be a night of them."""
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows
         return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # macOS names a limit that it does not take

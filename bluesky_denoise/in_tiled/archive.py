@@ -315,7 +315,7 @@ def _rows_by_number(raw: Sequence[int], seq_nums: np.ndarray) -> np.ndarray:
 
     Those that the raw table lacks, as it is still being written or was cut short, come behind it.
     """
-    rows = defaultdict(deque)
+    rows: defaultdict[int, deque[int]] = defaultdict(deque)
     for row, seq_num in enumerate(raw):
         rows[seq_num].append(row)
     behind, last = len(raw), max(raw, default=0)

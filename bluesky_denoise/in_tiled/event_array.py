@@ -1,7 +1,7 @@
 """Frames of a stream in Tiled by their events, and why they cannot be read."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,7 +42,7 @@ class EventArray:
         array = self._array
         if not is_array(array):
             raise DenoiseError(why_no_array(key, array))
-        shape = node.metadata["data_keys"].get(key, {}).get("shape") or ()
+        shape: Sequence[int] = node.metadata["data_keys"].get(key, {}).get("shape") or ()
         # Files of areaDetector say by themselves how many frames a point has.
         declared = shape[0] if len(shape) == 3 else 1
         frames = array.metadata.get("frame_per_point") or declared or 1

@@ -1,8 +1,8 @@
 """Where in Tiled a derived run goes, and what writes it there: in the raw run, or as its own."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeGuard
 
 import httpx
 from bluesky_tiled_plugins import TiledWriter
@@ -38,7 +38,7 @@ _PROXY_ALONE = frozenset({502, 503, 504})
 class Writer(Protocol):
     """What writes one derived run."""
 
-    def write(self, documents: list[Document]) -> None:
+    def write(self, documents: Sequence[Document]) -> None:
         """Write some of its documents; those that are in Tiled already are recognised."""
 
 
@@ -59,7 +59,7 @@ class DerivedRunWriter:
         self._writer = TiledWriter(container, batch_size=1)
         self._columns: dict[str, Columns] = {}  # by descriptor
 
-    def write(self, documents: list[Document]) -> None:
+    def write(self, documents: Sequence[Document]) -> None:
         """Write documents; a start begins the run anew."""
         if [name for name, _ in documents] == ["start", "stop"]:
             uid = documents[0][1]["uid"]
@@ -211,7 +211,7 @@ def is_away(error: Exception) -> bool:
     return isinstance(error, httpx.TransportError)
 
 
-def is_refusal(error: Exception) -> bool:
+def is_refusal(error: Exception) -> TypeGuard[ClientError]:
     """Tell whether Tiled refuses what it was sent, and will do so again."""
     if not isinstance(error, ClientError):
         return False

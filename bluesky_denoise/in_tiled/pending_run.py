@@ -84,11 +84,13 @@ class PendingRun:
         self._waiting = self._written + self._waiting
         self._written = []
 
-    def write(self, lock: AbstractContextManager) -> None:
+    def write(self, writer: Writer, lock: AbstractContextManager) -> None:
         """Write all that waits.
 
         Parameters
         ----------
+        writer :
+            As `begin_anew` took it.
         lock :
             Held while it is changed what waits, and not while Tiled is asked.
 
@@ -100,7 +102,7 @@ class PendingRun:
         with lock:
             waiting, number = self._waiting, len(self._waiting)
             documents = [*(read_backup(self._backup.path) if self._backup else ()), *waiting]
-        self.writer.write(documents)
+        writer.write(documents)
         with lock:
             self.since = time.monotonic()
             if self._waiting is not waiting:  # this took so long that it has been backed up

@@ -6,7 +6,7 @@ All that depends on the shapes of Tiled and of bluesky-tiled-plugins in writing 
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ class StreamWriter:
         self._streams: dict[str, _Stream] = {}  # by uid of the derived descriptor
         self._resources: dict[str, Mapping[str, Any]] = {}
 
-    def write(self, documents: list[Document]) -> None:
+    def write(self, documents: Sequence[Document]) -> None:
         """Write documents in few requests: events and stream datums are joined.
 
         Raises
@@ -170,8 +170,8 @@ class StreamWriter:
             "raw_stream": raw_stream_of(name),
         }
         run = self._node().base
-        for number in itertools.count(1):
-            key = name if number == 1 else f"{name}_{number}"
+        key, number = name, 1
+        while True:
             try:
                 node = run.create_container(
                     key,
@@ -187,6 +187,8 @@ class StreamWriter:
                     return _Stream(there.base, descriptor, self._tags, resumed=True)
             else:
                 return _Stream(node, descriptor, self._tags)
+            number += 1
+            key = f"{name}_{number}"
 
     def _data(self, docs: list[Mapping[str, Any]]) -> None:
         by_stream = defaultdict(list)

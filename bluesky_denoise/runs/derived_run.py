@@ -6,16 +6,17 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import event_model
-from event_model.documents import EventDescriptor, RunStart, RunStop
+from event_model.documents import RunStop
 
 from bluesky_denoise.runs.derived_stream import DerivedEvent, DerivedStream
 from bluesky_denoise.runs.results import Regions
 
 __all__ = [
     "DerivedRun",
+    "ExitStatus",
     "is_derived",
     "is_stream_name",
     "raw_stream_of",
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+ExitStatus = Literal["success", "abort", "fail"]
+"""How a run has ended, as its stop document says."""
 
 _NOT_COPIED = frozenset({"uid", "time"})
 
@@ -49,7 +53,7 @@ def is_derived(start: Mapping[str, Any]) -> bool:
     return "original_run_uid" in start and "denoise" in start
 
 
-def start_metadata(raw_start: RunStart, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def start_metadata(raw_start: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the start document of a derived run carries."""
     copied = {key: value for key, value in raw_start.items() if key not in _NOT_COPIED}
     hints = copied.get("hints") or {}
@@ -94,7 +98,7 @@ class DerivedRun:
 
     def __init__(
         self,
-        raw_start: RunStart,
+        raw_start: Mapping[str, Any],
         provenance: Mapping[str, Any],
         emit: Callable[[str, Mapping[str, Any]], None],
         frames_directory: Path | None = None,
@@ -119,7 +123,7 @@ class DerivedRun:
         return self._bundle
 
     def add(
-        self, descriptor: EventDescriptor, regions: Regions, events: list[DerivedEvent]
+        self, descriptor: Mapping[str, Any], regions: Regions, events: list[DerivedEvent]
     ) -> None:
         """Emit the documents for a batch of events of one raw stream.
 
@@ -149,13 +153,13 @@ class DerivedRun:
             )
         self._streams[name].add(events)
 
-    def close(self, exit_status: str, reason: str = "") -> None:
+    def close(self, exit_status: ExitStatus, reason: str = "") -> None:
         """Emit the stop document and close the files.
 
         Parameters
         ----------
         exit_status :
-            ``"success"``, ``"abort"`` or ``"fail"``.
+            How the raw run has ended, or ``"fail"``.
         reason :
             Why it failed.
         """

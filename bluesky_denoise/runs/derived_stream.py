@@ -12,7 +12,7 @@ from typing import Any
 
 import event_model
 import numpy as np
-from event_model.documents import EventDescriptor, RunStart
+from event_model.documents import RunStart
 
 from bluesky_denoise.runs.frame_store import GROUP, FrameStore
 from bluesky_denoise.runs.results import Regions, audit_keys, event_keys, hinted_keys, number_keys
@@ -83,17 +83,18 @@ class DerivedStream:
         self,
         name: str,
         bundle: event_model.ComposeRunBundle,
-        descriptor: EventDescriptor,
+        descriptor: Mapping[str, Any],
         regions: Regions,
         events: list[DerivedEvent],
         emit: Callable[[str, Mapping[str, Any]], None],
         directory: Path | None,
         save_sigma: bool,
     ) -> None:
-        self.name, self.emitted, self._directory = name, 0, directory
+        self.name, self.emitted = name, 0
         self._emit, self._frame_keys = emit, list(regions)
         self._failing: set[str] = set()  # keys of which the last frames could not be saved
-        start, specs = bundle.start_doc, descriptor["data_keys"]
+        start: Mapping[str, Any] = bundle.start_doc
+        specs = descriptor["data_keys"]
         errors = {key + SIGMA: key for key in regions} if save_sigma else {}
         self._sigma_keys = {name: key for name, key in errors.items() if name not in regions}
         seen = {key: _seen_shape(key, events) for key in regions}
@@ -116,7 +117,7 @@ class DerivedStream:
             and "external" not in spec
             and spec["dtype"] in _SCALARS
         ]
-        self._store, self._unsaved = self._open_store(start) if directory else (None, "")
+        self._store, self._unsaved = self._open_store(directory, start) if directory else (None, "")
         if self._unsaved:  # the numbers go on
             self._row_shapes = {}
         data_keys = {key: dict(specs[key]) for key in self._scalars} | ours
@@ -133,10 +134,14 @@ class DerivedStream:
             time=min([time.time(), *(event.time for event in events)]),
         )
         emit("descriptor", self._descriptor.descriptor_doc)
-        in_files = self._row_shapes if self._store else ()
-        self._compose_datum = {key: self._announce_file(bundle, key) for key in in_files}
+        self._compose_datum: dict[str, Callable[..., Any]] = {}
+        if self._store:
+            for key in self._row_shapes:
+                self._compose_datum[key] = self._announce_file(self._store, key, bundle.start_doc)
 
-    def _tell_of_names(self, start: RunStart, no_errors: list[str], hidden: list[str]) -> None:
+    def _tell_of_names(
+        self, start: Mapping[str, Any], no_errors: list[str], hidden: list[str]
+    ) -> None:
         """Tell of names that two things have, of which one is left out."""
         if no_errors:
             logger.warning(
@@ -163,11 +168,11 @@ class DerivedStream:
             **({RAW_KEY: raw[RAW_KEY]} if RAW_KEY in raw else {}),
         }
 
-    def _announce_file(self, bundle: event_model.ComposeRunBundle, key: str) -> Callable[..., Any]:
+    def _announce_file(self, store: FrameStore, key: str, start: RunStart) -> Callable[..., Any]:
         """Emit where the frames of a data key are; return what composes their stream datums."""
-        resource, compose = bundle.compose_stream_resource(
+        resource, compose = event_model.ComposeStreamResource(start)(
             mimetype="application/x-hdf5",
-            uri=_uri(self._store.path),
+            uri=_uri(store.path),
             data_key=key,
             parameters={
                 "dataset": f"/{GROUP}/{key}",
@@ -178,12 +183,14 @@ class DerivedStream:
         self._emit("stream_resource", resource)
         return compose
 
-    def _open_store(self, start: RunStart) -> tuple[FrameStore | None, str]:
+    def _open_store(
+        self, directory: Path, start: Mapping[str, Any]
+    ) -> tuple[FrameStore | None, str]:
         """Make the file; return it, or why it cannot be made."""
         day = datetime.fromtimestamp(start["time"])
         name = f"{start['original_run_uid'][:8]}_{self.name}_{start['uid'][:8]}.h5"
         try:
-            directory = directory_of_run(self._directory, start)
+            directory = directory_of_run(directory, start)
         except ValueError as error:
             logger.error("Run %.8s: frames are not saved: %s", start["original_run_uid"], error)
             return None, f"the frames could not be saved: {error}"
@@ -202,19 +209,7 @@ class DerivedStream:
             for event in events:
                 event.problems.append(self._unsaved)
         if self._store:
-            for key, array in rows.items():
-                try:
-                    self._store.append(key, array)
-                    self._failing.discard(key)
-                except OSError as error:
-                    self._not_saved(key, events, error)
-                if at := self._store.grown(key):
-                    datum = self._compose_datum[key](
-                        indices={"start": at.start, "stop": at.stop},
-                        seq_nums={"start": at.start + 1, "stop": at.stop + 1},
-                        descriptor=self._descriptor.descriptor_doc,
-                    )
-                    self._emit("stream_datum", datum)
+            self._save(self._store, rows, events)
         for i, event in enumerate(events):
             data = {key: event.data.get(key) for key in self._scalars} | self._results(event)
             if not self._store:
@@ -229,9 +224,27 @@ class DerivedStream:
                 ),
             )
 
-    def _not_saved(self, key: str, events: list[DerivedEvent], error: OSError) -> None:
-        """Record that frames could not be saved; their numbers are there all the same."""
-        reason = f"{key!r} could not be saved in {self._store.path.parent}: {error}"
+    def _save(
+        self, store: FrameStore, rows: Mapping[str, np.ndarray], events: list[DerivedEvent]
+    ) -> None:
+        """Save the frames of some events, and emit where they are."""
+        for key, array in rows.items():
+            try:
+                store.append(key, array)
+                self._failing.discard(key)
+            except OSError as error:
+                reason = f"{key!r} could not be saved in {store.path.parent}: {error}"
+                self._not_saved(key, events, reason)
+            if at := store.grown(key):
+                datum = self._compose_datum[key](
+                    indices={"start": at.start, "stop": at.stop},
+                    seq_nums={"start": at.start + 1, "stop": at.stop + 1},
+                    descriptor=self._descriptor.descriptor_doc,
+                )
+                self._emit("stream_datum", datum)
+
+    def _not_saved(self, key: str, events: list[DerivedEvent], reason: str) -> None:
+        """Record why frames could not be saved; their numbers are there all the same."""
         if key not in self._failing:  # a disk stays full for many frames
             logger.error("Frames of %s from here on: %s", self.name, reason)
         self._failing.add(key)
@@ -303,7 +316,7 @@ def _row_shape(spec: Mapping[str, Any], shown: tuple[int, ...] | None) -> tuple[
 
 
 def _object_keys(
-    descriptor: EventDescriptor, data_keys: Mapping[str, Any], ours: set[str]
+    descriptor: Mapping[str, Any], data_keys: Mapping[str, Any], ours: set[str]
 ) -> dict[str, list[str]]:
     """Return the raw devices with the keys that are kept, and ``denoiser`` with the new ones."""
     raw = {
@@ -316,7 +329,7 @@ def _object_keys(
 
 
 def _hints(
-    descriptor: EventDescriptor, scalars: list[str], regions: Regions
+    descriptor: Mapping[str, Any], scalars: list[str], regions: Regions
 ) -> dict[str, dict[str, list[str]]]:
     """Return hints, so that LiveTable and BestEffortCallback show the run untold."""
     hints = {

@@ -4,6 +4,7 @@ import difflib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 
 from bluesky_denoise.errors import FrameNotReady
 from bluesky_denoise.frames import DenoiserLike
-from bluesky_denoise.runs.derived_run import DerivedRun
+from bluesky_denoise.runs.derived_run import DerivedRun, ExitStatus
 from bluesky_denoise.runs.derived_stream import DerivedEvent
 from bluesky_denoise.runs.raw_stream import RawStream, Row, open_stream
 from bluesky_denoise.runs.row_denoiser import RowDenoiser
@@ -106,11 +107,11 @@ class DenoisedRun:
         self._normalizer("stop", doc)
         self.flush(final=True)
         self._tell_of_other_streams()
-        status = doc.get("exit_status", "success")
+        status: ExitStatus = doc.get("exit_status", "success")
         reason = "; ".join([doc.get("reason") or "", *self._problems]).strip("; ")
         self.close("fail" if self._problems else status, reason)
 
-    def close(self, exit_status: str, reason: str) -> None:
+    def close(self, exit_status: ExitStatus, reason: str) -> None:
         """End the derived run, if anything came of it."""
         if self._skipped:
             logger.warning("Run %.8s: %d events were skipped", self.uid, self._skipped)
@@ -213,7 +214,7 @@ class DenoisedRun:
         row.event = doc
         for name, key in stream.raw_keys.items():
             if key in doc["data"]:
-                row.waiting[name] = lambda value=doc["data"][key]: value
+                row.waiting[name] = partial(doc["data"].get, key)
 
     def _stream_resource(self, doc: Mapping[str, Any]) -> None:
         self._resources[doc["uid"]] = doc
@@ -238,7 +239,7 @@ class DenoisedRun:
         for seq_num, span in spans.items():
             row = self._row(stream, seq_num)
             if row is not None:
-                row.waiting[name] = lambda span=span: self._read(resource, stream, span)
+                row.waiting[name] = partial(self._read, resource, stream, span)
 
     def _begin(self, stream: RawStream, first: int, last: int, name: str = "") -> None:
         """Note how far a stream has come, with events or with the frames of a name.
@@ -332,7 +333,7 @@ class DenoisedRun:
             del stream.rows[seq_num]
             stream.take.emitted = seq_num
             if row.event or row.done:
-                ready.append(self._complete(stream, row))
+                ready.append(self._complete(stream, row, row.result))
         for first in range(0, len(ready), self._settings.batch_size):
             self._derived.add(
                 stream.named, stream.regions, ready[first : first + self._settings.batch_size]
@@ -347,8 +348,7 @@ class DenoisedRun:
             return False
         return time.monotonic() - row.arrived < _PATIENCE * self._settings.read_timeout_s
 
-    def _complete(self, stream: RawStream, row: Row) -> DerivedEvent:
-        result = row.result
+    def _complete(self, stream: RawStream, row: Row, result: DerivedEvent) -> DerivedEvent:
         if row.event:
             result.time = row.event["time"]
             result.data, result.timestamps = row.event["data"], row.event["timestamps"]

@@ -203,12 +203,15 @@ def _check_column(name: str) -> None:
 
 
 def _check_fit(
-    name: str, shape: Sequence[int], mask: np.ndarray | None, rois: Mapping[str, ROI]
+    name: str, shape: Sequence[int | None], mask: np.ndarray | None, rois: Mapping[str, ROI]
 ) -> None:
     """Find out before the first frame that the mask or a region does not fit."""
-    declared = tuple(shape[-2:])
-    if len(declared) < 2 or None in declared or 0 in declared:
+    if len(shape) < 2:
         return
+    height, width = shape[-2:]
+    if not height or not width:
+        return
+    declared = height, width
     if mask is not None and mask.shape != declared:
         raise MaskError(
             f"The mask of {name!r} has shape {mask.shape}, its frames {declared}; "
@@ -278,7 +281,7 @@ def _warn_of_hidden(
 
 
 def _warn_of_no_background(
-    descriptor: Mapping[str, Any], name: str, shape: Sequence[int], rois: Mapping[str, ROI]
+    descriptor: Mapping[str, Any], name: str, shape: Sequence[int | None], rois: Mapping[str, ROI]
 ) -> None:
     """Tell of regions that leave no pixel of the frame for their background."""
     whole = tuple((0, size) for size in shape[-2:])

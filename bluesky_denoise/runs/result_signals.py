@@ -22,7 +22,7 @@ class _Result(InternalSignal):
 
     def __init__(self, *args: Any, units: str = "", precision: int | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._more = {"units": units} if units else {}
+        self._more: dict[str, Any] = {"units": units} if units else {}
         if precision is not None:
             self._more["precision"] = precision
 
@@ -42,9 +42,8 @@ def result_components(data_keys: tuple[str, ...], rois: tuple[str, ...]) -> dict
             "DenoisedSignals is not told which numbers there are; name `data_keys`, such as "
             "['det_image'], and `rois`, or set them for the denoiser."
         )
-    regions = {key: {} for key in data_keys} or {"": {}}
-    first = next(iter(regions))
-    regions[first] = dict.fromkeys(rois)
+    regions: dict[str, tuple[str, ...]] = dict.fromkeys(data_keys or ("",), ())
+    regions[next(iter(regions))] = rois
     shown = hinted_keys(regions)
     components = {}
     for key, spec in (number_keys(regions, "") | audit_keys(regions, "")).items():
@@ -78,12 +77,12 @@ def frames_of(data_keys: tuple[str, ...], rois: Mapping[str, Iterable[str]]) -> 
     of: dict[str, str] = {}
     for data_key in data_keys:
         of |= dict.fromkeys(
-            [*number_keys({data_key: {}}, ""), *audit_keys([data_key], "")], data_key
+            [*number_keys({data_key: ()}, ""), *audit_keys([data_key], "")], data_key
         )
     for owner, names in rois.items():
         if owner != "*":
             data_key = _called(owner, data_keys)
-            numbers = number_keys({"": dict.fromkeys(names)}, "")
+            numbers = number_keys({"": names}, "")
             of |= {key: data_key for key in numbers if not key.startswith("_")}
     return of
 

@@ -46,8 +46,8 @@ ROI_NUMBERS = {
 """Fields of `ROIValues` that go into events, as ``<name of the ROI>_<field>``; units."""
 
 
-def number_keys(regions: Regions, source: str) -> dict[str, dict[str, Any]]:
-    """Return the data keys of the numbers that are measured on frames."""
+def number_keys(regions: Mapping[str, Iterable[str]], source: str) -> dict[str, dict[str, Any]]:
+    """Return the data keys of the numbers that are measured on frames, and in their regions."""
     keys: dict[str, dict[str, Any]] = {}
     for data_key, rois in regions.items():
         keys[f"{data_key}_raw_total"] = _number(source, "counts", precision=0)
@@ -76,7 +76,7 @@ def event_keys(source: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def hinted_keys(regions: Regions) -> list[str]:
+def hinted_keys(regions: Mapping[str, Iterable[str]]) -> list[str]:
     """Return what LiveTable and BestEffortCallback show: intensities, or else totals."""
     intensities = [f"{name}_intensity" for rois in regions.values() for name in rois]
     return intensities or [f"{data_key}_denoised_total" for data_key in regions]
@@ -115,7 +115,7 @@ def measure(
     counts, exposure_s, whole, mask = frame.counts[0], frame.exposure_s, rate[0], frame.mask
     if len(rate) > 1:
         # Summed, the flag of a masked pixel would be taken for a count.
-        mask = ~valid_pixels(frame.counts, mask).all(0)
+        mask = np.any(~valid_pixels(frame.counts, mask), axis=0)
         counts = np.where(mask, 0, frame.counts).sum(0, dtype=_wider(frame.counts.dtype))
         # Denoised one by one, weak frames do not show what their sum does.
         exposure_s, whole = exposure_s * len(rate), None

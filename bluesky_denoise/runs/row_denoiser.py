@@ -61,8 +61,8 @@ class RowDenoiser:
             fit into memory.
         """
         alone = len(list(islice(filter(stream.lacks, stream.rows.values()), 2))) == 1
-        batches: dict[tuple[Any, ...], list[tuple[Row, Frame]]] = {}  # by name and shape
-        begun = set()
+        batches: dict[tuple[Any, ...], list[tuple[DerivedEvent, Frame]]] = {}  # by name and shape
+        begun: set[int] = set()
         for seq_num, row in stream.rows.items():
             if len(begun) == self._settings.batch_size:
                 break
@@ -75,21 +75,21 @@ class RowDenoiser:
             if row.event is None and stream.expects_events and not final:
                 continue  # it may tell the exposure, and the row cannot go on without it
             for name in [name for name in row.waiting if name not in row.done]:
-                frame = self._frame(stream, row, name, seq_num)
+                frame = self._frame(stream, row, row.result, name)
                 begun.add(seq_num)
                 row.done.add(name)
                 del row.waiting[name]
                 if frame is None:
                     continue
                 batch = batches.setdefault((name, *frame.counts.shape[1:]), [])
-                batch.append((row, frame))
+                batch.append((row.result, frame))
                 if sum(len(frame.counts) for _, frame in batch) >= self._settings.batch_size:
                     self._denoise_batch(stream, batch, alone)
         for batch in batches.values():
             self._denoise_batch(stream, batch, alone)
         return len(begun) == self._settings.batch_size
 
-    def _frame(self, stream: RawStream, row: Row, name: str, seq_num: int) -> Frame | None:
+    def _frame(self, stream: RawStream, row: Row, result: DerivedEvent, name: str) -> Frame | None:
         """Fetch the frames of one row; note the reason where they cannot be had."""
         try:
             if name in stream.refused:
@@ -102,14 +102,14 @@ class RowDenoiser:
             if mask is not None and mask.shape != counts.shape[1:]:
                 message = f"{name!r} has frames {counts.shape[1:]}, its mask {mask.shape}"
                 raise MaskError(message)
-            row.result.shapes[name] = counts.shape
+            result.shapes[name] = counts.shape
         except Exception as error:
-            self._note(row, seq_num, name, error)
+            self._note(result, name, error)
             return None
-        return Frame(counts, exposure_s, mask, name, seq_num, self._uid)
+        return Frame(counts, exposure_s, mask, name, result.seq_num, self._uid)
 
     def _denoise_batch(
-        self, stream: RawStream, batch: list[tuple[Row, Frame]], alone: bool
+        self, stream: RawStream, batch: list[tuple[DerivedEvent, Frame]], alone: bool
     ) -> None:
         """Denoise frames of one name and shape; one by one if they fail together."""
         if not batch:
@@ -122,23 +122,23 @@ class RowDenoiser:
             denoised = self._denoiser.denoise(counts, exposures, frames[0].mask)
         except Exception as error:
             if len(items) == 1:
-                row, frame = items[0]
-                self._note(row, frame.seq_num, frame.data_key, error)
+                result, frame = items[0]
+                self._note(result, frame.data_key, error)
                 return
             for item in items:
                 self._denoise_batch(stream, [item], alone)
             return
         first = 0
-        for row, frame in items:
+        for result, frame in items:
             span = slice(first, first + len(frame.counts))
             first = span.stop
-            row.result.rates[frame.data_key] = denoised.rate[span]
+            result.rates[frame.data_key] = denoised.rate[span]
             if self._settings.save_sigma and denoised.sigma is not None:
-                row.result.sigmas[frame.data_key] = denoised.sigma[span]
+                result.sigmas[frame.data_key] = denoised.sigma[span]
             try:
-                self._look_at(stream, row, frame, alone)
+                self._look_at(stream, result, frame, alone)
             except Exception as error:
-                self._note(row, frame.seq_num, frame.data_key, error)
+                self._note(result, frame.data_key, error)
             logger.debug("Run %.8s, event %d: denoised", self._uid, frame.seq_num)
 
     def _compare_shape(self, stream: RawStream, name: str, shape: tuple[int, ...]) -> None:
@@ -155,12 +155,12 @@ class RowDenoiser:
                 *(self._uid, name, shape[-2:], declared, TAKE_ONE),
             )
 
-    def _note(self, row: Row, seq_num: int, name: str, error: Exception) -> None:
+    def _note(self, result: DerivedEvent, name: str, error: Exception) -> None:
         """Keep the reason why frames are not denoised; tell of the first such frames of a run."""
         known = isinstance(error, DenoiseError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         reason = self._settings.redact(reason)  # it may tell an address of Tiled
-        row.result.problems.append(f"{name}: {reason}")
+        result.problems.append(f"{name}: {reason}")
         kind = name, type(error)
         self._told[kind] += 1
         level = logging.WARNING if self._told[kind] <= _MOST_TOLD else logging.DEBUG
@@ -168,12 +168,12 @@ class RowDenoiser:
         logger.log(
             level,
             "Run %.8s, event %d, %s: not denoised: %s%s",
-            *(self._uid, seq_num, name, reason, last),
+            *(self._uid, result.seq_num, name, reason, last),
         )
 
-    def _look_at(self, stream: RawStream, row: Row, frame: Frame, alone: bool) -> None:
+    def _look_at(self, stream: RawStream, result: DerivedEvent, frame: Frame, alone: bool) -> None:
         """Measure the frames of one row, and audit them if nothing else waits."""
-        name, result = frame.data_key, row.result
+        name = frame.data_key
         lost = valid_pixels(frame.counts, frame.mask) & ~np.isfinite(result.rates[name])
         if lost.any():
             result.problems.append(

@@ -74,18 +74,22 @@ class _Writer:
     def drop(self) -> None:
         """Forget the frames of a point that was not read."""
         self._waiting.clear()
-        self._set_written(0 if self._file is None else len(self._file))
+        self._set_written(self._in_file())
 
     def append(self, frame: np.ndarray) -> None:
         self._waiting.append(frame)
         if not self._waits:
             self.flush()
-        self._set_written(len(self._file) + len(self._waiting))
+        self._set_written(self._in_file() + len(self._waiting))
 
     def flush(self) -> None:
-        for frame in self._waiting:
-            self._file.append(frame)
+        if self._file is not None:
+            for frame in self._waiting:
+                self._file.append(frame)
         self._waiting.clear()
+
+    def _in_file(self) -> int:
+        return 0 if self._file is None else len(self._file)
 
     def close(self) -> None:
         self._waiting.clear()

@@ -289,8 +289,8 @@ class AreaDetectorReplay(_FrameDetector):
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Read the datum id of the last point's frames, which are now written, and the sum."""
-        if self._unread:
-            self._write(self._unread)
+        if self._file is not None and self._unread:
+            self._write(self._file, self._unread)
             self._unread = []
         if self._reading is None:
             raise SettingsError(f"{self.name} has no frames yet; trigger it before it is read.")
@@ -313,9 +313,9 @@ class AreaDetectorReplay(_FrameDetector):
     def _store(self, frames: list[np.ndarray]) -> None:
         self._unread = frames
 
-    def _write(self, frames: list[np.ndarray]) -> None:
+    def _write(self, file: FrameWriter, frames: list[np.ndarray]) -> None:
         for frame in frames:
-            self._file.append(frame)
+            file.append(frame)
         datum_id = f"{self._resource_uid}/{self._points}"
         self._asset_docs.append(
             (

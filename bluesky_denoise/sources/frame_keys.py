@@ -3,8 +3,6 @@
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from event_model.documents import EventDescriptor
-
 from bluesky_denoise.errors import FrameShapeError
 
 __all__ = [
@@ -84,7 +82,7 @@ def check_frame_shape(spec: Mapping[str, Any], data_key: str) -> None:
         )
 
 
-def frame_keys(descriptor: EventDescriptor, wanted: Sequence[str] | None) -> dict[str, str]:
+def frame_keys(descriptor: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, str]:
     """Return the raw data keys that are to be denoised, by the names that they get.
 
     Parameters
@@ -115,7 +113,7 @@ def frame_keys(descriptor: EventDescriptor, wanted: Sequence[str] | None) -> dic
     return {name: found[name] for name in found_in_order}
 
 
-def _images_of(descriptor: EventDescriptor, device: str) -> list[str]:
+def _images_of(descriptor: Mapping[str, Any], device: str) -> list[str]:
     specs, owned = descriptor["data_keys"], descriptor.get("object_keys", {}).get(device, [])
     images = [key for key in owned if is_frame_key(specs[key])]
     return images or [key for key in owned if _is_small(specs[key])]
@@ -128,7 +126,7 @@ def _is_small(spec: Mapping[str, Any]) -> bool:
     return max(side or 0 for side in spec["shape"][-2:]) > _LARGEST_MATRIX
 
 
-def left_out(descriptor: EventDescriptor) -> dict[str, str]:
+def left_out(descriptor: Mapping[str, Any]) -> dict[str, str]:
     """Return why images of a raw stream are denoised only if they are named, by data key."""
     found = {}
     for key, spec in descriptor["data_keys"].items():
@@ -147,12 +145,12 @@ def left_out(descriptor: EventDescriptor) -> dict[str, str]:
     return found
 
 
-def not_found(descriptor: EventDescriptor, wanted: Sequence[str]) -> list[str]:
+def not_found(descriptor: Mapping[str, Any], wanted: Sequence[str]) -> list[str]:
     """Return which of the data keys or devices that are asked for have no frames in a stream."""
     return [name for name in wanted if not frame_keys(descriptor, [name])]
 
 
-def also_called(descriptor: EventDescriptor, name: str, key: str) -> list[str]:
+def also_called(descriptor: Mapping[str, Any], name: str, key: str) -> list[str]:
     """Return what else settings may call the frames that have a name: raw key, or detector."""
     devices = [
         device
@@ -162,7 +160,7 @@ def also_called(descriptor: EventDescriptor, name: str, key: str) -> list[str]:
     return [other for other in dict.fromkeys([key, *devices]) if other != name]
 
 
-def under_names(descriptor: EventDescriptor, keys: Mapping[str, str]) -> EventDescriptor:
+def under_names(descriptor: Mapping[str, Any], keys: Mapping[str, str]) -> Mapping[str, Any]:
     """Return a raw descriptor that has the names of :func:`frame_keys` for data keys."""
     renamed = {key: name for name, key in keys.items() if name != key}
     if not renamed:

@@ -5,9 +5,11 @@ here or inside an event: `RunNormalizer` of bluesky-tiled-plugins turns Resource
 Datum into StreamResource and StreamDatum before this module sees them.
 """
 
+import errno
 import math
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +21,6 @@ from bluesky_tiled_plugins.writing.consolidators import (
     consolidator_factory,
 )
 from bluesky_tiled_plugins.writing.tiled_writer import MIMETYPE_LOOKUP
-from event_model.documents import EventDescriptor, StreamResource
 from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
 
@@ -73,7 +74,7 @@ class HDF5Source:
         The raw descriptor; the shape of its data key tells the frames per event.
     """
 
-    def __init__(self, resource: StreamResource, descriptor: EventDescriptor) -> None:
+    def __init__(self, resource: Mapping[str, Any], descriptor: Mapping[str, Any]) -> None:
         self._path = path_from_uri(resource["uri"])
         self._name = resource["parameters"].get("dataset") or "/entry/data/data"
         shape = descriptor["data_keys"][resource["data_key"]]["shape"]
@@ -108,8 +109,8 @@ class HDF5Source:
 def _opened(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", swmr=True, libver="latest")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, os.strerror(error.errno), str(path)) from None
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
     except OSError as error:
         raise OSError(f"{error}. {_WRITTEN}") from None
 
@@ -142,7 +143,7 @@ class AdapterSource:
         The raw descriptor.
     """
 
-    def __init__(self, resource: StreamResource, descriptor: EventDescriptor) -> None:
+    def __init__(self, resource: Mapping[str, Any], descriptor: Mapping[str, Any]) -> None:
         self._resource, self._descriptor = resource, descriptor
 
     def read(self, index: int) -> np.ndarray:
@@ -166,12 +167,14 @@ class AdapterSource:
         return array.reshape(-1, *array.shape[-2:])
 
 
-SOURCES: dict[str, type[FrameSource]] = {"application/x-hdf5": HDF5Source}
+SOURCES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], FrameSource]] = {
+    "application/x-hdf5": HDF5Source
+}
 """Source by mimetype; a new kind of file is one entry. Others that Tiled reads:
 `AdapterSource`."""
 
 
-def open_source(resource: StreamResource, descriptor: EventDescriptor) -> FrameSource:
+def open_source(resource: Mapping[str, Any], descriptor: Mapping[str, Any]) -> FrameSource:
     """Return the source for the frames of a stream resource.
 
     Raises

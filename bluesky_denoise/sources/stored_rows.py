@@ -72,19 +72,19 @@ def _has_chunk(dataset: h5py.Dataset, place: tuple[int, ...]) -> bool:
 
 
 class _Rows(NamedTuple):
-    """Rows that are selected: `count` blocks of `block` rows, a stride apart."""
+    """Rows that are selected: `turns` blocks of `block` rows, a stride apart."""
 
     start: int
     stride: int
-    count: int
+    turns: int
     block: int
 
     def place(self, row: int) -> int | None:
         """Return how many selected rows come before this one; None if it is not selected."""
         turn, within = divmod(row - self.start, self.stride)
-        if self.count == 1:  # whatever the stride
+        if self.turns == 1:  # whatever the stride
             turn, within = 0, row - self.start
-        if row < self.start or turn >= self.count or within >= self.block:
+        if row < self.start or turn >= self.turns or within >= self.block:
             return None
         return turn * self.block + within
 

@@ -10,6 +10,7 @@ from event_model import (
     unpack_datum_page,
     unpack_event_page,
 )
+from event_model.documents import DatumPage, EventPage
 
 from bluesky_denoise.documents import Document
 
@@ -143,7 +144,8 @@ class _Check:
         self._runs[doc["uid"]] = _Run()
 
     def _open(self, label: str, run: _Run | None, what: str) -> _Run:
-        _require(run is not None, f"{label} refers to {what}, which did not come before it.")
+        if run is None:
+            raise AssertionError(f"{label} refers to {what}, which did not come before it.")
         _require(not run.stopped, f"{label} came after the stop of its run.")
         return run
 
@@ -193,7 +195,7 @@ class _Check:
                     f"{tuple(described[key]['shape'])}.",
                 )
 
-    def _event_page(self, label: str, doc: Mapping[str, Any]) -> None:
+    def _event_page(self, label: str, doc: EventPage) -> None:
         for event in unpack_event_page(doc):
             self._event(label, event)
 
@@ -207,7 +209,7 @@ class _Check:
         _require(doc["datum_id"] not in run.datums, f"{label} came twice.")
         run.datums.add(doc["datum_id"])
 
-    def _datum_page(self, label: str, doc: Mapping[str, Any]) -> None:
+    def _datum_page(self, label: str, doc: DatumPage) -> None:
         for datum in unpack_datum_page(doc):
             self._datum(label, datum)
 
@@ -220,7 +222,7 @@ class _Check:
     def _stream_datum(self, label: str, doc: Mapping[str, Any]) -> None:
         uid = doc["stream_resource"]
         run, key = self._stream_resources.get(uid, (None, ""))
-        self._open(label, run, f"stream_resource {uid:.8}")
+        run = self._open(label, run, f"stream_resource {uid:.8}")
         described_run, descriptor = self._described(label, doc["descriptor"])
         _require(run is described_run, f"{label} joins a resource and a descriptor of two runs.")
         _require(
