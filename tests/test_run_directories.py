@@ -45,7 +45,7 @@ def test_frames_go_into_the_directory_that_the_run_names(RE, derived, tmp_path):
         ({"cycle": "..", "proposal": {"id": 1}}, "cycle of the start document, '..', names no"),
         ({"cycle": "2026/3", "proposal": {"id": 1}}, "'2026/3', names no directory"),
         ({"cycle": {"year": 2026}, "proposal": {"id": 1}}, "{'year': 2026}, names no directory"),
-        ({"cycle": "2026-3", "proposal": 1}, "is not subscriptable for"),
+        ({"cycle": "2026-3", "proposal": 1}, "the start document does not fit"),
     ],
     ids=["lacks it", "leads up", "leads down", "no name", "no mapping"],
 )

@@ -59,9 +59,10 @@ def directory_of_run(directory: Path, start: Mapping[str, Any]) -> Path:
         return directory
     try:
         return Path(_Names().vformat(str(directory), (), start))
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        told = f"no key {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"the start document has {told} for {directory}") from None
+    except KeyError as error:
+        raise ValueError(f"the start document has no key {error} for {directory}") from None
+    except (IndexError, AttributeError, TypeError) as error:
+        raise ValueError(f"the start document does not fit {directory}: {error}") from None
 
 
 class _Names(string.Formatter):
