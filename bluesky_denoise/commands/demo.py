@@ -72,7 +72,8 @@ def scan_and_denoise(
         RE.subscribe(counters[0], "event")
         denoise.subscribe(counters[1], "event")
         RE.subscribe(denoise)
-        (uid,) = RE(bp.scan([pilatus], angle, 1.0, 1.3, len(inner)))
+        result = RE(bp.scan([pilatus], angle, 1.0, 1.3, len(inner)))
+        (uid,) = result if isinstance(result, tuple) else result.run_start_uids
         denoise.wait(300)
     frames = client[uid]["denoised"][KEY].read()
     return uid, frames.reshape(len(inner), *inner.shape[1:])
@@ -118,7 +119,9 @@ def compare(denoised: np.ndarray) -> tuple[list[Comparison], dict[str, np.ndarra
         # The 20 frames around this one are a little brighter or darker than it.
         scale *= counts.sum(dtype=float) / (long_counts.sum() * scale)
 
-        def score(estimate: np.ndarray, long=long_counts, scale=scale) -> float:
+        def score(
+            estimate: np.ndarray, long: np.ndarray = long_counts, scale: float = scale
+        ) -> float:
             return noise_corrected_error(estimate, long, scale)
 
         blurred, _ = best_gaussian(counts, score)

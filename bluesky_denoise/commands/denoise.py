@@ -98,8 +98,8 @@ def catch_up(
     loaded = _settings(settings)
     with open_catalog(loaded.tiled_uri, loaded) as catalog:
         with console.status("Looking for runs without a complete denoised stream"):
-            newest = islice(newest_first(catalog), min(number, sys.maxsize))
-            newest = [run for run in newest if "start" in run.metadata]
+            runs = islice(newest_first(catalog), min(number, sys.maxsize))
+            newest = [run for run in runs if "start" in run.metadata]
             missing = [run for run in reversed(newest) if _may_lack_frames(run, loaded)]
             wanted = loaded.streams, loaded.data_keys
             none = not (missing or any(has_frame_keys(run, *wanted) for run in newest))

@@ -94,10 +94,11 @@ def evaluate(
     if not console.is_terminal:
         console.width = 130
     begin = time.monotonic()
+    paper_steps = train_paper or 0
     scenes_too = simulated if simulated is not None else data is None
     try:
         _check_places([place for place in (json, report) if place is not None])
-        paper = _paper_files(train_paper)
+        paper = _paper_files(paper_steps)
         names = _names_of([Path(model), *(networks or ()), *paper])
         denoiser = Denoiser.load(model, device)
         others = [Denoiser.load(path, device) for path in networks or ()]
@@ -108,7 +109,7 @@ def evaluate(
         if not sets:
             raise SettingsError(f"No frames could be scored. {' '.join(result.left_out)}")
         for path in paper:
-            _train_paper(path, train_paper, console)
+            _train_paper(path, paper_steps, console)
             others.append(Denoiser.load(path, device))
         for other, name in zip(others, names[1:], strict=True):
             other.name = name
@@ -137,7 +138,7 @@ def evaluate(
         console.print()
     for sentence in result.left_out:
         console.print(f"Left out: {escape(sentence)}", highlight=False)
-    failed = []
+    failed: list[str] = []
     if json is not None:
         with _told(f"Scores: {json}", failed, console):
             write_json(result, json, gates)
@@ -254,7 +255,7 @@ def _read(
     console: Console,
 ) -> Iterator[FrameSet]:
     """Yield photon counts; what is not, is left out with a sentence."""
-    taken = TAKEN_SETS
+    taken: tuple[str, ...] = TAKEN_SETS
     if data is None:
         taken = (*TAKEN_SETS, "i07_line")
         recorded = recorded_frames()
@@ -298,8 +299,8 @@ def _from_tiled(uid: str, mask: np.ndarray | None, data_key: str | None, uri: st
     return frame_set(uid[:8], counts, mask)
 
 
-def _paper_files(steps: int | None) -> list[Path]:
-    """Say where the weights of the paper's networks are kept, if they are to be trained."""
+def _paper_files(steps: int) -> list[Path]:
+    """Say where the weights of the paper's networks are kept; 0 steps: none are trained."""
     return [Path("checkpoints") / f"{name}_{steps}.safetensors" for name in PAPER if steps]
 
 

@@ -33,7 +33,7 @@ def _flat(shape: tuple[int, int] = (96, 128), level: float = 2.0) -> np.ndarray:
     return np.random.default_rng(0).poisson(level, shape)
 
 
-def _with(value: float, dtype: type = np.int64) -> Case:
+def _with(value: float, dtype: type[np.generic] = np.int64) -> Case:
     counts = _flat().astype(dtype)
     counts[40, 50] = value
     return counts, None

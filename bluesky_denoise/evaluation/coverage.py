@@ -50,7 +50,7 @@ class CoverageScore:
     high: float
     """Of the bin, counts per pixel."""
     pixels: int
-    covered: tuple[float, float, float]
+    covered: tuple[float, ...]
     """Share of pixels whose truth is within the 68, 90 and 95 % interval."""
     pull_width: float
     """Root mean square of (estimate - truth) / sigma."""

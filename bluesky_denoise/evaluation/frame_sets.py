@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ __all__ = [
     "spread",
 ]
 
+T = TypeVar("T")
 LEAST_FLAG = -2
 """Least value that marks a pixel of a counting detector as invalid; below are no flags."""
 Show = Callable[[str, dict[str, np.ndarray], np.ndarray], None]
@@ -116,10 +118,11 @@ def frame_set(
 
 def middle(shape: tuple[int, int], most: tuple[int, int]) -> tuple[slice, slice]:
     """Cut the middle out of a frame: the same pixels for every method."""
-    return tuple(
+    rows, cols = (
         slice((size - min(size, m)) // 2, (size - min(size, m)) // 2 + min(size, m))
         for size, m in zip(shape, most, strict=True)
     )
+    return rows, cols
 
 
 def scored_frames(frames: FrameSet) -> list[int]:
@@ -134,10 +137,10 @@ def lit_frames(frames: FrameSet, window: tuple[slice, slice]) -> list[int]:
     return [i for i in scored_frames(frames) if frames.counts[i][window][valid].any()]
 
 
-def spread(indexes: Sequence[int], most: int) -> list[int]:
+def spread(items: Sequence[T], most: int) -> list[T]:
     """Pick up to so many, evenly spread."""
-    at = np.linspace(0, len(indexes) - 1, min(most, len(indexes))).round().astype(int)
-    return [indexes[i] for i in np.unique(at)]
+    at = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[i] for i in np.unique(at)]
 
 
 def rng_of(name: str, frame: int) -> np.random.Generator:

@@ -184,7 +184,7 @@ def pixel_coverage(measured: bool) -> Rule:
         if not rows:
             return None
         off = {c: float(np.abs(np.subtract(c.covered, CONFIDENCES)).max()) for c in rows}
-        worst = max(off, key=off.get)
+        worst = max(off, key=lambda c: off[c])
         good = sum(value <= 0.03 for value in off.values())
         text = f"{good} of {len(rows)} bins from {rows[0].low:g} counts; worst off by "
         text += f"{100 * off[worst]:.0f} points ({worst.scenes}, {worst.low:g} to {worst.high:g})"

@@ -99,12 +99,12 @@ def neighbour_scores(
             if line is not None:
                 contrast = line_contrast(estimate, line) / line_contrast(reference, line)
             flux = flux_ratio(estimate, part, invalid)
-            scores = (judge(estimate), contrast, flux, 1 / scale)
-            found.setdefault((fraction, name), []).append(scores)
+            score = (judge(estimate), contrast, flux, 1 / scale)
+            found.setdefault((fraction, name), []).append(score)
     out = []
     for (fraction, name), scores in found.items():
-        error, contrast, flux, times = (np.array(x) for x in zip(*scores, strict=True))
-        worst = max(flux[np.isfinite(flux)], key=lambda f: abs(f - 1), default=np.nan)
+        error, contrasts, fluxes, times = (np.array(x) for x in zip(*scores, strict=True))
+        worst = max(fluxes[np.isfinite(fluxes)], key=lambda f: abs(f - 1), default=np.nan)
         out.append(
             NeighbourScore(
                 frames.name,
@@ -115,7 +115,7 @@ def neighbour_scores(
                 name,
                 float(error.mean()),
                 float(error.std(ddof=1) / np.sqrt(len(error))) if len(error) > 1 else np.nan,
-                float(contrast.mean()),
+                float(contrasts.mean()),
                 float(worst),
             )
         )

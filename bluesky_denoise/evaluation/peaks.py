@@ -189,7 +189,8 @@ def _keep_regions(study: PeakStudy, shape: str, exposure: float, regions: np.nda
     known, place = study.truth[shape, exposure], (MEASURED, shape, exposure)
     study.intensity[place], study.error[place], study.expected[shape, exposure] = regions.T[:3]
     found, errors = regions[:, 3:7], regions[:, 7:]
-    study.shapes[place] = PeakShapes(regions[:, 0], *found.T, known.background)
+    row, col, tall, wide = found.T
+    study.shapes[place] = PeakShapes(regions[:, 0], row, col, tall, wide, known.background)
     truth = np.stack([known.row, known.col, known.sigma_row, known.sigma_col], 1)
     study.pulls[shape, exposure] = (found - truth) / errors
 
@@ -246,10 +247,13 @@ def peak_scores(study: PeakStudy) -> list[PeakScore]:
         shift, spread, widths = (np.nan, np.nan), np.nan, (np.nan, np.nan)
         if fitted is not None and np.isfinite(fitted.row).any():
             away = np.stack([fitted.row - known.row, fitted.col - known.col])
-            shift = tuple(float(x) for x in np.nanmedian(away, axis=1))
+            down, right = np.nanmedian(away, axis=1)
+            shift = float(down), float(right)
             spread = float(np.sqrt(np.nanmean((away**2).sum(0))))
-            ratios = (fitted.sigma_row / known.sigma_row, fitted.sigma_col / known.sigma_col)
-            widths = tuple(float(np.nanmedian(r)) for r in ratios)
+            widths = (
+                float(np.nanmedian(fitted.sigma_row / known.sigma_row)),
+                float(np.nanmedian(fitted.sigma_col / known.sigma_col)),
+            )
         covered: tuple[float, ...] = ()
         if who == MEASURED:
             pulls = study.pulls[shape, exposure]

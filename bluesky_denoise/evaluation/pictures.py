@@ -1,7 +1,7 @@
 """Pictures of single frames, as every method sees them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,13 +35,15 @@ def frame_picture(images: dict[str, np.ndarray], mask: np.ndarray) -> "Figure":
     top = max(float(np.percentile(known, 99.9)), 1e-3) if known.size else 1.0
     positive = known[known > 0]
     low = float(np.percentile(positive, 2)) if positive.size else top / 100
-    norm = LogNorm(min(max(low * 0.7, top / 1e4), top / 3), top)
+    low = min(max(low * 0.7, top / 1e4), top / 3)
+    norm = LogNorm(low, top)
     columns = 3 if reference.shape[1] > 1.3 * reference.shape[0] else 4
     rows = -(-len(images) // columns)
     aspect = reference.shape[0] / reference.shape[1]
     with rc_context(STYLE):
         figure = Figure((11, 11 / columns * aspect * rows + 0.3 * rows + 2.1), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=(figure.get_figheight() - 2.1, 2.1))
+        heights = (figure.get_figheight() - 2.1, 2.1)
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
         axes = above.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.set_axis_off()
@@ -50,7 +52,7 @@ def frame_picture(images: dict[str, np.ndarray], mask: np.ndarray) -> "Figure":
         block = block_px(axes[0], reference.shape)
         for axis, (name, image) in zip(axes, images.items(), strict=False):
             blocks = block_maxima(np.where(mask, np.nan, image), block)
-            floor = np.maximum(blocks, norm.vmin)
+            floor = np.maximum(blocks, low)
             shown = show_blocks(axis, floor, block, reference.shape, norm=norm, cmap="magma")
             axis.set_title(name)
         above.colorbar(
@@ -70,14 +72,14 @@ def _profile(axes: "Sequence[Axes]", images: dict[str, np.ndarray], mask: np.nda
     row = int(np.clip(row, min(4, height // 2), max(height - 5, height // 2)))
     band = np.s_[max(row - 4, 0) : row + 5]
     valid = ~mask[band]
-    lit = valid.any(0)
+    lit = np.any(valid, axis=0)
     weight = np.maximum(valid.sum(0), 1)
     lines = {name: np.where(lit, np.where(valid, images[name][band], 0).sum(0) / weight, np.nan)
              for name in images}  # fmt: skip
     flat = np.nan_to_num(lines[last])
     for name, profile in lines.items():
         colour = COLOURS.get(name, OURS if name == names[-1] else OTHERS[0])
-        style = {"color": colour, "lw": 0.7 if name == "raw" else 1.2, "zorder": 2}
+        style: dict[str, Any] = {"color": colour, "lw": 0.7 if name == "raw" else 1.2, "zorder": 2}
         if name == last:
             style = {"color": "black", "lw": 1.6, "zorder": 1, "alpha": 0.75}
         for axis in axes:

@@ -1,8 +1,12 @@
 """Colours and style that all pictures of an evaluation share."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from bluesky_denoise.evaluation.peaks import FITTED, MEASURED, OPTIMAL, SUMMED
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 __all__ = ["COLOURS", "OTHERS", "OURS", "STYLE", "colour"]
 
@@ -18,7 +22,7 @@ COLOURS = {
 }
 OURS = "#d0342c"
 OTHERS = ("#9467bd", "#8c564b", "#17becf", "#bcbd22")
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,

@@ -85,7 +85,10 @@ def region_scores(
     seed : of shapes and photons
     """
     rng = np.random.default_rng(seed)
-    cells = [satellites(denoiser, *kind, draws, rng) for kind in track(KINDS, "satellites")]
+    cells = [
+        satellites(denoiser, background, height, sigma, draws, rng)
+        for background, height, sigma in track(KINDS, "satellites")
+    ]
     names = vars(cells[0])
     return score_regions(Satellites(*(np.concatenate([vars(c)[n] for c in cells]) for n in names)))
 

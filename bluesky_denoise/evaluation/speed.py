@@ -68,9 +68,9 @@ def speed_scores(
             stderr=errors,
             env=with_large_pages(os.environ),
         ) as process:
+            lines = iter(process.stdout or ())
             for _ in track(range(rounds), "speed"):
-                line = process.stdout.readline()
-                for name, seconds in json.loads(line or "{}").items():
+                for name, seconds in json.loads(next(lines, "{}")).items():
                     least[name] = min(least.get(name, seconds), seconds)
         if process.returncode:
             errors.seek(0)

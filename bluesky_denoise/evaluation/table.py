@@ -1,6 +1,6 @@
 """A table of text, for the terminal, for HTML and for Markdown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ class Table:
     note: str
     """What the columns mean."""
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     groups: int = 1
     """So many first columns are shown only where they change."""
     key: str = ""

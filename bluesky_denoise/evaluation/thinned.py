@@ -102,14 +102,14 @@ def thinned_scores(
             images = {**estimates, "all photons": fraction * counts}
             show(f"{frames.name}, {100 * fraction:.3g} % of the photons", images, mask)
         for name, estimate in estimates.items():
-            scores = (
+            score = (
                 part[~mask].mean(),
                 deviance_ratio(estimate / scale, rest, mask),
                 judge(estimate) / best - 1 if best > 0 else np.nan,
                 noise_corrected_error(estimate, rest, scale, mask),
                 flux_ratio(estimate, part, mask),
             )
-            found.setdefault((fraction, name), []).append(scores)
+            found.setdefault((fraction, name), []).append(score)
     out = []
     for (fraction, name), scores in found.items():
         columns = [column[np.isfinite(column)] for column in np.transpose(scores)]

@@ -33,7 +33,9 @@ class BlurBank(nn.Module):
         self.multiple = self.body.multiple
         """Frames must be padded to a multiple of this many pixels."""
         copies = len(SIGMAS_PX) + 1
-        self.body.encoders[0][0] = nn.Conv2d(copies + 1, width, 3, padding=1)
+        _, *others = self.body.encoders[0].children()
+        first = nn.Conv2d(copies + 1, width, 3, padding=1)
+        self.body.encoders[0] = nn.Sequential(first, *others)
         self.body.last = nn.Conv2d(width, copies, 1)
 
     def forward(self, counts: Tensor, valid: Tensor) -> Tensor:

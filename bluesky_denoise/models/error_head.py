@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bluesky_denoise.models import kernels
-from bluesky_denoise.models.layers import mix, mix_into, point
+from bluesky_denoise.models.layers import Point, mix, mix_into
 
 __all__ = ["ErrorHead"]
 
@@ -31,8 +31,8 @@ class ErrorHead(nn.Module):
         around = CHANNELS_AROUND
         ins = [c + around for c in channels[1:-1]] + [channels[-1]]
         self.around = nn.ModuleList(nn.Conv2d(c, around, 3, padding=1) for c in ins)
-        self.near = nn.Conv2d(channels[0] + around + 8, CHANNELS, 1)
-        self.out = nn.Conv2d(CHANNELS, 4, 1)
+        self.near = Point(channels[0] + around + 8, CHANNELS)
+        self.out = Point(CHANNELS, 4)
         self.levels = nn.Parameter(torch.zeros(6))
         """Of a polynomial of the level of counts; see `level`."""
 
@@ -56,14 +56,15 @@ class ErrorHead(nn.Module):
             (B, 1, H, W) counts squared, > 0.
         """
         own, out = own.detach(), out.detach()
-        nearest, *coarser = (x.detach().float() for x in found)
-        around = None
-        for conv, x in zip(reversed(self.around), reversed(coarser), strict=True):
-            around = F.relu(conv(x if around is None else _beside(x, around)))
+        nearest, *between, coarsest = (x.detach().float() for x in found)
+        *convs, first = self.around
+        around = F.relu(first(coarsest))
+        for conv, x in zip(reversed(convs), reversed(between), strict=True):
+            around = F.relu(conv(_beside(x, around)))
         log_out = torch.log(out + 1e-3)
         told = torch.cat([torch.log(own + 1e-3), log_out], 1) * 0.3
         x = self._near(nearest, around, kernels.unshuffle(told))
-        x = point(self.out, x)  # (B, 4, H/2, W/2)
+        x = self.out(x)  # (B, 4, H/2, W/2)
         x = kernels.shuffle(x.unflatten(1, (1, 2, 2)))  # -> (B, 1, H, W)
         place, correction = level(log_out / math.log(10)), self.levels[-1]
         for factor in reversed(self.levels[:-1]):
@@ -79,7 +80,7 @@ class ErrorHead(nn.Module):
         """Convolve all three without putting them side by side: (B, CHANNELS, H/2, W/2)."""
         widths = (found.shape[1], around.shape[1], told.shape[1])
         of_found, of_around, of_told = self.near.weight.flatten(1).split(widths, 1)
-        x = mix(of_around, self.near.bias[None, :, None, None], around)
+        x = mix(of_around, self.near.start, around)
         return mix_into(mix_into(kernels.repeat(x), of_found, found), of_told, told).relu_()
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Block", "mix", "mix_into", "point", "roots"]
+__all__ = ["Block", "Point", "mix", "mix_into", "roots"]
 
 CACHED_VALUES = 1 << 17
 """Values that stay in a processor's cache from one step to the next."""
@@ -24,9 +24,22 @@ class Block(nn.Module):
         return self.second(F.relu(self.first(F.relu(x)), inplace=True)).add_(x)
 
 
-def point(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a 1 x 1 convolution to an image of any layout, and return plane by plane."""
-    return mix(conv.weight.flatten(1), conv.bias[None, :, None, None], x)
+class Point(nn.Conv2d):
+    """A 1 x 1 convolution of an image of any layout, whose result is plane by plane."""
+
+    bias: nn.Parameter
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__(channels_in, channels, 1)
+
+    @property
+    def start(self) -> Tensor:
+        """What is added, as `mix` takes it."""
+        return self.bias[None, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, D, h, w)."""
+        return mix(self.weight.flatten(1), self.start, x)
 
 
 def mix(matrix: Tensor, start: Tensor, x: Tensor) -> Tensor:

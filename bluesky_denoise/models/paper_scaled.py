@@ -5,6 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from bluesky_denoise.models.irunet import IRUNet
+from bluesky_denoise.models.vdsr import VDSR
+
 __all__ = ["MEAN", "PaperScaled"]
 
 MEAN = 10_000 / (192 * 240)
@@ -21,22 +24,23 @@ class PaperScaled(nn.Module):
 
     Parameters
     ----------
-    build : builds a network with a method ``published``, (B, 1, H, W) -> (B, 1, H, W)
+    build : builds the network
 
     References
     ----------
     Oppliger et al. (2024), doi:10.1038/s42256-024-00790-1, repository ``joppli/XRD_denoising``.
     """
 
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
+    def __init__(self, build: Callable[[], IRUNet | VDSR]) -> None:
         super().__init__()
         self.network = build()
-        self.multiple: int = self.network.multiple
-        self.field_px: int = self.network.field_px
+        self.multiple = self.network.multiple
+        self.field_px = self.network.field_px
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, counts: Tensor, valid: Tensor, scaled: bool = False) -> Tensor:
         """Estimate expected counts.

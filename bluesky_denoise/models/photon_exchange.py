@@ -31,7 +31,7 @@ from bluesky_denoise.models import kernels, spots
 from bluesky_denoise.models.along_lines import share_along_lines
 from bluesky_denoise.models.error_head import ErrorHead
 from bluesky_denoise.models.features import describe
-from bluesky_denoise.models.layers import Block, point, roots
+from bluesky_denoise.models.layers import Block, Point, roots
 
 __all__ = ["Estimate", "PhotonExchange"]
 
@@ -127,9 +127,9 @@ class PhotonExchange(nn.Module):
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in itertools.pairwise(channels))
         self.decoders = nn.ModuleList(Block(c) for c in channels[:-1])
         self.outs = nn.ModuleList(
-            nn.Conv2d(c, h, 1) for c, h in zip(channels, self.heads[1:], strict=True)
+            Point(c, h) for c, h in zip(channels, self.heads[1:], strict=True)
         )
-        self.out_full = nn.Conv2d(channels[0], 4 * self.heads[0], 1)
+        self.out_full = Point(channels[0], 4 * self.heads[0])
         self.error = ErrorHead(channels)
         for head in (*self.outs, self.out_full):
             nn.init.constant_(head.bias, 0.5)  # all shares alike at first
@@ -144,23 +144,23 @@ class PhotonExchange(nn.Module):
         first = torch.cat([kernels.unshuffle(feats[0]), feats[1]], 1)  # (B, 20, H/2, W/2)
         inputs = [first, *feats[2:]]
         skips: list[Tensor] = []
-        x: Tensor | None = None
         for i, (stem, encoder, feat) in enumerate(
             zip(self.stems, self.encoders, inputs, strict=True)
         ):
-            y = stem(feat.contiguous(memory_format=torch.channels_last))
-            x = y if x is None else y.add_(self.downs[i - 1](x))
-            x = encoder(x)
-            skips.append(x)
-        logits, found = [point(self.outs[-1], x)], [x]
+            x = stem(feat.contiguous(memory_format=torch.channels_last))
+            if skips:
+                x.add_(self.downs[i - 1](skips[-1]))
+            skips.append(encoder(x))
+        x = skips[-1]
+        logits, found = [self.outs[-1](x)], [x]
         for i in reversed(range(len(skips) - 1)):
             x = F.interpolate(self.ups[i](x), scale_factor=2.0).add_(skips[i])
             x = self.decoders[i](x)
-            logits.insert(0, point(self.outs[i], x))
+            logits.insert(0, self.outs[i](x))
             found.insert(0, x)
         # The frame's own shares stay apart by the parity of row and column until they are
         # normalised: (B, 4 K, H/2, W/2) -> (B, K, 2, 2, H/2, W/2).
-        logits.insert(0, point(self.out_full, x).unflatten(1, (-1, 2, 2)))
+        logits.insert(0, self.out_full(x).unflatten(1, (-1, 2, 2)))
         # Plane by plane from here on: shares multiply single-channel frames.
         with torch.autocast(counts.device.type, enabled=False):
             free = self._free(counts) if free is None else free

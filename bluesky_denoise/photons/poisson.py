@@ -15,7 +15,7 @@ __all__ = [
 _LOG10 = np.linspace(-8, 3, 441)
 
 
-def tail_z(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def tail_z(counts: np.ndarray | float, expected: np.ndarray | float) -> np.ndarray:
     """Say how surprising counts are, in standard deviations of a normal deviate.
 
     The tail that is turned into a deviate includes the observed count, so that discrete
@@ -40,8 +40,7 @@ def tail_z(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
     ----------
     Wilson & Hilferty (1931), doi:10.1073/pnas.17.12.684
     """
-    counts = np.asarray(counts, np.float64)
-    expected = np.asarray(expected, np.float64)
+    counts, expected = np.asarray(counts, np.float64), np.asarray(expected, np.float64)
     above = counts > expected
     degrees = np.where(above, counts, counts + 1)  # Poisson tails are those of chi-square
     least = np.maximum(degrees, 1e-9)

@@ -62,7 +62,7 @@ def surprise_by_side(
         Deviates by side, their limit, and the estimate's own noise in one pixel, as a share
         of Poisson noise and averaged over the frame.
     """
-    images = (counts, model) if seen is None else (counts, model, seen)
+    images = [counts, model] if seen is None else [counts, model, seen]
     totals = [integral(image) for image in images]
     surprise, tests, noise = {}, 0.0, 0.0
     for side in SCALES_PX:
@@ -270,7 +270,9 @@ def lost_wave(
     power[0, 0] = 0  # the total
     height, width = counts.shape
     # In a frame of one row or two, the one above is the one below.
-    near = sum(np.roll(power, row, 0) for row in {0, 1 % height, -1 % height})
+    near = np.zeros(power.shape)
+    for row in {0, 1 % height, -1 % height}:
+        near += np.roll(power, row, 0)
     near[:, 1:-1] = near[:, :-2] + near[:, 1:-1] + near[:, 2:]
     row, col = np.unravel_index(int(near.argmax()), near.shape)
     frequency = float(np.hypot(np.fft.fftfreq(height)[row], np.fft.rfftfreq(width)[col]))

@@ -259,11 +259,11 @@ def linear_coefficients(
         tests.append(weight * changes / expected)
         model.append(changes)
         prior += [1.0] * len(changes)  # the factor of each is 0 +- 1
-    tests, model = (np.concatenate(x).reshape(len(prior), -1) for x in (tests, model))
+    test, of_model = (np.concatenate(x).reshape(len(prior), -1) for x in (tests, model))
     try:
         # The equations are T M^T x = T n; the first row of the inverse gives S.
-        first = np.linalg.solve(model @ tests.T + np.diag(prior), np.eye(len(prior))[0])
+        first = np.linalg.solve(of_model @ test.T + np.diag(prior), np.eye(len(prior))[0])
     except np.linalg.LinAlgError:
         return None
-    coefficients = (first @ tests).reshape(profile.shape)
+    coefficients = (first @ test).reshape(profile.shape)
     return coefficients if np.isfinite(coefficients).all() else None

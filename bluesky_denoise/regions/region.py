@@ -1,6 +1,7 @@
 """Regions of a frame: a rectangle or a mask, cut out with what surrounds it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class ROI:
             )
 
 
-def _pixels(value: object) -> int:
+def _pixels(value: Any) -> int:
     try:
         width = int(value)
         exact = width == value
@@ -147,7 +148,8 @@ def cut(
 def _widen(region: np.ndarray, pixels: int) -> np.ndarray:
     for axis in (0, 1):
         padded = np.pad(region, [(pixels, pixels) if a == axis else (0, 0) for a in (0, 1)])
-        region = np.lib.stride_tricks.sliding_window_view(padded, 2 * pixels + 1, axis).any(-1)
+        near = np.lib.stride_tricks.sliding_window_view(padded, 2 * pixels + 1, axis)
+        region = np.any(near, axis=-1)
     return region
 
 

@@ -138,7 +138,7 @@ def bend(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
     level = float(counts[seen].mean()) if seen.any() else 0.0
     if level <= 0 or min(np.ptp(np.argwhere(seen), axis=0)) < 3:
         return np.zeros(counts.shape)
-    places = np.indices(counts.shape)
+    places: np.ndarray = np.indices(counts.shape)
     rows, cols = ((axis - axis[seen].mean()) / np.ptp(axis[seen]) for axis in places)
     plane = np.stack([np.ones_like(rows), rows, cols])
     curves = np.stack([rows * rows, cols * cols, rows * cols])
@@ -216,7 +216,6 @@ def choose_summation(crop: Crop, others: np.ndarray, expected: np.ndarray) -> Su
     strength = _strength(others - under, known, core) * scale
     free = _freedom(crop, likely, known, strength, under * scale) if hidden else ()
     best: tuple[float, Summation] | None = None
-    plain = plain_summation(crop)
     for reach in REACHES:
         weight = weights(ellipse, reach, inside)
         background = (inside | around) * (1 - weight)
@@ -227,10 +226,11 @@ def choose_summation(crop: Crop, others: np.ndarray, expected: np.ndarray) -> Su
         risk = variance + (strength * TAIL * (REACHES[0] / reach) ** 2) ** 2
         if best is None or risk < best[0]:
             best = risk, Summation(coefficients, known, float(known.sum()))
-    whole = _variance(plain.coefficients, known, strength, under * scale)
-    if best is None or (not hidden and whole < best[0]):
+    plain = plain_summation(crop)
+    if plain is None or best is None:
         return None
-    return best[1]
+    whole = _variance(plain.coefficients, known, strength, under * scale)
+    return None if not hidden and whole < best[0] else best[1]
 
 
 def made_up(crop: Crop, ellipse: Ellipse) -> Summation | None:

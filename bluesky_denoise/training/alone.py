@@ -2,15 +2,14 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from bluesky_denoise.errors import CheckpointError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 __all__ = ["alone_at"]
 
@@ -24,7 +23,7 @@ def alone_at(output: Path) -> Iterator[None]:
     CheckpointError
         If another process is at it.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         yield
         return
     path = output.with_name(f".{output.name}.lock")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bluesky_denoise.models.error_head import level as place_of
+from bluesky_denoise.models.photon_exchange import PhotonExchange
 from bluesky_denoise.training.gradients import Gradients
 from bluesky_denoise.training.recipes import TensorBatch
 
@@ -24,7 +25,7 @@ LEAST = 1e-12
 
 
 def calibrate(
-    model: nn.Module,
+    model: PhotonExchange,
     draw: Callable[[int], TensorBatch],
     steps: int = STEPS,
     told: int = TOLD,
@@ -39,7 +40,7 @@ def calibrate(
 
     Parameters
     ----------
-    model : network with ``estimate``, and an `ErrorHead` as ``error``
+    model : the network
     draw : number of a batch -> batch; frames that the training has not seen
     steps : steps of the fit
     told : batches that levels and wider intervals are told from
@@ -80,7 +81,7 @@ def calibrate(
     return _stretch(_correct(model.error.levels, level, z))
 
 
-def _errors(model: nn.Module, batch: TensorBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _errors(model: PhotonExchange, batch: TensorBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return estimates, absolute errors and what is expected of them, one standard deviation.
 
     A target that was counted has noise of its own.
@@ -93,7 +94,7 @@ def _errors(model: nn.Module, batch: TensorBatch) -> tuple[Tensor, Tensor, Tenso
     return found.counts, error, torch.sqrt(found.variance + noise + LEAST)
 
 
-def _quantile_loss(model: nn.Module, batch: TensorBatch) -> Tensor:
+def _quantile_loss(model: PhotonExchange, batch: TensorBatch) -> Tensor:
     estimate, error, sigma = _errors(model, batch)
     # Quantiles of logarithms are those of the errors.
     beyond = torch.log(error + 1e-3 * sigma.detach()) - torch.log(sigma)
@@ -108,7 +109,7 @@ def _quantile_loss(model: nn.Module, batch: TensorBatch) -> Tensor:
 
 @torch.no_grad()
 def _deviates(
-    model: nn.Module, draw: Callable[[int], TensorBatch], numbers: range
+    model: PhotonExchange, draw: Callable[[int], TensorBatch], numbers: range
 ) -> tuple[Tensor, Tensor]:
     """Return log10 of the counts, and error over sigma, of pixels whose true rate is known.
 
@@ -159,8 +160,11 @@ def _correct(levels_of: nn.Parameter, level: Tensor, z: Tensor) -> Tensor:
         square.double(), (powers.T @ (torch.stack(factors) * weight)).double()
     )
     fitted = (1000 * fitted).round() / 1000  # the last bits of a solution are not reproducible
-    levels_of += (2 * fitted).to(levels_of)  # of variances
-    return z / torch.exp(sum(float(f) * place_of(level) ** k for k, f in enumerate(fitted)))
+    levels_of.add_((2 * fitted).to(levels_of))  # of variances
+    told = torch.zeros_like(level)
+    for k, f in enumerate(fitted):
+        told += float(f) * place_of(level) ** k
+    return z / torch.exp(told)
 
 
 def _stretch(z: Tensor) -> dict[str, float]:

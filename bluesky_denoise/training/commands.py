@@ -167,14 +167,14 @@ def finetune(
     """
     console = Console()
     with _refusals():
-        sources, kept = (
+        opened, apart = (
             open_data(given or [], uri, repeats=repeats, mask=mask, data_key=data_key)
             for given in (data, held_out)
         )
         settings = replace(
             ADAPTING, steps=steps, held_out_share=held_out_share, gap_frames=gap, seed=seed
         )
-        sources, kept = with_held_out(sources, kept, settings)
+        sources, kept = with_held_out(opened, apart, settings)
         _print_split(split(sources, kept, share=held_out_share, gap_frames=gap))
         keep_freed_memory()
         with _progress_bar("Adapting", steps) as report:

@@ -59,7 +59,7 @@ def sample_batch(
     scenes, shape, pairs = SimulatedScenes(), (side, side), []
     for _ in range(size):
         if measured and rng.random() < measured_share:
-            pair = measured[rng.integers(len(measured))].draw(shape, rng)
+            pair = measured[int(rng.integers(len(measured)))].draw(shape, rng)
         else:
             pair = scenes.draw(shape, rng)
         first, target, mask = pair.counts, pair.target, pair.mask

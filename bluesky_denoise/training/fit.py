@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from bluesky_denoise.errors import CheckpointError, DenoiseError, SettingsError
 from bluesky_denoise.models import MODELS, build_model
 from bluesky_denoise.models.checkpoint import check_writable, load_checkpoint, save_checkpoint
+from bluesky_denoise.models.photon_exchange import PhotonExchange
 from bluesky_denoise.training.alone import alone_at
 from bluesky_denoise.training.calibration import STEPS, TOLD, calibrate
 from bluesky_denoise.training.data import Batch
@@ -126,7 +127,9 @@ def fit(
         job = _Job(
             output, settings, recipe, data, start_from, parent, card or {}, ranks, mixed, workers
         )
-        job.run(model.to(ranks.device, memory_format=torch.channels_last), report)
+        # The types of torch do not know that `to` takes a memory format.
+        model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        job.run(model, report)
     return output
 
 
@@ -324,7 +327,7 @@ class _Job:
         self, average: nn.Module, seen: Seen, report: Callable[[Progress], None] | None
     ) -> dict[str, float]:
         """Fit the error bars to fresh draws of the training sources, if there are any."""
-        if not getattr(average, "tells_variance", False):
+        if not isinstance(average, PhotonExchange):
             return {}
         steps = self.settings.steps
 

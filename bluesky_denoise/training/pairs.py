@@ -1,10 +1,10 @@
 """Pairs to learn from: counts to denoise, and independent counts of the same scene."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -48,8 +48,9 @@ class Pair:
 class PairSource(Protocol):
     """Anything that pairs can be drawn from."""
 
-    name: str
-    """Where they come from; goes into the card of the weights."""
+    @property
+    def name(self) -> str:
+        """Where they come from; goes into the card of the weights."""
 
     def draw(self, shape: tuple[int, int], rng: np.random.Generator) -> Pair:
         """Return a pair at random, its images of that shape."""
@@ -79,7 +80,7 @@ class Window:
         """Cut a mask, invalid outside: (H, W) -> (height, width)."""
         cut, pad = self._cut(mask)
         cut = np.pad(cut, pad, constant_values=True)
-        return cut if self.step == 1 else self._binned(cut).any((1, 3))
+        return cut if self.step == 1 else np.any(self._binned(cut), axis=(1, 3))
 
     def _cut(self, image: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
         high, wide = self.height * self.step, self.width * self.step
@@ -102,42 +103,9 @@ def random_window(
     return Window(row, col, high, wide, step)
 
 
-@runtime_checkable
-class RecordedPairs(PairSource, Protocol):
-    """Pairs of measured frames, in the order they were taken."""
-
-    about: Mapping[str, Any]
-    """What is known of the run: file, detector, exposure, licence."""
-    kind: str
-    """How the pairs are made, in a word or two."""
-    mask: np.ndarray
-    """(H, W) bool, True where invalid."""
-    shape: tuple[int, int]
-    """Rows and columns of a frame."""
-    least: int
-    """Frames that a block must have."""
-    changing: bool
-    """Whether neighbours differ by more than noise, so that a split needs a gap."""
-    per_point: int
-    """Frames of one scene that follow each other, which a split keeps together."""
-    digests: Sequence[str]
-    """A hash of each frame, and of each target that was measured."""
-    known_by: frozenset[str]
-    """Those of frames with counts enough to be known again in another source."""
-
-    def __len__(self) -> int:
-        """Return the number of frames to denoise."""
-
-    def block(self, first: int, last: int) -> Self:
-        """Return frames ``first`` to ``last - 1`` alone."""
-
-    def pair(self, index: int, window: Window, rng: np.random.Generator) -> Pair:
-        """Return the pair of one frame, seen through a window."""
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Recorded(ABC):
-    """Frames of one run, and the drawing of a random window from them."""
+class RecordedPairs(ABC):
+    """Pairs of measured frames of one run, in the order they were taken."""
 
     counts: np.ndarray
     """(n, H, W) counts to denoise."""
@@ -154,8 +122,12 @@ class _Recorded(ABC):
     counts_digests: tuple[str, ...] = ()
     """(n) `frame_digests` before pixels were masked; without them, those of ``counts``."""
 
+    kind: ClassVar[str]
+    """How the pairs are made, in a word or two."""
     least = 1
+    """Frames that a block must have."""
     changing = True
+    """Whether neighbours differ by more than noise, so that a split needs a gap."""
 
     def __post_init__(self) -> None:
         if self.counts.ndim != 3 or self.mask.shape != self.counts.shape[1:]:
@@ -200,7 +172,7 @@ class _Recorded(ABC):
         yield from zip(self.counts_digests, self.counts, strict=True)
 
     def _is_lit(self, frame: np.ndarray) -> bool:
-        return np.count_nonzero((frame > 0) & ~self.mask) >= LEAST_LIT
+        return bool(np.count_nonzero((frame > 0) & ~self.mask) >= LEAST_LIT)
 
     def _arrays(self, frames: slice) -> dict[str, Any]:
         return {"counts": self.counts[frames], "counts_digests": self.counts_digests[frames]}
@@ -215,7 +187,7 @@ class _Recorded(ABC):
         """Return the pair of one frame, seen through a window."""
 
 
-class ThinnedFrames(_Recorded):
+class ThinnedFrames(RecordedPairs):
     """Single frames of raw photon counts: a random part is denoised, the remainder is the target.
 
     The counts must be Poisson: see :func:`~bluesky_denoise.photons.thinning.check_photon_counts`.
@@ -234,7 +206,7 @@ class ThinnedFrames(_Recorded):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class MeasuredPairs(_Recorded):
+class MeasuredPairs(RecordedPairs):
     """Short exposures, and a long one of the scene of each."""
 
     targets: np.ndarray
@@ -295,7 +267,7 @@ class MeasuredPairs(_Recorded):
         )
 
 
-class Repeats(_Recorded):
+class Repeats(RecordedPairs):
     """Equal exposures of one scene: each is denoised, the others' sum is its target.
 
     References

@@ -91,7 +91,8 @@ class PaperRecipe:
         mine = order[turn * BATCH : (turn + 1) * BATCH][rank::ranks]
         rng = np.random.default_rng([self.settings.seed, step, rank, 1])
         shape = _shape(recorded)
-        return stack_pairs([_frame(*where[i], shape, rng) for i in mine])
+        chosen = (where[at] for at in mine)
+        return stack_pairs([_frame(source, i, shape, rng) for source, i in chosen])
 
     def loss(self, model: nn.Module, batch: TensorBatch, step: int) -> Tensor:
         """Compare scaled frames."""

@@ -61,22 +61,21 @@ def split(
     kept: list[PairSource] = []
     record: list[dict[str, Any]] = []
     for source in sources:
-        found = _blocks(source, share, gap_frames) if isinstance(source, RecordedPairs) else None
-        if found is None:
+        if isinstance(source, RecordedPairs) and (found := _blocks(source, share, gap_frames)):
+            first, last = found
+            training.append(source.block(0, first))
+            kept.append(source.block(last, len(source)))
+            record.append(
+                _entry(source)
+                | {
+                    "training": f"frames 0 to {first - 1}",
+                    "held_out": f"frames {last} to {len(source) - 1}",
+                    "gap_frames": last - first,
+                }
+            )
+        else:
             training.append(source)
             record.append(_entry(source, "training"))
-            continue
-        first, last = found
-        training.append(source.block(0, first))
-        kept.append(source.block(last, len(source)))
-        record.append(
-            _entry(source)
-            | {
-                "training": f"frames 0 to {first - 1}",
-                "held_out": f"frames {last} to {len(source) - 1}",
-                "gap_frames": last - first,
-            }
-        )
     for source in held_out:
         kept.append(source)
         record.append(_entry(source, "held_out"))

@@ -245,21 +245,20 @@ def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
     descriptors = descriptors_of(run, stream)
     keys = descriptors[0]["data_keys"]
     images = [key for key in keys if is_frame_key(keys[key])]
-    if data_key is None and len(images) == 1:
-        data_key = images[0]
-    if data_key not in images:
+    frame_key = images[0] if data_key is None and len(images) == 1 else data_key
+    if frame_key is None or frame_key not in images:
         raise DenoiseError(
             f"Stream {stream} of run {_name(run)} has frames under {', '.join(images) or 'no key'}"
             f"{'' if data_key is None else f', not under {data_key}'}; name one as data key."
         )
     # There is one more descriptor for each time that the detector was configured.
     motors = run.metadata["start"].get("motors") or ()
-    found = {d["uid"]: _exposure(d, data_key, motors) for d in descriptors}
+    found = {d["uid"]: _exposure(d, frame_key, motors) for d in descriptors}
     motors = [motor for motor in motors if motor in keys]
     frames, exposures, positions = [], [], []
     for event in archived_events(run, stream):
         data, exposure = event["data"], found[event["descriptor"]]
-        frames.append(as_stack(data[data_key], data_key))
+        frames.append(as_stack(data[frame_key], frame_key))
         exposures.append(exposure.of_event(data) if exposure else np.nan)
         positions.append([float(data[motor]) for motor in motors])
     if not frames or len({frame.shape for frame in frames}) > 1:
@@ -269,7 +268,7 @@ def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
         )
     moved = np.array(positions, dtype=float).reshape(len(frames), -1)
     columns = {motor: moved[:, i] for i, motor in enumerate(motors)}
-    return _Taken(np.stack(frames), np.array(exposures, dtype=float), columns, data_key)
+    return _Taken(np.stack(frames), np.array(exposures, dtype=float), columns, frame_key)
 
 
 def _exposure(descriptor: dict[str, Any], data_key: str, motors: Sequence[str]) -> Exposure | None:
