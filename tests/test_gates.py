@@ -1,5 +1,7 @@
 """Each gate is met just inside of its limit, and missed just outside."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,10 @@ def thinned(method="ours", held_out="yes", deviance=1.0, against=0.0, flux=1.0, 
 
 
 def neighbour(method="ours", error=0.1, contrast=1.0, fraction=1.0, flux=1.0):
-    return NeighbourScore("scan", "yes", fraction, 20.0, 8, method, error, 0.01, contrast, flux)
+    return NeighbourScore(
+        *("scan", "yes", fraction, 20.0, 8, method),
+        *(error, 0.01, contrast, 0.02 * contrast, flux),
+    )
 
 
 def spots(kept=1.0, lost=(), held_out="yes", significance="3 to 10"):
@@ -248,6 +253,12 @@ def gate(name, part, rows):
 def test_a_gate_is_met_within_its_limit_and_missed_beyond(name, part, inside, outside):
     assert gate(name, part, inside).met is True
     assert gate(name, part, outside).met is False
+
+
+def test_the_gate_of_a_line_tells_standard_errors_where_there_are_some():
+    alone = replace(neighbour(BM3D, contrast=0.9), contrast_spread=np.nan)
+    told = gate("contrast over", "neighbours", [neighbour(contrast=0.96), alone]).figure
+    assert told == "scan, 1 of 1 s: 0.9600 ± 0.0192 (BM3D 0.9000)"
 
 
 def test_what_has_no_limit_is_told_and_not_judged():

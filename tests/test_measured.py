@@ -98,6 +98,7 @@ def test_scores_of_a_scan_say_how_far_off_the_worst_frame_is_and_how_sure_the_me
     assert found.times_longer == pytest.approx(8, rel=0.05)
     # Half of the height of the line is left; its noise is 2 %.
     assert flat.contrast == pytest.approx(0.5, abs=0.05)
+    assert 0.002 < flat.contrast_spread < 0.02
     truth = Method("truth", lambda n, mask, judge: level() / 2)
     alone = [
         neighbour_scores(

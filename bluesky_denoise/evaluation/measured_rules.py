@@ -6,6 +6,7 @@ import numpy as np
 
 from bluesky_denoise.evaluation.coverage import CONFIDENCES
 from bluesky_denoise.evaluation.gate import Answer, Rule
+from bluesky_denoise.evaluation.neighbours import NeighbourScore
 from bluesky_denoise.evaluation.results import Evaluation
 from bluesky_denoise.evaluation.shift import ShiftScore
 
@@ -91,10 +92,12 @@ def _of_line(r: Evaluation, name: str, good: Callable[[float, float], bool]) -> 
         pairs += [(ours, other[0])] if other else []
     if not pairs:
         return None
-    parts = [
-        f"{a.set}, {a.fraction:g} of 1 s: {getattr(a, name):.4f} (BM3D {getattr(b, name):.4f})"
-        for a, b in pairs
-    ]
+
+    def told(score: NeighbourScore) -> str:
+        spread = getattr(score, f"{name}_spread")
+        return f"{getattr(score, name):.4f}" + (f" ± {spread:.4f}" if np.isfinite(spread) else "")
+
+    parts = [f"{a.set}, {a.fraction:g} of 1 s: {told(a)} (BM3D {told(b)})" for a, b in pairs]
     met = all(good(getattr(a, name), getattr(b, name)) for a, b in pairs)
     return "; ".join(parts), met
 

@@ -61,6 +61,10 @@ def _unless_nan(value: float, form: str) -> str:
     return "" if np.isnan(value) else format(value, form)
 
 
+def _give_or_take(spread: float, form: str) -> str:
+    return "" if np.isnan(spread) else f" ± {spread:{form}}"
+
+
 def neighbour_table(r: Evaluation) -> Table:
     """Tell how frames fare against their neighbours."""
     rows = [
@@ -70,8 +74,8 @@ def neighbour_table(r: Evaluation) -> Table:
             f"{n.fraction:g}",
             f"{n.times_longer:.0f}",
             n.method,
-            f"{n.error:.4f}" + (f" ± {n.error_spread:.4f}" if n.frames > 1 else ""),
-            number(n.contrast),
+            f"{n.error:.4f}" + _give_or_take(n.error_spread, ".4f"),
+            number(n.contrast) + _give_or_take(n.contrast_spread, ".3f"),
             f"{n.flux:.5f}",
         )
         for n in r.neighbours
@@ -81,7 +85,7 @@ def neighbour_table(r: Evaluation) -> Table:
         "Single frames of a scan that changes slowly, or a share of their photons, against the "
         "sum of the frames around them; the frame itself is left out. Error: squared error over "
         "the mean count, without the noise of the sum; the raw frame has 1. Contrast of the weak "
-        "line over that of the sum.",
+        "line over that of the sum. ±: standard error of the mean, from the scatter over frames.",
         ("series", "held out", "of a frame", "times longer", "method", "error", "contrast", "flux"),
         rows,
         4,

@@ -39,7 +39,9 @@ class NeighbourScore:
     error_spread: float
     """Standard error of that mean, from the scatter over frames."""
     contrast: float
-    """Of the line over that of the neighbours; NaN where there is no line."""
+    """Of the line over that of the neighbours, mean over frames; NaN where there is no line."""
+    contrast_spread: float
+    """Standard error of that mean, too."""
     flux: float
     """As in `ThinnedScore`."""
 
@@ -114,12 +116,17 @@ def neighbour_scores(
                 len(error),
                 name,
                 float(error.mean()),
-                float(error.std(ddof=1) / np.sqrt(len(error))) if len(error) > 1 else np.nan,
+                _spread_of_mean(error),
                 float(contrasts.mean()),
+                _spread_of_mean(contrasts),
                 float(worst),
             )
         )
     return out
+
+
+def _spread_of_mean(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
 
 
 def pairs(
