@@ -321,7 +321,8 @@ def test_standard_errors_lie_beside_the_frames_if_they_are_asked_for(RE, raw, bu
     RE(bp.count([Camera(name="det", func=func)], 3))
     counts = np.where(mask, np.nan, np.stack(func.taken[-3:]))
     np.testing.assert_allclose(rates(derived, "det_image"), counts * 2, rtol=1e-6)
-    np.testing.assert_allclose(rates(derived, "det_image_sigma"), np.sqrt(counts) * 2, rtol=1e-6)
+    sigma, rtol = np.sqrt(counts) * 2, 2**-13 if files else 1e-6
+    np.testing.assert_allclose(rates(derived, "det_image_sigma"), sigma, rtol=rtol)
     keys = derived.by_name["descriptor"][0]["data_keys"]
     assert keys["det_image_sigma"] == keys["det_image"]
     owners = derived.by_name["descriptor"][0]["object_keys"]
