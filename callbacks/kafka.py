@@ -106,11 +106,12 @@ def main() -> None:
             key="denoised",  # of one key, so that they stay in order
             producer_config={**connection, "enable.idempotence": True},
         )
+        # Before anything listens: where brokers let it, to listen to a topic may make it.
+        check_topics(arguments.topic, publisher, {**connection, "bootstrap.servers": servers})
         group = f"bluesky-denoise-{uuid.uuid4()}"
         dispatcher = RemoteDispatcher([arguments.topic], servers, group, {**connection, **LISTENS})
     except KafkaException as error:
         sys.exit(f"Kafka: {error.args[0].str()}; it comes from --config {arguments.config}")
-    check_topics(arguments.topic, publisher, {**connection, "bootstrap.servers": servers})
 
     ended = threading.Event()
 
