@@ -16,7 +16,7 @@ GROUP = "denoised"
 _BITS_KEPT = 12
 """Of the 23 bits behind the point of a float32: the others are noise, which no filter packs."""
 _DROPPED = 23 - _BITS_KEPT
-_PACKED = hdf5plugin.Bitshuffle(cname="lz4")  # as detectors do; a server of Tiled has the filter
+_PACKED = hdf5plugin.Bitshuffle()  # with LZ4, as detectors do; a server of Tiled has the filter
 
 
 def rounded(rates: np.ndarray) -> np.ndarray:
