@@ -38,6 +38,25 @@ def test_frames_go_into_the_directory_that_the_run_names(RE, derived, tmp_path):
     assert np.isfinite(frames).all()
 
 
+def test_a_directory_has_the_uid_of_the_raw_run(RE, tmp_path):
+    router, derived = (
+        DenoiseRouter(settings(frames_directory=tmp_path / "{uid}")),
+        DocumentCollector(),
+    )
+    router.subscribe(derived)
+    RE.subscribe(router)
+    (uid,) = RE(bp.count([replay()], 1))
+    assert [path.name for path in tmp_path.iterdir()] == [uid]
+
+
+@pytest.mark.parametrize(
+    "value", [123456, 0, np.int64(5), np.float32(0.5), "Ünï 1 %20"], ids=lambda value: repr(value)
+)
+def test_names_of_directories_are_texts_and_numbers_also_those_of_numpy(value):
+    path = directory_of_run(Path("/data/{proposal}"), {"proposal": value})
+    assert path == Path(f"/data/{value}")
+
+
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
