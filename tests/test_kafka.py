@@ -90,6 +90,10 @@ def test_kafka_denoises_what_is_published_and_a_plan_reads_the_results(
         f"bootstrap_servers:\n- {broker}\n"
         "producer_consumer_security_config:\n  security.protocol: PLAINTEXT\n"
     )
+    publisher = Publisher(RAW, broker, key="xyz", producer_config={"logger": LOGGER})
+    RE.subscribe(publisher)
+    (before,) = RE(bp.count([camera], 1))
+    publisher.flush()
     process = start(
         *(tmp_path / "settings.yaml", "--topic", RAW, "--config", tmp_path / "kafka.yml"),
         TILED_API_KEY=tiled.uri.partition("api_key=")[2],
@@ -98,7 +102,6 @@ def test_kafka_denoises_what_is_published_and_a_plan_reads_the_results(
     derived = DocumentCollector()
     results.subscribe(derived)
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
-    RE.subscribe(Publisher(RAW, broker, key="xyz", producer_config={"logger": LOGGER}))
 
     def count_until_one_comes_back():
         """It listens some seconds after it has said so."""
@@ -136,13 +139,15 @@ def test_kafka_denoises_what_is_published_and_a_plan_reads_the_results(
     assert process.returncode == 0, output
     assert "Traceback" not in output
     assert "ERROR" not in output
+    assert f"{uid:.8}" in output
+    assert f"{before:.8}" not in output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
-            ["--topic", "xyz.documents"],
+            ["--topic", "xyz.documents", "--config", "elsewhere.yml"],
             "--topic 'xyz.documents': {broker} has no such topic; it has",
         ),
         (
@@ -152,9 +157,10 @@ def test_kafka_denoises_what_is_published_and_a_plan_reads_the_results(
         (["--topic", RAW, "--config", "list.yml"], "expected a YAML file with `bootstrap_servers`"),
         (["--topic", RAW, "--config", "wrong.yml"], "it comes from --config"),
         (["--topic", RAW, "--config", "group.yml"], "do not specify 'group.id'"),
+        (["--topic", RAW, "--config", "acks.yml"], "`acks` must be set to `all`"),
         (["--topic", RAW], "There are no weights 'defualt'"),
     ],
-    ids=["topic", "server", "no mapping", "property", "group", "settings"],
+    ids=["topic", "server", "no mapping", "property", "group", "acks", "settings"],
 )
 def test_kafka_says_in_a_line_what_is_wrong(broker, start, tmp_path, arguments, message):
     (tmp_path / "settings.yaml").write_text("model: defualt\n")
@@ -162,6 +168,9 @@ def test_kafka_says_in_a_line_what_is_wrong(broker, start, tmp_path, arguments, 
     (tmp_path / "wrong.yml").write_text(
         "producer_consumer_security_config:\n  security.protocol: NONSENSE\n"
     )
+    # Of producers alone, which need another one.
+    (tmp_path / "acks.yml").write_text("producer_consumer_security_config:\n  acks: 0\n")
+    (tmp_path / "elsewhere.yml").write_text("bootstrap_servers: [localhost:1]\n")
     (tmp_path / "group.yml").write_text("producer_consumer_security_config:\n  group.id: xyz\n")
     arguments = [tmp_path / word if word.endswith(".yml") else word for word in arguments]
     process = start(tmp_path / "settings.yaml", "--bootstrap-servers", broker, *arguments)
