@@ -260,9 +260,9 @@ class DenoiseProcess:
         atexit.unregister(self.close)
 
     def close_others(self) -> None:
-        """Close the other denoisers of this Python, as one left from a cell that was run again."""
+        """Close others of this Python for the same detectors, as left from a cell run again."""
         for other in list(_ALL):
-            if other is not self:
+            if self._shares_frames_with(other):
                 other.close()
 
     def _refuse_in_a_callback(self, method: str) -> None:
@@ -321,7 +321,7 @@ class DenoiseProcess:
                 self._changed.notify_all()
 
     def _tell_of_others(self, uid: str) -> None:
-        others = [other for other in _ALL if other is not self and uid in other._open]
+        others = [each for each in _ALL if uid in each._open and self._shares_frames_with(each)]
         if others and not self._told_of_others:
             self._told_of_others = True
             logger.warning(
@@ -329,6 +329,11 @@ class DenoiseProcess:
                 "cell that was run again, or a file: `denoise.close_others()`",
                 *(uid, ", ".join(map(repr, others))),
             )
+
+    def _shares_frames_with(self, other: "DenoiseProcess") -> bool:
+        """Tell whether another one denoises what this one does, and not a detector of its own."""
+        ours, theirs = self.settings.data_keys, other.settings.data_keys
+        return other is not self and not (ours and theirs and set(ours).isdisjoint(theirs))
 
     # To the child --------------------------------------------------------------------
 

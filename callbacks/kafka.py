@@ -21,6 +21,8 @@ import signal  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 import uuid  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
 from typing import Any  # noqa: E402
 
 import yaml  # noqa: E402
@@ -29,6 +31,8 @@ from confluent_kafka import KafkaError, KafkaException  # noqa: E402
 from confluent_kafka.admin import AdminClient  # noqa: E402
 
 from bluesky_denoise import DenoiseError, bus_denoiser  # noqa: E402
+
+logger = logging.getLogger("kafka")
 
 ANSWERS_S = 5
 """How long a broker may take to answer, seconds."""
@@ -47,14 +51,15 @@ def read_config(path: str | None) -> tuple[str, dict[str, Any]]:
         return "", {}
     try:
         config = yaml.safe_load(Path(path).read_text())
-        servers = config.get("bootstrap_servers", [])
-        connection = dict(config.get("producer_consumer_security_config", {}))
+        servers = config.get("bootstrap_servers") or []
+        servers = servers if isinstance(servers, str) else ",".join(servers)
+        connection = dict(config.get("producer_consumer_security_config") or {})
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         sys.exit(
             f"--config {path!r}: {error}; expected a YAML file with `bootstrap_servers`, a list, "
             "and `producer_consumer_security_config`, properties of librdkafka"
         )
-    return servers if isinstance(servers, str) else ",".join(servers), connection
+    return servers, connection
 
 
 def check_topics(topic: str, publisher: Publisher, connection: dict[str, Any]) -> None:
@@ -62,6 +67,12 @@ def check_topics(topic: str, publisher: Publisher, connection: dict[str, Any]) -
     servers = connection["bootstrap.servers"]
     try:
         there = AdminClient(connection).list_topics(timeout=ANSWERS_S).topics
+        if topic not in there:
+            names = ", ".join(sorted(name for name in there if not name.startswith("__")))
+            sys.exit(
+                f"--topic {topic!r}: {servers} has no such topic; it has {names or 'none'}. Where "
+                "brokers let it, what publishes to a topic first makes it."
+            )
         asked_until = time.monotonic() + ANSWERS_S
         # To ask for it makes it, where the broker lets it, which takes a moment.
         while unknown := publisher.get_cluster_metadata(ANSWERS_S).topics[publisher.topic].error:
@@ -74,12 +85,19 @@ def check_topics(topic: str, publisher: Publisher, connection: dict[str, Any]) -
         if reason.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
             hint = f". No broker answers at {servers}: see --bootstrap-servers and --config"
         sys.exit(f"Kafka: {reason.str()}{hint}")
-    if topic not in there:
-        names = ", ".join(sorted(name for name in there if not name.startswith("__")))
-        sys.exit(
-            f"--topic {topic!r}: {servers} has no such topic; it has {names or 'none'}. Where "
-            "brokers let it, what publishes to a topic first makes it."
-        )
+
+
+@contextmanager
+def flushed(publisher: Publisher) -> Iterator[None]:
+    """Publish what waits at the end, unless no broker takes it, which would hold up for minutes."""
+    try:
+        yield
+    finally:
+        last = threading.Thread(target=publisher.flush, daemon=True)  # it hears no Ctrl-C
+        last.start()
+        last.join(ANSWERS_S)
+        if last.is_alive():
+            logger.error("No broker takes the last results, which are not published")
 
 
 def main() -> None:
@@ -98,7 +116,7 @@ def main() -> None:
 
     servers, connection = read_config(arguments.config)
     servers = arguments.bootstrap_servers or servers or "localhost:9092"
-    connection["logger"] = logging.getLogger("kafka")
+    connection["logger"] = logger
     try:
         publisher = Publisher(
             arguments.publish or f"{arguments.topic}.denoised",
@@ -110,8 +128,10 @@ def main() -> None:
         check_topics(arguments.topic, publisher, {**connection, "bootstrap.servers": servers})
         group = f"bluesky-denoise-{uuid.uuid4()}"
         dispatcher = RemoteDispatcher([arguments.topic], servers, group, {**connection, **LISTENS})
-    except KafkaException as error:
-        sys.exit(f"Kafka: {error.args[0].str()}; it comes from --config {arguments.config}")
+    except (KafkaException, ValueError) as error:
+        reason = error.args[0]
+        told = reason.str() if isinstance(reason, KafkaError) else reason
+        sys.exit(f"Kafka: {told}; it comes from --config {arguments.config}")
 
     ended = threading.Event()
 
@@ -124,14 +144,14 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     try:
-        with bus_denoiser(arguments.settings, publisher) as take:
+        with flushed(publisher), bus_denoiser(arguments.settings, publisher) as take:
             dispatcher.subscribe(take)
             print(f"Denoising what comes from {arguments.topic}; end with Ctrl-C.", flush=True)
             dispatcher.start(continue_polling=lambda: not ended.is_set())
+    except KeyboardInterrupt:
+        pass
     except DenoiseError as error:
         sys.exit(str(error))
-    finally:
-        publisher.flush()
 
 
 if __name__ == "__main__":

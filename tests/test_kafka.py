@@ -16,6 +16,7 @@ import pytest
 from bluesky_kafka import Publisher, RemoteDispatcher
 from bluesky_tiled_plugins import TiledWriter
 from confluent_kafka import KafkaError, Producer
+from confluent_kafka.admin import AdminClient
 from live_path import UNIT, wait_for
 from ophyd.sim import motor
 
@@ -89,6 +90,10 @@ def test_kafka_denoises_what_is_published_and_a_plan_reads_the_results(
         f"bootstrap_servers:\n- {broker}\n"
         "producer_consumer_security_config:\n  security.protocol: PLAINTEXT\n"
     )
+    publisher = Publisher(RAW, broker, key="xyz", producer_config={"logger": LOGGER})
+    RE.subscribe(publisher)
+    (before,) = RE(bp.count([camera], 1))
+    publisher.flush()
     process = start(
         *(tmp_path / "settings.yaml", "--topic", RAW, "--config", tmp_path / "kafka.yml"),
         TILED_API_KEY=tiled.uri.partition("api_key=")[2],
@@ -97,7 +102,6 @@ def test_kafka_denoises_what_is_published_and_a_plan_reads_the_results(
     derived = DocumentCollector()
     results.subscribe(derived)
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
-    RE.subscribe(Publisher(RAW, broker, key="xyz", producer_config={"logger": LOGGER}))
 
     def count_until_one_comes_back():
         """It listens some seconds after it has said so."""
@@ -142,13 +146,15 @@ def test_kafka_denoises_what_is_published_and_a_plan_reads_the_results(
     assert process.returncode == 0, output
     assert "Traceback" not in output
     assert "ERROR" not in output
+    assert f"{uid:.8}" in output
+    assert f"{before:.8}" not in output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
-            ["--topic", "xyz.documents"],
+            ["--topic", "xyz.documents", "--config", "elsewhere.yml"],
             "--topic 'xyz.documents': {broker} has no such topic; it has",
         ),
         (
@@ -157,9 +163,11 @@ def test_kafka_denoises_what_is_published_and_a_plan_reads_the_results(
         ),
         (["--topic", RAW, "--config", "list.yml"], "expected a YAML file with `bootstrap_servers`"),
         (["--topic", RAW, "--config", "wrong.yml"], "it comes from --config"),
+        (["--topic", RAW, "--config", "group.yml"], "do not specify 'group.id'"),
+        (["--topic", RAW, "--config", "acks.yml"], "`acks` must be set to `all`"),
         (["--topic", RAW], "There are no weights 'defualt'"),
     ],
-    ids=["topic", "server", "no mapping", "property", "settings"],
+    ids=["topic", "server", "no mapping", "property", "group", "acks", "settings"],
 )
 def test_kafka_says_in_a_line_what_is_wrong(broker, start, tmp_path, arguments, message):
     (tmp_path / "settings.yaml").write_text("model: defualt\n")
@@ -167,6 +175,10 @@ def test_kafka_says_in_a_line_what_is_wrong(broker, start, tmp_path, arguments, 
     (tmp_path / "wrong.yml").write_text(
         "producer_consumer_security_config:\n  security.protocol: NONSENSE\n"
     )
+    # Of producers alone, which need another one.
+    (tmp_path / "acks.yml").write_text("producer_consumer_security_config:\n  acks: 0\n")
+    (tmp_path / "elsewhere.yml").write_text("bootstrap_servers: [localhost:1]\n")
+    (tmp_path / "group.yml").write_text("producer_consumer_security_config:\n  group.id: xyz\n")
     arguments = [tmp_path / word if word.endswith(".yml") else word for word in arguments]
     process = start(tmp_path / "settings.yaml", "--bootstrap-servers", broker, *arguments)
     output, _ = process.communicate(timeout=60)
@@ -175,15 +187,63 @@ def test_kafka_says_in_a_line_what_is_wrong(broker, start, tmp_path, arguments, 
     assert "Traceback" not in output
 
 
-def test_a_topic_for_results_that_cannot_be_made_is_told(broker, monkeypatch):
-    """The broker here makes each topic that it is asked for; most do, and some do not."""
+@pytest.fixture
+def program(monkeypatch):
+    """Return what the program defines, with little patience."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     names = runpy.run_path(str(ROOT / "callbacks/kafka.py"))
+    monkeypatch.setitem(names["check_topics"].__globals__, "ANSWERS_S", 1)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("text", "config"),
+    [
+        ("bootstrap_servers: [a:1, b:2]", ("a:1,b:2", {})),
+        ("bootstrap_servers: a:1", ("a:1", {})),
+        ("bootstrap_servers:\nproducer_consumer_security_config:", ("", {})),
+        ("producer_consumer_security_config: {acks: 1}", ("", {"acks": 1})),
+    ],
+)
+def test_a_config_may_lack_what_the_command_line_has(program, tmp_path, text, config):
+    (tmp_path / "kafka.yml").write_text(text)
+    assert program["read_config"](str(tmp_path / "kafka.yml")) == config
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a:1", "bootstrap_servers: 9092", "bootstrap_servers: [9092]", "a: [", "\x00"]
+)
+def test_a_config_of_another_kind_is_told(program, tmp_path, text):
+    (tmp_path / "kafka.yml").write_text(text)
+    with pytest.raises(SystemExit, match="expected a YAML file with `bootstrap_servers`"):
+        program["read_config"](str(tmp_path / "kafka.yml"))
+
+
+def test_a_topic_for_results_that_cannot_be_made_is_told(broker, program):
+    """The broker here makes each topic that it is asked for; most do, and some do not."""
     refused = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
     publisher = Mock(topic="results")
     publisher.get_cluster_metadata().topics = {"results": Mock(error=refused)}
-    check = names["check_topics"]
-    monkeypatch.setitem(check.__globals__, "ANSWERS_S", 1)
     told = f"--publish 'results', at {broker}: .*Unknown topic"
     with pytest.raises(SystemExit, match=told):
-        check(RAW, publisher, {"bootstrap.servers": broker, "logger": LOGGER})
+        program["check_topics"](RAW, publisher, {"bootstrap.servers": broker, "logger": LOGGER})
+
+
+def test_a_topic_that_is_misspelt_has_none_made_for_its_results(broker, program):
+    publisher = Publisher("mispelt.denoised", broker, "x", {"logger": LOGGER})
+    connection = {"bootstrap.servers": broker, "logger": LOGGER}
+    with pytest.raises(SystemExit, match="--topic 'mispelt'"):
+        program["check_topics"]("mispelt", publisher, connection)
+    assert "mispelt.denoised" not in AdminClient(connection).list_topics(timeout=10).topics
+
+
+def test_the_last_results_are_published_unless_no_broker_takes_them(program, caplog):
+    waiting, published = threading.Event(), Mock()
+    with program["flushed"](published):
+        published.flush.assert_not_called()
+    published.flush.assert_called_once()
+    assert caplog.text == ""
+    with program["flushed"](Mock(flush=lambda: waiting.wait(60))):
+        pass
+    assert "No broker takes the last results" in caplog.text
+    waiting.set()

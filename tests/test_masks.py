@@ -29,6 +29,12 @@ def test_a_mask_that_seems_to_be_the_wrong_way_round_is_told_of(mask, caplog):
     assert "Invert it if it marks the valid pixels" in told
 
 
+@pytest.mark.parametrize(("rows", "told"), [(8, False), (9, True)])
+def test_a_mask_is_told_of_where_it_leaves_less_than_half(rows, told, caplog):
+    load_mask(np.arange(16)[:, None] < np.full((1, 20), rows))
+    assert ("Invert it" in caplog.text) == told
+
+
 def test_a_mask_cannot_be_written_to(mask):
     with pytest.raises(ValueError, match="read-only"):
         load_mask(mask)[0, 0] = True

@@ -29,3 +29,20 @@ def test_a_denoiser_that_another_one_is_beside_says_so_and_closes_it(RE, tiled, 
         (uid,) = RE(bp.count([replay()], 2))
         denoise.wait(60)
         assert len(denoised_streams(tiled.client[uid])) == 1
+
+
+def test_denoisers_of_a_detector_each_are_meant(RE, logged):
+    with (
+        DenoiseProcess(settings(data_keys=["det"])) as one,
+        DenoiseProcess(settings(data_keys=["other"])) as two,
+        DenoiseProcess(settings(data_keys=["third", "other"])) as beside_two,
+    ):
+        for each in (one, two, beside_two):
+            RE.subscribe(each)
+        RE(bp.count([replay(), replay("other"), replay("third")], 1))
+        for each in (one, two, beside_two):
+            each.wait(60)
+        assert logged().count("is denoised by") == 1
+        assert f"is denoised by {two!r}, too" in logged()
+        beside_two.close_others()
+        assert [one.closed, two.closed, beside_two.closed] == [False, True, False]

@@ -38,6 +38,31 @@ def test_frames_go_into_the_directory_that_the_run_names(RE, derived, tmp_path):
     assert np.isfinite(frames).all()
 
 
+def test_a_directory_has_the_uid_of_the_raw_run(RE, tmp_path):
+    router, derived = (
+        DenoiseRouter(settings(frames_directory=tmp_path / "{uid}")),
+        DocumentCollector(),
+    )
+    router.subscribe(derived)
+    RE.subscribe(router)
+    (uid,) = RE(bp.count([replay()], 1))
+    assert [path.name for path in tmp_path.iterdir()] == [uid]
+
+
+@pytest.mark.parametrize(
+    "value", [123456, 0, np.int64(5), np.float32(0.5), "Ünï 1 %20"], ids=lambda value: repr(value)
+)
+def test_names_of_directories_are_texts_and_numbers_also_those_of_numpy(value):
+    path = directory_of_run(Path("/data/{proposal}"), {"proposal": value})
+    assert path == Path(f"/data/{value}")
+
+
+@pytest.mark.parametrize("value", [" ", ".", "a/b", "a\\b", "a#b", "a?b", "a\0b", None, ["a"]])
+def test_what_cannot_be_the_name_of_one_directory_is_refused(value):
+    with pytest.raises(ValueError, match="names no directory"):
+        directory_of_run(Path("/data/{proposal}"), {"proposal": value})
+
+
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
@@ -66,6 +91,7 @@ def test_a_run_that_names_none_has_its_numbers_and_the_reason(
     [
         ("nowhere/{proposal}", "nowhere is no directory"),
         ("{proposal", "a brace that is meant is written twice"),
+        ("proposal}", "a brace that is meant is written twice"),
         ("{}", "expected keys of start documents in braces"),
         ("{0}", "expected keys of start documents in braces"),
         ("{a b}", "expected keys of start documents in braces"),
@@ -80,6 +106,10 @@ def test_documents_wait_for_tiled_in_a_directory_that_all_runs_have(tmp_path, mo
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     settings = DenoiseSettings(frames_directory=tmp_path / "{proposal}")
     assert settings.backup_path.is_relative_to(tmp_path / "home")
+
+
+def test_braces_in_the_directory_for_backups_are_letters(tmp_path):
+    assert DenoiseSettings(backup_directory=tmp_path / "{0}").backup_path == tmp_path / "{0}"
 
 
 def test_braces_that_are_written_twice_and_formats_are_those_of_python():

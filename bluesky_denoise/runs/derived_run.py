@@ -5,6 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from event_model.documents import RunStop
 
 from bluesky_denoise.runs.derived_stream import DerivedEvent, DerivedStream
 from bluesky_denoise.runs.results import Regions
+from bluesky_denoise.support.run_directories import directory_of_run
 
 __all__ = [
     "DerivedRun",
@@ -141,6 +143,7 @@ class DerivedRun:
         bundle = self.open()
         name = stream_name(descriptor["name"])
         if name not in self._streams:
+            directory = self._directory  # which names keys of the raw run: its `uid`, not ours
             self._streams[name] = DerivedStream(
                 name,
                 bundle,
@@ -148,7 +151,7 @@ class DerivedRun:
                 regions,
                 events,
                 self._emit,
-                self._directory,
+                partial(directory_of_run, directory, self._raw_start) if directory else None,
                 self._save_sigma,
             )
         self._streams[name].add(events)

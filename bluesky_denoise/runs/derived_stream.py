@@ -17,7 +17,6 @@ from event_model.documents import RunStart
 from bluesky_denoise.runs.frame_store import GROUP, FrameStore
 from bluesky_denoise.runs.results import Regions, audit_keys, event_keys, hinted_keys, number_keys
 from bluesky_denoise.sources.frame_keys import RAW_KEY, SIGMA
-from bluesky_denoise.support.run_directories import directory_of_run
 
 __all__ = ["DerivedEvent", "DerivedStream"]
 
@@ -74,7 +73,7 @@ class DerivedStream:
     emit :
         Called with ``(name, doc)`` for each document.
     directory :
-        Where frames are saved; None: they travel inside the events.
+        Tells where frames are saved; None: they travel inside the events.
     save_sigma :
         Save the standard errors of the frames too.
     """
@@ -87,7 +86,7 @@ class DerivedStream:
         regions: Regions,
         events: list[DerivedEvent],
         emit: Callable[[str, Mapping[str, Any]], None],
-        directory: Path | None,
+        directory: Callable[[], Path] | None,
         save_sigma: bool,
     ) -> None:
         self.name, self.emitted = name, 0
@@ -184,17 +183,17 @@ class DerivedStream:
         return compose
 
     def _open_store(
-        self, directory: Path, start: Mapping[str, Any]
+        self, directory: Callable[[], Path], start: Mapping[str, Any]
     ) -> tuple[FrameStore | None, str]:
         """Make the file; return it, or why it cannot be made."""
         day = datetime.fromtimestamp(start["time"])
         name = f"{start['original_run_uid'][:8]}_{self.name}_{start['uid'][:8]}.h5"
         try:
-            directory = directory_of_run(directory, start)
+            of_run = directory()
         except ValueError as error:
             logger.error("Run %.8s: frames are not saved: %s", start["original_run_uid"], error)
             return None, f"the frames could not be saved: {error}"
-        path = directory / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / name
+        path = of_run / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / name
         about = {"original_run_uid": start["original_run_uid"], "run_uid": start["uid"]}
         try:
             return FrameStore(path, self._row_shapes, about), ""

@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class _Names(string.Formatter):
         """Return the value of a field, which must not lead into another directory."""
         value, first = super().get_field(field_name, args, kwargs)
         name = str(value)
-        is_name = isinstance(value, str | int | float) and name.strip() not in ("", ".", "..")
+        is_name = isinstance(value, str | Real) and name.strip() not in ("", ".", "..")
         if not is_name or set(name) & set("/\\#?\0"):
             raise ValueError(f"{field_name} of the start document, {value!r}, names no directory")
         return value, first
