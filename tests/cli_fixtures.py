@@ -1,4 +1,10 @@
-"""A command line against the server of the tests, and a run to name in it."""
+"""A command line against the server of the tests, a run to name in it, and programs."""
+
+import runpy
+import signal
+import sys
+from pathlib import Path
+from unittest.mock import Mock
 
 import bluesky.plans as bp
 import pytest
@@ -9,6 +15,8 @@ from typer.testing import CliRunner
 
 from bluesky_denoise.cli import app
 from bluesky_denoise.commands.terminal import console
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -38,3 +46,18 @@ def uid(RE, tiled):
     camera = Camera(name="det", func=poisson(shape=(32, 40)), exposure_s=0.5)
     (uid,) = RE(bp.scan([camera], motor, -1, 1, 3, md={"sample": "lead"}))
     return uid
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Return a function that runs a program in this process, and returns what it ends with."""
+
+    def told(*command):
+        monkeypatch.setattr(sys, "argv", [*map(str, command)])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(signal, "signal", Mock())
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+        return ended.value.code
+
+    return told

@@ -52,21 +52,6 @@ def start(command, environment, **options):
     )
 
 
-@pytest.fixture
-def told(monkeypatch):
-    """Return a function that runs a program in this process, and returns what it ends with."""
-
-    def told(*command):
-        monkeypatch.setattr(sys, "argv", [*map(str, command)])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.setattr(signal, "signal", Mock())
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / command[0]), run_name="__main__")
-        return ended.value.code
-
-    return told
-
-
 def test_replay_denoises_runs_that_are_in_tiled(RE, tiled, settings_file, environment, camera):
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
     (uid,) = RE(bp.scan([camera], motor, -1, 1, 3))
