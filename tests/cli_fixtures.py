@@ -3,20 +3,17 @@
 import runpy
 import signal
 import sys
-from pathlib import Path
 from unittest.mock import Mock
 
 import bluesky.plans as bp
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from live_path import UNIT, Camera, poisson
+from live_path import ROOT, UNIT, Camera, poisson
 from ophyd.sim import motor
 from typer.testing import CliRunner
 
 from bluesky_denoise.cli import app
 from bluesky_denoise.commands.terminal import console
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import copy
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from tiled.utils import path_from_uri
 from bluesky_denoise.backup import read_backup
 from bluesky_denoise.settings import DenoiseSettings
 
+ROOT = Path(__file__).parents[1]
 SHAPE = (16, 20)
 UNIT = "bluesky_denoise.testing:UnitDenoiser"
 NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
@@ -29,6 +32,19 @@ NO_PROXY = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"
 def python_path():
     """Return a `PYTHONPATH` by which other processes find the modules of the tests."""
     return os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+
+def start_program(command, environment, **options):
+    """Start Python with a program of this repository, as a beamline does."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
 
 
 def free_port():

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from unittest.mock import MagicMock, Mock
 
 import bluesky.plans as bp
@@ -16,15 +15,13 @@ import psutil
 import pytest
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher
 from bluesky_tiled_plugins import TiledWriter
-from live_path import UNIT, python_path, wait_for
+from live_path import ROOT, UNIT, python_path, start_program, wait_for
 from ophyd.sim import motor
 
 import bluesky_denoise
 from bluesky_denoise import DenoiseSettings, denoised_streams, from_bus
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.testing import DocumentCollector, validate_documents
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -40,22 +37,10 @@ def environment(tiled):
     return {**os.environ, "TILED_API_KEY": tiled.uri.partition("api_key=")[2]}
 
 
-def start(command, environment, **options):
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
-
-
 def test_replay_denoises_runs_that_are_in_tiled(RE, tiled, settings_file, environment, camera):
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
     (uid,) = RE(bp.scan([camera], motor, -1, 1, 3))
-    process = start(["callbacks/replay.py", str(settings_file), uid[:8]], environment)
+    process = start_program(["callbacks/replay.py", str(settings_file), uid[:8]], environment)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     stream = denoised_streams(tiled.client[uid])[0]
@@ -68,7 +53,7 @@ def test_replay_says_what_it_could_not_do(RE, tiled, settings_file, environment)
 
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
     (uid,) = RE(bp.count([det]))
-    process = start(["callbacks/replay.py", str(settings_file), uid], environment)
+    process = start_program(["callbacks/replay.py", str(settings_file), uid], environment)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "holds no frames" in output
@@ -90,7 +75,7 @@ def test_in_process_gives_a_prompt_whose_runs_are_denoised_to_the_end(
     """Leaving IPython finishes what has been handed over, and ends the child."""
     environment |= {"PYTHONPATH": python_path(), "IPYTHONDIR": str(tmp_path / "ipython")}
     command = ["-m", "IPython", "--simple-prompt", "--no-banner", "-i"]
-    process = start(
+    process = start_program(
         [*command, "callbacks/in_process.py", str(settings_file)],
         environment,
         stdin=subprocess.PIPE,
@@ -125,7 +110,9 @@ def test_in_process_says_what_it_lacks(told, tmp_path, settings, message):
 
 def test_in_process_says_that_its_server_is_down(environment, tmp_path):
     (tmp_path / "settings.yaml").write_text("tiled_uri: http://127.0.0.1:9\n")
-    process = start(["callbacks/in_process.py", str(tmp_path / "settings.yaml")], environment)
+    process = start_program(
+        ["callbacks/in_process.py", str(tmp_path / "settings.yaml")], environment
+    )
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Give its address as `tiled_uri` in" in output
@@ -145,7 +132,9 @@ def test_in_process_says_that_it_cannot_keep_raw_runs(tiled, environment, tmp_pa
     (tmp_path / "file").touch()
     (tmp_path / "settings.yaml").write_text(f"tiled_uri: {tiled.uri}\n")
     environment |= {"XDG_DATA_HOME": str(tmp_path / "file")}
-    process = start(["callbacks/in_process.py", str(tmp_path / "settings.yaml")], environment)
+    process = start_program(
+        ["callbacks/in_process.py", str(tmp_path / "settings.yaml")], environment
+    )
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "backup/raw: Not a directory. Give a directory that can be written to." in output
@@ -162,7 +151,7 @@ def test_what_listens_to_the_bus_says_what_is_wrong_with_its_settings(told, tmp_
 def test_an_address_of_the_bus_that_is_none_is_told_in_a_line(environment, tmp_path, option):
     (tmp_path / "settings.yaml").write_text(f"model: {UNIT!r}\n")
     arguments = ["callbacks/zmq.py", str(tmp_path / "settings.yaml"), option, "nonsense"]
-    process = start(arguments, environment)
+    process = start_program(arguments, environment)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"{option} 'nonsense': Invalid argument" in output
@@ -187,7 +176,7 @@ def proxy():
         "from bluesky.callbacks.zmq import Proxy; p = Proxy('tcp://127.0.0.1', 'tcp://127.0.0.1')\n"
         "print(p.in_port, p.out_port, flush=True); p.start()"
     )
-    process = start(["-c", code], dict(os.environ))
+    process = start_program(["-c", code], dict(os.environ))
     ports = [word.rpartition(":")[2] for word in process.stdout.readline().split()]
     yield ports
     process.terminate()
@@ -216,7 +205,7 @@ def test_zmq_denoises_what_comes_over_the_proxy_and_publishes_it_back(
 ):
     into, out = (f"127.0.0.1:{port}" for port in proxy)
     command = ["callbacks/zmq.py", str(settings_file), "--subscribe", out, "--publish", into]
-    process = start(command, environment)
+    process = start_program(command, environment)
     publisher = Publisher(into)
     derived = DocumentCollector()
     dispatcher = RemoteDispatcher(out, prefix=b"denoised")
@@ -263,7 +252,7 @@ def test_zmq_completes_a_run_whose_end_was_lost_when_it_is_ended(
 ):
     into, out = (f"127.0.0.1:{port}" for port in proxy)
     command = ["callbacks/zmq.py", str(settings_file), "--subscribe", out, "--publish", into]
-    process = start(command, environment)
+    process = start_program(command, environment)
     publisher, losing = Publisher(into), False
 
     def publish(name, doc):

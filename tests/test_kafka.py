@@ -3,11 +3,9 @@
 import logging
 import os
 import runpy
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from unittest.mock import Mock
 
 import bluesky.plans as bp
@@ -17,14 +15,13 @@ from bluesky_kafka import Publisher, RemoteDispatcher
 from bluesky_tiled_plugins import TiledWriter
 from confluent_kafka import KafkaError, Producer
 from confluent_kafka.admin import AdminClient
-from live_path import UNIT, wait_for
+from live_path import ROOT, UNIT, start_program, wait_for
 from ophyd.sim import motor
 
 from bluesky_denoise import DenoisedSignals, DenoiseSettings, denoised_streams
 from bluesky_denoise.plans import denoised_scan
 from bluesky_denoise.testing import DocumentCollector, validate_documents
 
-ROOT = Path(__file__).parents[1]
 RAW, DENOISED = "xyz.bluesky.runengine.documents", "xyz.bluesky.runengine.documents.denoised"
 
 
@@ -48,14 +45,8 @@ def start():
     started = []
 
     def start(*arguments, **environment):
-        process = subprocess.Popen(
-            [sys.executable, "callbacks/kafka.py", *map(str, arguments)],
-            env={**os.environ, **environment},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        command = ["callbacks/kafka.py", *map(str, arguments)]
+        process = start_program(command, {**os.environ, **environment})
         started.append(process)
         return process
 

@@ -9,6 +9,7 @@ from bluesky_denoise.evaluation.gate import Answer, Rule
 from bluesky_denoise.evaluation.neighbours import NeighbourScore
 from bluesky_denoise.evaluation.results import Evaluation
 from bluesky_denoise.evaluation.shift import ShiftScore
+from bluesky_denoise.evaluation.table import give_or_take
 
 __all__ = [
     "BM3D",
@@ -94,8 +95,7 @@ def _of_line(r: Evaluation, name: str, good: Callable[[float, float], bool]) -> 
         return None
 
     def told(score: NeighbourScore) -> str:
-        spread = getattr(score, f"{name}_spread")
-        return f"{getattr(score, name):.4f}" + (f" ± {spread:.4f}" if np.isfinite(spread) else "")
+        return f"{getattr(score, name):.4f}" + give_or_take(getattr(score, f"{name}_spread"), 4)
 
     parts = [f"{a.set}, {a.fraction:g} of 1 s: {told(a)} (BM3D {told(b)})" for a, b in pairs]
     met = all(good(getattr(a, name), getattr(b, name)) for a, b in pairs)

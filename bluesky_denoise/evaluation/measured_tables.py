@@ -3,7 +3,7 @@
 import numpy as np
 
 from bluesky_denoise.evaluation.results import Evaluation
-from bluesky_denoise.evaluation.table import Table, number
+from bluesky_denoise.evaluation.table import Table, give_or_take, number
 
 __all__ = [
     "awkward_table",
@@ -61,10 +61,6 @@ def _unless_nan(value: float, form: str) -> str:
     return "" if np.isnan(value) else format(value, form)
 
 
-def _give_or_take(spread: float, form: str) -> str:
-    return "" if np.isnan(spread) else f" ± {spread:{form}}"
-
-
 def neighbour_table(r: Evaluation) -> Table:
     """Tell how frames fare against their neighbours."""
     rows = [
@@ -74,8 +70,8 @@ def neighbour_table(r: Evaluation) -> Table:
             f"{n.fraction:g}",
             f"{n.times_longer:.0f}",
             n.method,
-            f"{n.error:.4f}" + _give_or_take(n.error_spread, ".4f"),
-            number(n.contrast) + _give_or_take(n.contrast_spread, ".3f"),
+            f"{n.error:.4f}" + give_or_take(n.error_spread, 4),
+            number(n.contrast) + give_or_take(n.contrast_spread, 3),
             f"{n.flux:.5f}",
         )
         for n in r.neighbours

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Table", "markdown", "number", "times", "without_repeats"]
+__all__ = ["Table", "give_or_take", "markdown", "number", "times", "without_repeats"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ def number(value: float, digits: int = 3) -> str:
     if not np.isfinite(value):
         return "" if np.isnan(value) else "-"
     return f"{value:.{digits}g}"
+
+
+def give_or_take(error: float, digits: int) -> str:
+    """Write a standard error, with so many digits behind the point, to go behind its number."""
+    return f" ± {error:.{digits}f}" if np.isfinite(error) else ""
 
 
 def times(value: float) -> str:
