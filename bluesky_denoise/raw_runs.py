@@ -1,5 +1,7 @@
 """The writer of raw runs, as sessions of this package subscribe it."""
 
+import logging
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,11 @@ from bluesky_denoise.sources.resources import RESOURCE_PATCHES
 
 __all__ = ["raw_writer"]
 
+logger = logging.getLogger(__name__)
+
+_ALL: "weakref.WeakSet[_OneOfAll]" = weakref.WeakSet()
+"""The writers of this Python."""
+
 
 def raw_writer(
     client: Any, backup_directory: str | Path
@@ -22,7 +29,8 @@ def raw_writer(
     Bluesky's `TiledWriter`, in a way in which nothing gets lost: each event is in Tiled as soon as
     it is saved; a run that Tiled does not take is kept in a file (`RawBackup`); documents of
     monitors, which come on threads of their own, wait for their turn (`InTurn`); and files of an
-    ophyd areaDetector, one for each frame, are found (`RESOURCE_PATCHES`).
+    ophyd areaDetector, one for each frame, are found (`RESOURCE_PATCHES`). Of several for the same
+    container, as after a cell of a notebook was run again, one alone writes each run.
 
     Parameters
     ----------
@@ -47,6 +55,59 @@ def raw_writer(
             "as `from_uri(ADDRESS)`."
         )
     backup = RawBackup(backup_directory)
-    return InTurn(
-        TiledWriter(client, batch_size=1, patches=RESOURCE_PATCHES, backup_dictionary=backup)
-    )
+    write = TiledWriter(client, batch_size=1, patches=RESOURCE_PATCHES, backup_dictionary=backup)
+    return InTurn(_OneOfAll(write, str(client.uri)))
+
+
+class _OneOfAll:
+    """Write the runs that no other writer of this Python has begun to write there.
+
+    Tiled takes a run once: a second writer would keep each in a file, and report an error.
+    """
+
+    def __init__(self, write: Callable[[str, Mapping[str, Any]], Any], where: str) -> None:
+        self._write = write
+        self._where = where
+        self._written: set[str] = set()
+        """Uids of open runs."""
+        self._left: dict[str, str] = {}
+        """Uids of runs that are left to another, of their descriptors and resources: the run's."""
+        self._told = False
+        _ALL.add(self)
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take a document of a raw run."""
+        if name == "start":
+            uid = doc["uid"]
+            if any(uid in other._written and other._where == self._where for other in _ALL):
+                self._left[uid] = uid
+                self._tell(uid)
+                return
+            self._written.add(uid)
+        elif self._left and (uid := self._left_run(doc)):
+            if name == "stop":
+                self._left = {key: run for key, run in self._left.items() if run != uid}
+            elif "uid" in doc:
+                self._left[doc["uid"]] = uid
+            return
+        self._write(name, doc)
+        if name == "stop":
+            self._written.discard(doc["run_start"])
+
+    def _left_run(self, doc: Mapping[str, Any]) -> str:
+        """Return the uid of the run of a document, if that is left to another writer."""
+        for key in ("run_start", "descriptor", "resource"):
+            if doc.get(key):
+                return self._left.get(doc[key], "")
+        return "" if self._written else next(iter(self._left))  # an old resource names no run
+
+    def _tell(self, uid: str) -> None:
+        if self._told:
+            return
+        self._told = True
+        logger.warning(
+            "Run %.8s is written to %s by another raw_writer of this session, as where a cell was "
+            "run again; this one leaves such runs alone. To have one: `RE.unsubscribe(token)`, "
+            "with the token that `RE.subscribe` gave",
+            *(uid, self._where),
+        )

@@ -2,7 +2,6 @@ import gc
 import logging
 import os
 from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 # Read when tiled is imported: a server that a test has stopped is to be missed soon.
@@ -72,23 +71,10 @@ def motor():
 @pytest.fixture(scope="session")
 def tiled(tmp_path_factory):
     """Serve Tiled, which may read all that the tests write."""
-    import fastapi.dependencies.utils as fastapi
     from tiled.client import from_uri
 
     from bluesky_denoise.server import embedded_tiled
 
-    # It looks at all that Tiled depends on anew in each request, a third of the time of most.
-    look = fastapi.get_dependant
-    look_once = cache(lambda told, scopes: look(**dict(told), parent_oauth_scopes=list(scopes)))
-
-    def get_dependant(*, parent_oauth_scopes=None, own_oauth_scopes=None, **told):
-        if own_oauth_scopes:
-            return look(
-                **told, own_oauth_scopes=own_oauth_scopes, parent_oauth_scopes=parent_oauth_scopes
-            )
-        return look_once(tuple(sorted(told.items())), tuple(parent_oauth_scopes or ()))
-
-    fastapi.get_dependant = get_dependant
     directory = tmp_path_factory.mktemp("tiled")
     with embedded_tiled(directory, readable=[tmp_path_factory.getbasetemp()]) as uri:
         client = from_uri(uri)

@@ -1,12 +1,18 @@
-"""Denoisers that get the same runs, as where a cell of a notebook was run again."""
+"""Denoisers and writers of raw runs that are there twice, as where a cell was run again."""
 
+import bluesky.plan_stubs as bps
 import bluesky.plans as bp
+import bluesky.preprocessors as bpp
+import pytest
 from bluesky_tiled_plugins import TiledWriter
 from live_path import settings
+from ophyd.sim import motor
 from process_fixtures import replay
+from test_as_typed import DETECTORS
 
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.process import DenoiseProcess
+from bluesky_denoise.raw_runs import raw_writer
 
 
 def test_a_denoiser_that_another_one_is_beside_says_so_and_closes_it(RE, tiled, tmp_path, logged):
@@ -46,3 +52,44 @@ def test_denoisers_of_a_detector_each_are_meant(RE, logged):
         assert f"is denoised by {two!r}, too" in logged()
         beside_two.close_others()
         assert [one.closed, two.closed, beside_two.closed] == [False, True, False]
+
+
+@bpp.set_run_key_decorator("outer")
+@bpp.run_decorator()
+def around_another(det):
+    yield from bps.trigger_and_read([motor])
+    yield from bpp.set_run_key_wrapper(bp.count([det], 2), "inner")
+    yield from bps.trigger_and_read([motor])
+
+
+@pytest.mark.parametrize("kind", ["ReplayDetector", "AreaDetectorReplay", "AsyncReplayDetector"])
+def test_a_raw_writer_that_another_one_is_beside_leaves_runs_alone(
+    RE, tiled, tmp_path, logged, kind
+):
+    det, client = DETECTORS[kind](tmp_path), tiled.client
+    first, again = (raw_writer(client, tmp_path / name) for name in ("first", "again"))
+    token = RE.subscribe(first)
+    RE.subscribe(again)
+    outer, inner = RE(around_another(det))
+    told = f"Run {outer:.8} is written to {client.uri} by another raw_writer"
+    assert logged().count(told) == logged().count("raw_writer") == 1
+    RE.unsubscribe(token)
+    (alone,) = RE(bp.count([det], 3))
+
+    (key,) = (key for key in client[inner]["primary"] if client[inner]["primary"][key].ndim > 2)
+    for uid, points in ((inner, 2), (alone, 3)):
+        assert len(client[uid]["primary"][key].read()) == points
+    assert len(client[outer]["primary"]["motor"].read()) == 2
+    for uid in (outer, inner, alone):
+        assert client[uid].stop["exit_status"] == "success"
+    assert not list(tmp_path.glob("*/*.jsonl"))
+
+
+def test_a_raw_writer_leaves_runs_of_other_containers_to_none(RE, tiled, tmp_path, logged):
+    containers = [tiled.client.create_container() for _ in range(2)]
+    for i, container in enumerate(containers):
+        RE.subscribe(raw_writer(container, tmp_path / str(i)))
+    (uid,) = RE(bp.count([motor], 2))
+    for container in containers:
+        assert container[uid].stop["num_events"] == {"primary": 2}
+    assert "raw_writer" not in logged()

@@ -138,3 +138,14 @@ def test_a_column_is_read_whose_first_numbers_come_late(tmp_path):
             with found.context:
                 np.testing.assert_array_equal(found.read()["width"], widths)
                 np.testing.assert_array_equal(found["width"].read(), widths)
+
+
+def test_signatures_of_dependencies_are_looked_at_once(tiled, monkeypatch):
+    from fastapi.dependencies import utils
+
+    looks, look = [], utils.get_typed_signature
+    monkeypatch.setattr(utils, "get_typed_signature", lambda call: looks.append(call) or look(call))
+    for _ in range(2):
+        looks.clear()
+        tiled.client.refresh()
+    assert looks == []
