@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+UV := uv==0.13.9
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps
 COMPILED := bluesky_denoise.cli, bluesky_denoise.router, bluesky_denoise.process, IPython, \
 	databroker, matplotlib.pyplot, ophyd, tiled.server.app, torch
@@ -40,16 +41,17 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# The pinned set: torch and uv first, and then by uv, in seconds, what would take pip minutes; pip does it
-# where uv cannot, as with an index that pip's own settings name. On Linux the torch of PyPI brings
+# The pinned set: torch first, and the rest by uv, in seconds, which takes pip minutes; pip does it where
+# uv cannot, as with an index that pip's own settings name. On Linux the torch of PyPI brings
 # several gigabytes of libraries for GPUs, which it depends on; the README says how to take the build for
 # CPUs. All the rest is in the lock, but for what other systems than Linux need. Only modules that are
 # used are compiled: most are not, and take half of the time.
 .venv/installed: requirements.lock setup.cfg pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	@echo "Installing the pinned packages into .venv; this takes some minutes, once."
-	$(PIP_INSTALL) -c requirements.lock torch uv
-	$(UV_INSTALL) -r requirements.lock || $(PIP_INSTALL) --no-deps -r requirements.lock
+	$(PIP_INSTALL) -c requirements.lock torch
+	{ $(PIP_INSTALL) $(UV) && $(UV_INSTALL) -r requirements.lock; } || \
+		$(PIP_INSTALL) --no-deps -r requirements.lock
 	$(BIN)/python -m pip check >/dev/null || $(PIP_INSTALL) -r requirements.lock
 	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	$(BIN)/python -c "import $(COMPILED)"

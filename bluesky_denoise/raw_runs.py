@@ -17,8 +17,8 @@ __all__ = ["raw_writer"]
 
 logger = logging.getLogger(__name__)
 
-_ALL: "weakref.WeakSet[_OneOfAll]" = weakref.WeakSet()
-"""The writers of this Python."""
+_OPEN: "weakref.WeakValueDictionary[tuple[str, str], _OneOfAll]" = weakref.WeakValueDictionary()
+"""By address of the container and uid, who writes the open runs of this Python."""
 
 
 def raw_writer(
@@ -68,38 +68,31 @@ class _OneOfAll:
     def __init__(self, write: Callable[[str, Mapping[str, Any]], Any], where: str) -> None:
         self._write = write
         self._where = where
-        self._written: set[str] = set()
-        """Uids of open runs."""
         self._left: dict[str, str] = {}
         """Uids of runs that are left to another, of their descriptors and resources: the run's."""
         self._told = False
-        _ALL.add(self)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a raw run."""
         if name == "start":
-            uid = doc["uid"]
-            if any(uid in other._written and other._where == self._where for other in _ALL):
-                self._left[uid] = uid
-                self._tell(uid)
+            if _OPEN.setdefault((self._where, doc["uid"]), self) is not self:
+                self._left[doc["uid"]] = doc["uid"]
+                self._tell(doc["uid"])
                 return
-            self._written.add(uid)
-        elif self._left and (uid := self._left_run(doc)):
+        elif run := self._left_run(doc):
             if name == "stop":
-                self._left = {key: run for key, run in self._left.items() if run != uid}
-            elif "uid" in doc:
-                self._left[doc["uid"]] = uid
+                self._left = {uid: of for uid, of in self._left.items() if of != run}
+            elif name in ("descriptor", "resource"):
+                self._left[doc["uid"]] = run
             return
         self._write(name, doc)
         if name == "stop":
-            self._written.discard(doc["run_start"])
+            _OPEN.pop((self._where, doc["run_start"]), None)
 
     def _left_run(self, doc: Mapping[str, Any]) -> str:
         """Return the uid of the run of a document, if that is left to another writer."""
-        for key in ("run_start", "descriptor", "resource"):
-            if doc.get(key):
-                return self._left.get(doc[key], "")
-        return "" if self._written else next(iter(self._left))  # an old resource names no run
+        earlier = (doc[key] for key in ("run_start", "descriptor", "resource") if doc.get(key))
+        return self._left.get(next(earlier, ""), "")
 
     def _tell(self, uid: str) -> None:
         if self._told:

@@ -165,14 +165,14 @@ def line_contrast(image: np.ndarray, column: int, half_width: int = 4, away: int
     Returns
     -------
     float
-        (mean of the line - mean of the sides) / mean of the sides.
+        (mean of the line - mean of the sides) / mean of the sides; NaN where these have nothing.
     """
     width = 2 * half_width + 1
     line = image[:, column - half_width : column + half_width + 1].mean(dtype=np.float64)
     left = image[:, column - away - width : column - away]
     right = image[:, column + away + 1 : column + away + 1 + width]
     sides = np.concatenate([left, right], axis=1).mean(dtype=np.float64)
-    return float((line - sides) / sides)
+    return float((line - sides) / sides) if sides else float("nan")
 
 
 def spot_intensities(
