@@ -32,6 +32,7 @@ _EXPORTS = {
     "embedded_tiled": "server",
     "export_nexus": "nexus",
     "measure_roi": "roi",
+    "measure_rois": "roi",
     "raw_writer": "raw_runs",
     "replay_backup": "tiled_sink",
     "reprocess": "reprocessing",

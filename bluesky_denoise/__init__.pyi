@@ -19,6 +19,7 @@ from bluesky_denoise.raw_runs import raw_writer as raw_writer
 from bluesky_denoise.reprocessing import reprocess as reprocess
 from bluesky_denoise.roi import ROI as ROI
 from bluesky_denoise.roi import measure_roi as measure_roi
+from bluesky_denoise.roi import measure_rois as measure_rois
 from bluesky_denoise.router import DenoiseRouter as DenoiseRouter
 from bluesky_denoise.server import embedded_tiled as embedded_tiled
 from bluesky_denoise.settings import DenoiseSettings as DenoiseSettings

@@ -1,5 +1,6 @@
 """Numbers of a region: raw photons are summed, the denoised frame says where."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -8,10 +9,10 @@ from bluesky_denoise.errors import FrameShapeError, SettingsError
 from bluesky_denoise.frame_checks import as_counts
 from bluesky_denoise.frames import SupportsDenoise
 from bluesky_denoise.regions.extraction import Ellipse, find_ellipse
+from bluesky_denoise.regions.parts import Parts, deal_parts, denoise_parts
 from bluesky_denoise.regions.peak_shape import PeakShape, fit_shape
-from bluesky_denoise.regions.region import ROI, Crop, cut, deal, photons
+from bluesky_denoise.regions.region import ROI, Crop, cut, photons
 from bluesky_denoise.regions.summation import (
-    FOLDS,
     LEAST_Z,
     Summation,
     bend,
@@ -23,7 +24,7 @@ from bluesky_denoise.regions.summation import (
     significance,
 )
 
-__all__ = ["ROI", "ROIValues", "Weighing", "measure_roi", "values", "weigh"]
+__all__ = ["ROI", "ROIValues", "Weighing", "measure_roi", "measure_rois", "values", "weigh"]
 
 SHAPE_ERRORS = ("row_error", "col_error", "width_row_error", "width_col_error")
 
@@ -158,6 +159,47 @@ def measure_roi(
     Horne (1986), doi:10.1086/131801 (weights from a profile); Krull et al., arXiv 2307.06607
     (binomial splits)
     """
+    one = measure_rois(
+        counts,
+        exposure_s,
+        {"": roi},
+        denoiser,
+        mask=mask,
+        rate=rate,
+        rng=rng,
+        background_px=background_px,
+    )
+    return one[""]
+
+
+def measure_rois(
+    counts: np.ndarray,
+    exposure_s: float,
+    rois: Mapping[str, ROI | np.ndarray],
+    denoiser: SupportsDenoise,
+    *,
+    mask: np.ndarray | None = None,
+    rate: np.ndarray | None = None,
+    rng: np.random.Generator | None = None,
+    background_px: int = 4,
+) -> dict[str, ROIValues]:
+    """Measure several regions of one frame, as `measure_roi` does each, in less time.
+
+    Parameters
+    ----------
+    rois : by name; `ROI`, or regions of any shape as (H, W) bool
+    counts, exposure_s, denoiser, mask, rate, rng, background_px : as for `measure_roi`
+
+    Returns
+    -------
+    dict
+        `ROIValues` by name.
+
+    Raises
+    ------
+    FrameShapeError, FrameValueError, MaskError, SettingsError
+        As `measure_roi` raises them.
+    """
     if not hasattr(denoiser, "denoise"):
         raise SettingsError(
             f"denoiser is {denoiser!r}; expected what can denoise, such as Denoiser.load()."
@@ -168,8 +210,8 @@ def measure_roi(
             f"rate has shape {np.shape(rate)}, the counts {counts.shape}; expected the denoised "
             "frame of these counts."
         )
-    crop = cut(counts, exposure_s, roi, mask, background_px)
-    return values(weigh(crop, denoiser, rate, rng))
+    crops = [cut(counts, exposure_s, roi, mask, background_px) for roi in rois.values()]
+    return dict(zip(rois, map(values, _weigh_all(crops, denoiser, rate, rng)), strict=True))
 
 
 def weigh(
@@ -185,19 +227,24 @@ def weigh(
     crop : the region with its surroundings
     denoiser, rate, rng : as for `measure_roi`
     """
-    rng = np.random.default_rng(0) if rng is None else rng
-    whole_counts = photons(crop.counts)
-    parts = None if whole_counts is None else deal(whole_counts, FOLDS, rng)
-    stack, seconds = [], []
-    if rate is None:
-        stack, seconds = [crop.counts], [crop.exposure_s]
-    if parts is not None and crop.around.any():
-        share = 1 - 1 / FOLDS
-        stack += [whole_counts - part for part in parts]
-        seconds += [crop.exposure_s * share] * FOLDS
-    rates = np.zeros((0, *crop.counts.shape))
-    if stack and crop.inside.any():
-        rates = denoiser.denoise(np.stack(stack), np.asarray(seconds), mask=~crop.valid).rate
+    return _weigh_all([crop], denoiser, rate, rng)[0]
+
+
+def _weigh_all(
+    crops: Sequence[Crop],
+    denoiser: SupportsDenoise,
+    rate: np.ndarray | None,
+    rng: np.random.Generator | None,
+) -> list[Weighing]:
+    """Do so for several regions."""
+    dealt = [deal_parts(crop, rate is None, rng) for crop in crops]
+    rates = denoise_parts(dealt, denoiser)
+    return [_choose(parts, of_parts, rate) for parts, of_parts in zip(dealt, rates, strict=True)]
+
+
+def _choose(dealt: Parts, rates: np.ndarray, rate: np.ndarray | None) -> Weighing:
+    """Choose how to sum each part."""
+    crop, parts = dealt.crop, dealt.photons
     if rate is not None:
         whole = np.asarray(rate)[crop.window]
     else:

@@ -6,7 +6,7 @@ import pytest
 from ophyd.sim import motor
 from roi_fixtures import Smoother
 
-from bluesky_denoise import ROI, DenoiseRouter, DenoiseSettings
+from bluesky_denoise import ROI, Denoiser, DenoiseRouter, DenoiseSettings, measure_roi, measure_rois
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.frames import Frame
 from bluesky_denoise.runs.raw_stream import open_stream
@@ -258,3 +258,54 @@ def test_in_the_sum_of_several_images_a_flag_is_no_count_and_no_count_is_too_man
         rate = np.where(frames == 65535, np.nan, frames / 0.5)
         found = measure(frame, rate, spot, Smoother())
         assert found["spot_raw_sum"] == pytest.approx(expected / (2 * 0.5))
+
+
+class Counting:
+    """A denoiser that notes how many frames it is asked for at once."""
+
+    def __init__(self, denoiser):
+        self._denoiser, self.asked = denoiser, []
+
+    def denoise(self, counts, exposure_s, mask=None):
+        self.asked.append(len(counts))
+        return self._denoiser.denoise(counts, exposure_s, mask)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32], ids=["integers", "floats with NaN"])
+@pytest.mark.parametrize("denoised", [True, False])
+def test_regions_that_are_measured_together_are_as_each_alone(kind, denoised):
+    rng, denoiser = np.random.default_rng(3), Counting(Denoiser.load())
+    spots = [Peak(30, 30, 900, 2, 3), Peak(31, 80, 400, 2, 2), Peak(90, 60, 2000, 3, 2)]
+    counts = rng.poisson(0.7 + sum(gaussian_peak((120, 140), spot) for spot in spots)).astype(kind)
+    mask = np.zeros(counts.shape, bool)
+    mask[80:84, 60:66], mask[100:120, 100:120] = True, True
+    if kind is np.float32:
+        counts[28:30, 33] = np.nan
+    ring = np.hypot(*(np.indices(counts.shape) - np.reshape([31, 80], (2, 1, 1)))) < 9
+    rois = {
+        "first": ROI((20, 40), (20, 42)),
+        "as wide": ROI((21, 41), (70, 91)),
+        "behind a mask": ROI((80, 99), (48, 70)),
+        "at the edge": ROI((0, 12), (0, 9)),
+        "without background": ROI((80, 99), (48, 70), background_px=0),
+        "masked": ROI((102, 110), (102, 110), background_px=2),
+        "ring": ring,
+        "all": ROI((0, 120), (0, 140)),
+    }
+    rate = denoiser.denoise(counts[None], 0.5, mask).rate[0] if denoised else None
+    denoiser.asked.clear()
+    found = measure_rois(counts, 0.5, rois, denoiser, mask=mask, rate=rate)
+    assert list(found) == list(rois)
+    calls, asked = len(denoiser.asked), sum(denoiser.asked)
+    denoiser.asked.clear()
+    for name, roi in rois.items():
+        alone = measure_roi(counts, 0.5, roi, denoiser, mask=mask, rate=rate).as_dict()
+        assert found[name].method == alone.pop("method")
+        together = [value for key, value in found[name].as_dict().items() if key != "method"]
+        np.testing.assert_allclose(
+            together, list(alone.values()), rtol=2e-3, atol=2e-3, err_msg=name
+        )
+    assert asked == sum(denoiser.asked)
+    assert calls <= len(denoiser.asked) - 2
+    assert found["first"].method == found["behind a mask"].method == "profile"
+    assert np.isnan(found["masked"].intensity)

@@ -13,10 +13,10 @@ from bluesky_denoise.regions.extraction import (
     weights,
     widest,
 )
+from bluesky_denoise.regions.parts import FOLDS
 from bluesky_denoise.regions.region import Crop
 
 __all__ = [
-    "FOLDS",
     "LEAST_Z",
     "Summation",
     "bend",
@@ -28,8 +28,6 @@ __all__ = [
     "significance",
 ]
 
-FOLDS = 4
-"""Parts that photons are dealt into; the profile of each part comes from the others."""
 LEAST_Z = 5.0
 """Significance of a peak from which the denoised frame is believed to show it."""
 REACHES = (2.8, 3.2, 4.0, 6.0)

@@ -9,7 +9,7 @@ import numpy as np
 from bluesky_denoise.audit import audit_frame
 from bluesky_denoise.frame_checks import valid_pixels
 from bluesky_denoise.frames import Frame
-from bluesky_denoise.roi import ROI, measure_roi
+from bluesky_denoise.roi import ROI, measure_rois
 
 __all__ = [
     "ROI_NUMBERS",
@@ -119,9 +119,10 @@ def measure(
         counts = np.where(mask, 0, frame.counts).sum(0, dtype=_wider(frame.counts.dtype))
         # Denoised one by one, weak frames do not show what their sum does.
         exposure_s, whole = exposure_s * len(rate), None
-    for name, roi in rois.items():
-        values = measure_roi(counts, exposure_s, roi, denoiser, mask=mask, rate=whole).as_dict()
-        numbers |= {f"{name}_{field}": float(values[field]) for field in ROI_NUMBERS}
+    found = measure_rois(counts, exposure_s, rois, denoiser, mask=mask, rate=whole)
+    for name, values in found.items():
+        told = values.as_dict()
+        numbers |= {f"{name}_{field}": float(told[field]) for field in ROI_NUMBERS}
     return numbers
 
 
