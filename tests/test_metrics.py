@@ -89,6 +89,7 @@ def test_line_contrast_of_a_known_line():
     image[:, [41, 45, 55, 59]] = 100.0
     image[:, :31] = image[:, 70:] = 50.0
     assert line_contrast(image, 50) == pytest.approx(0.5)
+    assert np.isnan(line_contrast(np.zeros((20, 100)), 50))
 
 
 def test_spot_intensity_is_background_free():

@@ -93,3 +93,13 @@ def test_a_raw_writer_leaves_runs_of_other_containers_to_none(RE, tiled, tmp_pat
     for container in containers:
         assert container[uid].stop["num_events"] == {"primary": 2}
     assert "raw_writer" not in logged()
+
+
+def test_a_run_that_is_told_again_later_is_written_by_whom_it_is_told(RE, raw, tiled, tmp_path):
+    # Both stay alive: one that is gone is no writer of anything.
+    first, second = (raw_writer(tiled.client, tmp_path / name) for name in ("first", "second"))
+    (uid,) = RE(bp.count([motor], 2), first)
+    tiled.client.delete_contents(uid, recursive=True, external_only=False)
+    for name, doc in raw.documents:
+        second(name, doc)
+    assert tiled.client[uid].stop["num_events"] == {"primary": 2}
