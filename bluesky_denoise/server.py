@@ -233,7 +233,7 @@ def _look_at_dependencies_once() -> None:
     """Keep what FastAPI finds in the signatures of functions, in this whole process.
 
     Where an application overrides some dependency, as Tiled does, FastAPI looks at those of all
-    of them anew in each request: a third of the time of most.
+    of them anew in each request.
     """
     from fastapi.dependencies import utils
 

@@ -34,16 +34,13 @@ class Parts:
 
 def deal_parts(crop: Crop, with_whole: bool, rng: np.random.Generator | None) -> Parts:
     """Deal the photons of a region at random, by a fixed seed if there is no generator."""
-    whole = photons(crop.counts)
-    parts = None
+    whole, parts = photons(crop.counts), None
+    stack, shares = ([crop.counts], [1.0]) if with_whole else ([], [])
     if whole is not None:
         parts = deal(whole, FOLDS, np.random.default_rng(0) if rng is None else rng)
-    stack, shares = [], []
-    if with_whole:
-        stack, shares = [crop.counts], [1.0]
-    if whole is not None and parts is not None and crop.around.any():
-        stack += [whole - part for part in parts]
-        shares += [1 - 1 / FOLDS] * FOLDS
+        if crop.around.any():
+            stack += [whole - part for part in parts]
+            shares += [1 - 1 / FOLDS] * FOLDS
     if not (stack and crop.inside.any()):
         return Parts(crop, parts, np.zeros((0, *crop.counts.shape)), np.zeros(0))
     return Parts(crop, parts, np.stack(stack), crop.exposure_s * np.array(shares))
