@@ -227,12 +227,11 @@ def audit_rate(
     fit = valid & ~lone
     own = own_variance(known, model) if stated is None and known is not None else stated
     noises = None if own is None else own[fit]
-    ratio, right, ratio_z = deviance_ratio(counts[fit], model[fit], noises)
+    ratio, right, ratio_z, exact_z = deviance_ratio(counts[fit], model[fit], noises)
     correlation, correlation_z = residual_correlation(counts, model)
     reasons += _local_reasons(surprise, limit)
     if ratio_z > SURE_Z and ratio > right + MOST_EXCESS:
         reasons.append(_misfit_reason(ratio, right, correlation))
-    exact_z = deviance_ratio(counts[fit], model[fit])[2]
     if exact_z < -SURE_Z and ratio < LEAST_DEVIANCE:
         reasons.append(f"held-out counts fit too well (deviance {ratio:.2f}, expected 1)")
     if abs(correlation_z) > SURE_Z and abs(correlation) > MOST_CORRELATION + noise:

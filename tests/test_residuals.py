@@ -88,16 +88,17 @@ def test_a_deviance_ratio_is_that_of_sums_with_the_noise_of_the_model_on_top():
     counts_lit, model_lit = counts[lit], model[lit]
     mean, spread = expected_deviance(model_lit)
     found = deviance(counts_lit, model_lit).sum()
-    ratio, right, z = deviance_ratio(counts, model)
+    ratio, right, z, exact_z = deviance_ratio(counts, model)
     assert (ratio, right) == (pytest.approx(found / mean.sum()), 1)
-    assert z == pytest.approx((found - mean.sum()) / np.sqrt(spread.sum()))
+    assert z == exact_z == pytest.approx((found - mean.sum()) / np.sqrt(spread.sum()))
     own = 0.2 * model
     more = mean.sum() + added_deviance(model_lit, own[lit]).sum()
-    ratio, right, z = deviance_ratio(counts, model, own)
+    ratio, right, z, z_of_exact = deviance_ratio(counts, model, own)
+    assert z_of_exact == exact_z
     assert (ratio, right) == (pytest.approx(found / mean.sum()), pytest.approx(more / mean.sum()))
     assert z == pytest.approx((found - more) / np.sqrt(spread.sum()))
     for none in (np.zeros(3), np.zeros(0)):
-        np.testing.assert_equal(deviance_ratio(none, none, none), (np.nan, 1, 0))
+        np.testing.assert_equal(deviance_ratio(none, none, none), (np.nan, 1, 0, 0))
     # A photon where nothing is expected is left to the squares; not so where all is dark.
     assert deviance_ratio(np.array([9, 1]), np.array([9.0, 1e-5]))[0] == 0
     assert deviance_ratio(np.array([0, 1]), np.array([1e-5, 1e-5]))[0] > 1

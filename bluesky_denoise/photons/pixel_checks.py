@@ -3,7 +3,7 @@
 import numpy as np
 
 from bluesky_denoise.photons.photon_checks import unmasked
-from bluesky_denoise.photons.poisson import box_sum
+from bluesky_denoise.photons.poisson import box_sum, integral, square_sums
 
 __all__ = ["dead_areas", "hot_pixels"]
 
@@ -74,14 +74,16 @@ def dead_areas(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray
     # Across the gaps between modules a dead one ends as sharply.
     lines = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
     values, valid = values[np.ix_(*lines)], valid[np.ix_(*lines)]
-    found = []
-    least = min(DEAD_PX)
-    if min(values.shape) < least or not (box_sum(values + ~valid, least) == 0).any():
+    images = integral(values), integral(valid)
+    sides = [side for side in DEAD_PX if side <= min(values.shape)]
+    sums = {side: [square_sums(image, side) for image in images] for side in sides}
+    if not any(((total == 0) & (known == side**2)).any() for side, (total, known) in sums.items()):
         return np.empty((0, 3), dtype=np.int64)
+    found = []
     for turn in range(4):
-        image, good = np.rot90(values, turn), np.rot90(valid, turn)
-        for side in DEAD_PX:
-            at = _sharp_left_edge(image, good, side)
+        image = np.rot90(values, turn)
+        for side, (total, known) in sums.items():
+            at = _sharp_left_edge(image, np.rot90(total, turn), np.rot90(known, turn), side)
             if at is not None:
                 corners = np.zeros(image.shape, bool)
                 corners[at[0] : at[0] + side, at[1] : at[1] + side] = True
@@ -90,13 +92,22 @@ def dead_areas(counts: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray
     return np.array(found, dtype=np.int64).reshape(-1, 3)
 
 
-def _sharp_left_edge(image: np.ndarray, good: np.ndarray, side: int) -> tuple[int, int] | None:
-    """Find a dark square with a lit one at its right."""
-    if image.shape[0] < side or image.shape[1] < 2 * side:
+def _sharp_left_edge(
+    image: np.ndarray, total: np.ndarray, known: np.ndarray, side: int
+) -> tuple[int, int] | None:
+    """Find a dark square with a lit one at its right.
+
+    Parameters
+    ----------
+    image : (H, W) counts
+    total, known : (H - side + 1, W - side + 1) counts, and valid pixels, of each square
+    side : of a square, pixels
+    """
+    if image.shape[1] < 2 * side:
         return None
-    total, known = box_sum(image, side), box_sum(good, side)
-    dark = (total[:, :-side] == 0) & (known[:, :-side] > 0.9 * side**2)
-    dark &= (total[:, side:] >= 64) & (known[:, side:] > 0.9 * side**2)
+    mostly = known > 0.9 * side**2
+    dark = (total[:, :-side] == 0) & mostly[:, :-side]
+    dark &= (total[:, side:] >= 64) & mostly[:, side:]
     dark[:, :-1] &= total[:, 1:-side] > 0  # the last dark one before the light
     half = side // 2
     for row, col in np.argwhere(dark)[:: max(1, int(dark.sum()) // 2000)]:

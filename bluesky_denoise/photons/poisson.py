@@ -13,6 +13,8 @@ __all__ = [
 ]
 
 _LOG10 = np.linspace(-8, 3, 441)
+FEW_PX = 3
+"""Side of squares whose pixels are faster added one by one."""
 
 
 def tail_z(counts: np.ndarray | float, expected: np.ndarray | float) -> np.ndarray:
@@ -140,8 +142,9 @@ def added_deviance(expected: np.ndarray, variance: np.ndarray) -> np.ndarray:
 def integral(image: np.ndarray) -> np.ndarray:
     """Sum over all pixels above and left of each corner: (H, W) -> (H + 1, W + 1), float64."""
     total = np.zeros((image.shape[0] + 1, image.shape[1] + 1))
-    np.cumsum(image, axis=0, out=total[1:, 1:])
-    np.cumsum(total[1:, 1:], axis=1, out=total[1:, 1:])
+    total[1:, 1:] = image
+    for axis in (0, 1):
+        np.cumsum(total, axis=axis, out=total)
     return total
 
 
@@ -160,4 +163,9 @@ def square_sums(total: np.ndarray, side_px: int, step_px: int = 1) -> np.ndarray
 
 def box_sum(image: np.ndarray, side_px: int) -> np.ndarray:
     """Sum over every square of ``side_px`` pixels: (H, W) -> (H - s + 1, W - s + 1), float64."""
-    return square_sums(integral(image), side_px)
+    if side_px > FEW_PX:
+        return square_sums(integral(image), side_px)
+    height, width = (size - side_px + 1 for size in image.shape)
+    image = np.asarray(image, np.float64)
+    strips = sum(image[i : i + height] for i in range(side_px))
+    return sum(strips[:, i : i + width] for i in range(side_px))

@@ -62,7 +62,7 @@ def surprise_by_side(
         Deviates by side, their limit, and the estimate's own noise in one pixel, as a share
         of Poisson noise and averaged over the frame.
     """
-    images = [counts, model] if seen is None else [counts, model, seen]
+    images = [image for image in (counts, model, seen, stated) if image is not None]
     totals = [integral(image) for image in images]
     surprise, tests, noise = {}, 0.0, 0.0
     for side in SCALES_PX:
@@ -72,7 +72,7 @@ def surprise_by_side(
         sums = images if side == 1 else [square_sums(total, side, step) for total in totals]
         total, expected = sums[0], np.maximum(sums[1], 0)
         block = max(1, NOISE_PX // step)
-        around = _by_block(expected, block) / _by_block(np.ones(expected.shape), block)
+        around = _mean_by_block(expected, block)
         misfit = TOLERANCE[side] * np.abs(expected - around) + FLAT_TOLERANCE * expected
         variance = 1 + misfit**2 / np.maximum(expected, 1e-9)
         if seen is not None:
@@ -81,8 +81,7 @@ def surprise_by_side(
             contrast = np.abs(expected - around) / np.maximum(expected, 1e-9)
             own = np.maximum(own, LEAST_NOISE + 0.6 * np.minimum(contrast, 1))
             if stated is not None:
-                told = stated if side == 1 else square_sums(integral(stated), side, step)
-                own = np.maximum(own, told / np.maximum(expected, 1e-9))
+                own = np.maximum(own, sums[3] / np.maximum(expected, 1e-9))
             variance += own
             noise = float(own.mean()) if side == 1 else noise
         surprise[side] = _deviate(total, expected) / np.sqrt(variance)
@@ -136,18 +135,37 @@ def _own_noise(seen: np.ndarray, expected: np.ndarray, block: int) -> np.ndarray
     M^2 <= M, so its own variance is at most 1 - mean((seen - expected)^2) / mean(expected),
     which is taken over blocks.
     """
-    misfit, level = _by_block((seen - expected) ** 2, block), _by_block(expected, block)
-    return np.clip(1 - misfit / np.maximum(level, 1e-9), 0, 1)
+    blocks = _Blocks(expected.shape, block)
+    misfit, level = blocks.sums((seen - expected) ** 2), blocks.sums(expected)
+    return blocks.spread(np.clip(1 - misfit / np.maximum(level, 1e-9), 0, 1))
 
 
-def _by_block(image: np.ndarray, block: int) -> np.ndarray:
-    """Replace every pixel by the sum over its block; the last block takes what is left over."""
-    sums, places = image, []
-    for axis, size in enumerate(image.shape):
-        starts = np.arange(0, max(size - block // 2, 1), block)
-        sums = np.add.reduceat(sums, starts, axis=axis)
-        places.append(np.minimum(np.arange(size) // block, len(starts) - 1))
-    return sums[np.ix_(*places)]
+def _mean_by_block(image: np.ndarray, block: int) -> np.ndarray:
+    """Replace every pixel by the mean over its block."""
+    blocks = _Blocks(image.shape, block)
+    return blocks.spread(blocks.sums(image) / np.multiply.outer(*blocks.sizes))
+
+
+class _Blocks:
+    """Blocks of a frame, so many pixels high and wide; the last one takes what is left over."""
+
+    def __init__(self, shape: tuple[int, ...], block: int) -> None:
+        self._starts = [np.arange(0, max(size - block // 2, 1), block) for size in shape]
+        pairs = zip(self._starts, shape, strict=True)
+        self.sizes = [np.diff(starts, append=size) for starts, size in pairs]
+        """Rows and columns of each."""
+
+    def sums(self, image: np.ndarray) -> np.ndarray:
+        """Sum over each block."""
+        for axis, starts in enumerate(self._starts):
+            image = np.add.reduceat(image, starts, axis=axis)
+        return image
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Give each pixel the value of its block."""
+        for axis, sizes in enumerate(self.sizes):
+            values = values.repeat(sizes, axis=axis)
+        return values
 
 
 def _limit(tests: float) -> float:
@@ -163,7 +181,7 @@ def own_variance(seen: np.ndarray, model: np.ndarray) -> np.ndarray:
 
 def deviance_ratio(
     counts: np.ndarray, model: np.ndarray, own: np.ndarray | None = None
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float, float]:
     """Compare the deviance of counts with what their noise, and that of the model, make of it.
 
     Parameters
@@ -175,7 +193,8 @@ def deviance_ratio(
     -------
     tuple of float
         Deviance over its expectation if the model were exact; the same ratio as expected with
-        the model's own noise, 1 or more; z of the difference. NaN, 1, 0 where no pixel tells.
+        the model's own noise, 1 or more; z of the difference; z if the model were exact. NaN, 1,
+        0, 0 where no pixel tells.
     """
     # Where nothing is expected, one photon would outweigh a frame; squares tell there. A pixel
     # that stays as counted, with no count, is no estimate of darkness.
@@ -183,12 +202,13 @@ def deviance_ratio(
     counts, own = counts[some], None if own is None else own[some]
     model = np.maximum(model[some], 1e-6)
     if not len(model):
-        return float("nan"), 1.0, 0.0
+        return float("nan"), 1.0, 0.0, 0.0
     found = float(deviance(counts, model).sum())
     mean, spread = expected_deviance(model)
     total = float(mean.sum())
     right = total if own is None else total + float(added_deviance(model, own).sum())
-    return found / total, right / total, (found - right) / float(np.sqrt(spread.sum()))
+    scatter = float(np.sqrt(spread.sum()))
+    return found / total, right / total, (found - right) / scatter, (found - total) / scatter
 
 
 def residual_correlation(counts: np.ndarray, model: np.ndarray) -> tuple[float, float]:
