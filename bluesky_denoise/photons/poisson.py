@@ -1,5 +1,7 @@
 """Poisson statistics of photon counts on arrays: tails, deviance, sums over boxes."""
 
+from functools import reduce
+
 import numpy as np
 
 __all__ = [
@@ -167,5 +169,5 @@ def box_sum(image: np.ndarray, side_px: int) -> np.ndarray:
         return square_sums(integral(image), side_px)
     height, width = (size - side_px + 1 for size in image.shape)
     image = np.asarray(image, np.float64)
-    strips = sum(image[i : i + height] for i in range(side_px))
-    return sum(strips[:, i : i + width] for i in range(side_px))
+    strips: np.ndarray = reduce(np.add, (image[i : i + height] for i in range(side_px)))
+    return reduce(np.add, (strips[:, i : i + width] for i in range(side_px)))
