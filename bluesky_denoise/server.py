@@ -1,6 +1,7 @@
 """A Tiled server inside this process, for demos, tests, and one-person beamlines."""
 
 import asyncio
+import inspect
 import logging
 import os
 import secrets
@@ -9,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def embedded_tiled(
     )
     _take_types_from_all_rows(catalog)
     _look_at_dependencies_once()
+    _go_straight_to_nodes()
     # Without this, `run.documents()` is refused by the server.
     default_serialization_registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
     app = build_app(catalog, authentication=Authentication(single_user_api_key=api_key))
@@ -237,8 +239,8 @@ def _look_at_dependencies_once() -> None:
     """
     from fastapi.dependencies import utils
 
-    look = utils.get_dependant
-    if look.__module__ == __name__:  # it is here already
+    look = getattr(utils, "get_dependant", None)
+    if look is None or look.__module__ == __name__:  # it is here already
         return
     found: dict[Any, Any] = {}
 
@@ -253,6 +255,40 @@ def _look_at_dependencies_once() -> None:
         return found[key]
 
     utils.get_dependant = get_dependant
+
+
+def _go_straight_to_nodes() -> None:
+    """Find nodes of catalogs by their whole path, in this process, where no policy says who may.
+
+    Tiled asks the database for each node on the way, with its data sources, so as to apply an
+    access policy to each: a row of a table costs twice as many questions.
+    """
+    from tiled.catalog.adapter import CatalogNodeAdapter
+    from tiled.server import router
+    from tiled.server.core import NoEntry
+    from tiled.structures.core import StructureFamily
+    from tiled.utils import BrokenLink
+
+    walk = getattr(router, "get_entry", None)
+    if walk is None or walk.__module__ == __name__:  # it is here already
+        return
+    signature = inspect.signature(walk)
+
+    async def get_entry(*given: Any, **named: Any) -> Any:
+        told = signature.bind(*given, **named).arguments
+        tree, segments = (
+            told.get("root_tree"),
+            [part for part in told.get("path", "").split("/") if part],
+        )
+        free = told.get("access_policy") is None
+        if free and len(segments) > 1 and isinstance(tree, CatalogNodeAdapter):
+            with suppress(NoEntry, BrokenLink):
+                node = await tree.lookup_adapter(segments)
+                if node.structure_family in (told.get("structure_families") or StructureFamily):
+                    return node
+        return await walk(*given, **named)  # whatever is wrong, it says so
+
+    router.get_entry = get_entry
 
 
 def _serve_what_the_reader_has_seen(app: Any) -> None:
