@@ -1,7 +1,7 @@
 """The denoised streams of a run, and whether all of it is denoised."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,13 +177,14 @@ def as_tiled_run(run: Any) -> Any:
     return run if run.metadata.get("stop") else run.refresh()  # and that there was no end
 
 
-def _derived_runs(run: Any, container: str) -> list[Any]:
+def _derived_runs(run: Any, container: str) -> Iterator[Any]:
     path = container.strip("/").split("/")
     try:
         catalog = from_context(run.context, node_path_parts=path)
     except (KeyError, ClientError):
-        return []  # none has been written
-    return list(catalog.search(Eq("start.original_run_uid", run.metadata["start"]["uid"])).values())
+        return  # none has been written
+    # A list would ask for their number first.
+    yield from catalog.search(Eq("start.original_run_uid", run.metadata["start"]["uid"])).values()
 
 
 def has_frame_keys(
