@@ -13,14 +13,9 @@ from bluesky_denoise.as_settings import SettingsLike, as_settings
 from bluesky_denoise.child.backlog import Backlog
 from bluesky_denoise.child.connection import Child
 from bluesky_denoise.child.open_runs import OpenRun, OpenRuns
+from bluesky_denoise.child.untold import Untold
 from bluesky_denoise.documents import Document
-from bluesky_denoise.errors import (
-    DenoiseError,
-    DenoiseFailed,
-    DenoiseTimeout,
-    SettingsError,
-    TiledUnavailable,
-)
+from bluesky_denoise.errors import DenoiseError, DenoiseTimeout, SettingsError
 from bluesky_denoise.runs.derived_run import is_derived
 from bluesky_denoise.runs.last_event import LastEvent, RawEvent
 from bluesky_denoise.settings import DenoiseSettings
@@ -92,9 +87,7 @@ class DenoiseProcess:
         self._gave_up = ""  # why
         self._close_by = self._skip_from = 0.0
         self._restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
-        # Raw runs since the last `wait`, and why they are not in Tiled, or not denoised.
-        self._refused: dict[str, str] = {}
-        self._lost: dict[str, str] = {}
+        self._untold = Untold(settings)
         self._backups: list[str] = []
         # A thread whose `join` was interrupted counts as ended, up to Python 3.12: an event tells.
         self._fed = threading.Event()
@@ -192,20 +185,7 @@ class DenoiseProcess:
                     "Call `wait` again, with more time; if Tiled is down, which the log tells, "
                     f"the results are kept in {self.settings.backup_path}."
                 )
-            if self._lost:
-                lost, self._lost = self._lost, {}
-                runs, reason = ", ".join(uid[:8] for uid in lost), next(iter(lost.values()))
-                raise DenoiseFailed(
-                    f"Not denoised, or not to the end, as {reason}: {runs}. Raw data is not "
-                    "concerned; `bluesky-denoise catch-up` denoises these runs."
-                )
-            refused, self._refused = self._refused, {}
-        if refused:
-            runs, reason = ", ".join(uid[:8] for uid in refused), next(iter(refused.values()))
-            raise TiledUnavailable(
-                f"Denoised, but not in Tiled: {runs}. {reason}. The results are kept in "
-                f"{self.settings.backup_path}; `bluesky-denoise replay-backup` brings them in."
-            )
+            self._untold.tell()
 
     def close(self, timeout: float = 30.0) -> None:
         """Finish what has been handed over, and end the child process.
@@ -298,7 +278,7 @@ class DenoiseProcess:
         with self._changed:
             if self._closing:
                 if name == "start" and self._gave_up and not is_derived(doc):
-                    self._lost[doc["uid"]] = self._gave_up
+                    self._untold.lose([doc["uid"]], self._gave_up)
                 if name == "start" and not self._said_so:
                     self._said_so = True
                     logger.warning(
@@ -427,10 +407,7 @@ class DenoiseProcess:
             raw_run_uid, refusal = content
             with self._changed:
                 self._open.done(raw_run_uid)
-                if refusal:
-                    self._refused[raw_run_uid] = refusal
-                else:
-                    self._refused.pop(raw_run_uid, None)  # it is there after all
+                self._untold.written(raw_run_uid, refusal)
                 self._changed.notify_all()
         elif kind == "log":
             name, level, text = content
@@ -449,7 +426,7 @@ class DenoiseProcess:
             often = len(self._restarts) == _MOST_RESTARTS
             give_up = self._closing or (often and now - self._restarts[0] < _RESTARTS_WITHIN_S)
             self._restarts.append(now)
-            self._lost |= {uid: reason for uid, run in lost.items() if not run.ended}
+            self._untold.lose((uid for uid, run in lost.items() if not run.ended), reason)
         logger.error("%s; %s", reason, _cut_short(lost))
         for uid, run in lost.items():
             try:
@@ -477,7 +454,7 @@ class DenoiseProcess:
         with self._changed:
             if not self._closing:
                 self._gave_up = f"{reason}, and {why} (build a new one)"
-                self._lost |= dict.fromkeys(self._open, self._gave_up)
+                self._untold.lose(self._open, self._gave_up)
                 logger.error(
                     "Runs go on undenoised; build a new DenoiseProcess to go on. Not denoised: %s; "
                     "`bluesky-denoise catch-up` denoises them",
