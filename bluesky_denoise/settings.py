@@ -2,14 +2,15 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -23,17 +24,17 @@ from pydantic import (
 )
 from yaml import YAMLError
 
-from bluesky_denoise.columns import LONGEST_OF_KEY, LONGEST_OF_ROI, MOST_REGIONS, check_columns
+from bluesky_denoise.columns import LONGEST_OF_KEY, MOST_REGIONS, check_columns
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.masks import load_mask
-from bluesky_denoise.roi import ROI
 from bluesky_denoise.settings_errors import EXPECTED, expected, explain
+from bluesky_denoise.settings_rois import Regions, by_data_key, check_names, check_seen
 from bluesky_denoise.support.directories import check_writable, data_directory
 from bluesky_denoise.support.run_directories import check_run_directory, names_keys
 from bluesky_denoise.support.yaml_files import read_yaml
 from bluesky_denoise.tiled_address import check_address, server_and_key
 
-__all__ = ["DenoiseSettings", "is_hidden", "overridden"]
+__all__ = ["DenoiseSettings", "overridden"]
 
 Seconds = Annotated[FiniteFloat, Field(gt=0)]
 
@@ -73,7 +74,9 @@ class DenoiseSettings(BaseModel):
     """Invalid pixels (nonzero), (H, W): array, or .npy / .tif / .h5 file; or one by data key, or
     by detector."""
 
-    rois: dict[str, dict[str, ROI]] = Field(default_factory=dict)
+    rois: Annotated[Regions, BeforeValidator(by_data_key), AfterValidator(check_names)] = Field(
+        default_factory=dict
+    )
     """Regions whose intensity goes into each event, as ``{"satellite": ROI(rows=(80, 96),
     cols=(200, 216))}`` for the first denoised data key, or by data key (or detector) and name."""
 
@@ -278,46 +281,10 @@ class DenoiseSettings(BaseModel):
                 raise ValueError(f"expected 0 <= least < most, not {low:g} and {high:g}")
         return limits
 
-    @field_validator("rois", mode="before")
-    @classmethod
-    def _by_data_key(cls, rois: Any) -> Any:
-        """Put regions that are named without a data key under ``"*"``."""
-        if not isinstance(rois, dict):
-            return rois
-        flat = {k: v for k, v in rois.items() if _is_region(v)}
-        nested = {k: v for k, v in rois.items() if k not in flat}
-        return {**nested, "*": {**(nested.get("*") or {}), **flat}} if flat else rois
-
     @field_validator("rois")
     @classmethod
-    def _has_unique_names(cls, rois: dict[str, dict[str, ROI]]) -> dict[str, dict[str, ROI]]:
-        for name in {name: None for regions in rois.values() for name in regions}:
-            if not name.isidentifier():
-                raise ValueError(f"{name!r} is no name such as 'satellite_1'")
-            owners = [key for key, regions in rois.items() if name in regions]
-            if len(owners) > 1:
-                own = [re.sub(r"\W", "_", f"{key}_{name}".removeprefix("*_")) for key in owners]
-                raise ValueError(
-                    f"{name!r} is taken; call each region something else, such as "
-                    f"{' and '.join(map(repr, own))}"
-                )
-        check_columns([name for regions in rois.values() for name in regions], LONGEST_OF_ROI)
-        return rois
-
-    @field_validator("rois")
-    @classmethod
-    def _can_be_seen(
-        cls, rois: dict[str, dict[str, ROI]], info: ValidationInfo
-    ) -> dict[str, dict[str, ROI]]:
-        masks = info.data.get("mask")
-        for key, regions in rois.items():
-            mask = _of(masks, (key,))
-            for name, roi in regions.items():
-                if is_hidden(roi, mask):
-                    raise ValueError(
-                        f"all pixels of {name!r}, rows {roi.rows} and columns {roi.cols}, are "
-                        "invalid by the mask; move it, or correct the mask (nonzero is invalid)"
-                    )
+    def _can_be_seen(cls, rois: Regions, info: ValidationInfo) -> Regions:
+        check_seen(rois, lambda key: _of(info.data.get("mask"), (key,)))
         return rois
 
     @field_validator("tiled_layout")
@@ -397,7 +364,7 @@ class DenoiseSettings(BaseModel):
 
     def rois_of(
         self, data_keys: Sequence[str], also: Mapping[str, Sequence[str]] | None = None
-    ) -> dict[str, dict[str, ROI]]:
+    ) -> Regions:
         """Return, for each of the data keys that a stream has, its regions by name.
 
         Parameters
@@ -408,7 +375,7 @@ class DenoiseSettings(BaseModel):
             By data key, what else its frames may be called here.
         """
         also = also or {}
-        regions: dict[str, dict[str, ROI]] = {key: {} for key in data_keys}
+        regions: Regions = {key: {} for key in data_keys}
         for key, of_key in regions.items():
             for name in (key, *also.get(key, ())):
                 of_key.update(self.rois.get(name, {}))
@@ -458,21 +425,6 @@ def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     if "tiled_uri" in overrides:
         kept.pop("tiled_api_key", None)
     return kept | dict(overrides)
-
-
-def is_hidden(roi: ROI, mask: np.ndarray | None) -> bool:
-    """Tell whether a mask, (H, W), leaves no pixel of a region to be measured."""
-    if mask is None:
-        return False
-    under = mask[slice(*roi.rows), slice(*roi.cols)]
-    return bool(under.size and under.all())
-
-
-def _is_region(value: Any) -> bool:
-    """Tell a region, were it misspelt, from regions by name."""
-    return isinstance(value, ROI) or (
-        isinstance(value, dict) and bool({"rows", "cols"} & value.keys())
-    )
 
 
 def _of(value: Any, names: Sequence[str]) -> Any:

@@ -14,7 +14,8 @@ from bluesky_denoise.columns import LONGEST_OF_KEY, check_columns
 from bluesky_denoise.errors import DenoiseError, FrameShapeError, MaskError, SettingsError
 from bluesky_denoise.roi import ROI
 from bluesky_denoise.runs.derived_stream import DerivedEvent
-from bluesky_denoise.settings import DenoiseSettings, is_hidden
+from bluesky_denoise.settings import DenoiseSettings
+from bluesky_denoise.settings_rois import is_hidden
 from bluesky_denoise.sources.exposure import Exposure, find_exposure
 from bluesky_denoise.sources.frame_keys import (
     TAKE_ONE,
