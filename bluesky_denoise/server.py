@@ -266,7 +266,6 @@ def _go_straight_to_nodes() -> None:
     from tiled.catalog.adapter import CatalogNodeAdapter
     from tiled.server import router
     from tiled.server.core import NoEntry
-    from tiled.structures.core import StructureFamily
     from tiled.utils import BrokenLink
 
     walk = getattr(router, "get_entry", None)
@@ -276,15 +275,13 @@ def _go_straight_to_nodes() -> None:
 
     async def get_entry(*given: Any, **named: Any) -> Any:
         told = signature.bind(*given, **named).arguments
-        tree, segments = (
-            told.get("root_tree"),
-            [part for part in told.get("path", "").split("/") if part],
-        )
+        tree, families = told.get("root_tree"), told.get("structure_families")
+        segments = [part for part in told.get("path", "").split("/") if part]
         free = told.get("access_policy") is None
         if free and len(segments) > 1 and isinstance(tree, CatalogNodeAdapter):
             with suppress(NoEntry, BrokenLink):
                 node = await tree.lookup_adapter(segments)
-                if node.structure_family in (told.get("structure_families") or StructureFamily):
+                if families is None or node.structure_family in families:
                     return node
         return await walk(*given, **named)  # whatever is wrong, it says so
 
