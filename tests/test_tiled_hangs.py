@@ -39,7 +39,7 @@ def test_a_tiled_that_hangs_holds_up_neither_scans_nor_results_and_all_comes_whe
             with pytest.raises(TiledUnavailable, match=r"Tiled does not answer \(ReadTimeout\)\."):
                 denoise.wait(60)
             uids += RE(bp.count([replay()], 2))
-            wait_for(lambda: uids[1] in denoise._refused, what="word of the second run")
+            wait_for(lambda: uids[1] in denoise._untold._refused, what="word of the second run")
             assert len(derived.by_name["stop"]) == 2
             kept = backup_files(tmp_path / "backup")
             assert [is_whole(path) for path in kept] == [True, True]
@@ -50,7 +50,7 @@ def test_a_tiled_that_hangs_holds_up_neither_scans_nor_results_and_all_comes_whe
         for name, doc in raw.documents:
             writer(name, doc)
         wait_for(lambda: not backup_files(tmp_path / "backup"), what="all that was kept")
-        wait_for(lambda: not denoise._refused, what="word that it is there")
+        wait_for(lambda: not denoise._untold._refused, what="word that it is there")
         denoise.wait(1)
     with client.context:
         for uid in uids:
