@@ -261,7 +261,7 @@ def _go_straight_to_nodes() -> None:
     """Find nodes of catalogs by their whole path, in this process, where no policy says who may.
 
     Tiled asks the database for each node on the way, with its data sources, so as to apply an
-    access policy to each: a row of a table takes 14 questions in place of 8.
+    access policy to each.
     """
     from tiled.catalog.adapter import CatalogNodeAdapter
     from tiled.server import router

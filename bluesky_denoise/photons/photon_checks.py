@@ -4,6 +4,7 @@ from math import comb
 
 import numpy as np
 
+from bluesky_denoise.photons.blocks import Blocks
 from bluesky_denoise.photons.poisson import box_sum
 
 __all__ = [
@@ -342,8 +343,5 @@ def unmasked(counts: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, n
 
 
 def _blocks(image: np.ndarray) -> np.ndarray:
-    """Sum over blocks of 16 x 16 pixels; what is left over is in the last, if less than half."""
-    for axis in (0, 1):
-        starts = np.arange(0, max(image.shape[axis] - BLOCK_PX // 2, 1), BLOCK_PX)
-        image = np.add.reduceat(image, starts, axis=axis)
-    return image
+    """Sum over blocks of 16 x 16 pixels."""
+    return Blocks(image.shape, BLOCK_PX).sums(image)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bluesky_denoise.photons.blocks import Blocks
 from bluesky_denoise.photons.poisson import (
     added_deviance,
     deviance,
@@ -135,37 +136,15 @@ def _own_noise(seen: np.ndarray, expected: np.ndarray, block: int) -> np.ndarray
     M^2 <= M, so its own variance is at most 1 - mean((seen - expected)^2) / mean(expected),
     which is taken over blocks.
     """
-    blocks = _Blocks(expected.shape, block)
+    blocks = Blocks(expected.shape, block)
     misfit, level = blocks.sums((seen - expected) ** 2), blocks.sums(expected)
     return blocks.spread(np.clip(1 - misfit / np.maximum(level, 1e-9), 0, 1))
 
 
 def _mean_by_block(image: np.ndarray, block: int) -> np.ndarray:
     """Replace every pixel by the mean over its block."""
-    blocks = _Blocks(image.shape, block)
+    blocks = Blocks(image.shape, block)
     return blocks.spread(blocks.sums(image) / np.multiply.outer(*blocks.sizes))
-
-
-class _Blocks:
-    """Blocks of a frame, so many pixels high and wide; the last one takes what is left over."""
-
-    def __init__(self, shape: tuple[int, ...], block: int) -> None:
-        self._starts = [np.arange(0, max(size - block // 2, 1), block) for size in shape]
-        pairs = zip(self._starts, shape, strict=True)
-        self.sizes = [np.diff(starts, append=size) for starts, size in pairs]
-        """Rows and columns of each."""
-
-    def sums(self, image: np.ndarray) -> np.ndarray:
-        """Sum over each block."""
-        for axis, starts in enumerate(self._starts):
-            image = np.add.reduceat(image, starts, axis=axis)
-        return image
-
-    def spread(self, values: np.ndarray) -> np.ndarray:
-        """Give each pixel the value of its block."""
-        for axis, sizes in enumerate(self.sizes):
-            values = values.repeat(sizes, axis=axis)
-        return values
 
 
 def _limit(tests: float) -> float:
