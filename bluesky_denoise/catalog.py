@@ -10,8 +10,7 @@ from tiled.client.utils import ClientError
 from tiled.queries import Eq
 
 from bluesky_denoise.errors import DenoiseError
-from bluesky_denoise.in_tiled.event_array import EventArray
-from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 from bluesky_denoise.in_tiled.streams import denoised_in
 from bluesky_denoise.runs.derived_run import raw_stream_of
 from bluesky_denoise.sources.frame_keys import frame_keys
@@ -203,7 +202,8 @@ def has_frame_keys(
     """
     raw = as_tiled_run(run)
     for name in streams:
-        specs = raw[name].base.metadata.get("data_keys", {}) if name in raw else {}
+        stream = raw.get(name)
+        specs = stream.base.metadata.get("data_keys", {}) if stream is not None else {}
         object_keys: dict[str, list[str]] = {}
         for key, spec in specs.items():
             object_keys.setdefault(spec.get("object_name", ""), []).append(key)
@@ -287,25 +287,18 @@ def events_of(run: Any, denoised: DenoisedStream) -> tuple[int, int]:
     raw = as_tiled_run(run)
     done, taken = denoised.num_events, None
     if done is None:
-        done = _rows_in(denoised.stream.base)
+        done = StoredStream(denoised.stream).count_events()
     if stop := raw.metadata.get("stop"):
         taken = stop.get("num_events", {}).get(denoised.raw_stream)
     if taken is None:
-        taken = _rows_in(raw[denoised.raw_stream].base) if denoised.raw_stream in raw else 0
+        stream = raw.get(denoised.raw_stream)
+        taken = 0 if stream is None else StoredStream(stream).count_events()
     return done, taken
-
-
-def _rows_in(node: Any) -> int:
-    table = read_table(node, ["seq_num"])
-    if table is not None:
-        return len(table)
-    arrays = [key for key, child in node.items() if hasattr(child, "shape")]
-    return min((len(EventArray(node, key)) for key in arrays), default=0)
 
 
 def frames_not_ok(denoised: DenoisedStream) -> int:
     """Return how many events of a stream could not be denoised, or failed the audit."""
-    table = read_table(denoised.stream.base, ["denoise_ok"])
+    table = StoredStream(denoised.stream).read_table(["denoise_ok"])
     return 0 if table is None else int((~table["denoise_ok"].astype(bool)).sum())
 
 
@@ -315,7 +308,7 @@ def _none_is_missing(denoised: DenoisedStream) -> bool:
     What an archived run was denoised without cannot be, by these settings, unless the reason is a
     full disk, or an error that is none of the frame.
     """
-    events = read_table(denoised.stream.base)
+    events = StoredStream(denoised.stream).read_table()
     if events is None:
         return True
     done = has_frames(events)

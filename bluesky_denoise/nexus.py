@@ -14,10 +14,9 @@ import numpy as np
 
 from bluesky_denoise.catalog import FROM_ARCHIVE, DenoisedStream, as_tiled_run, find_stream
 from bluesky_denoise.errors import SettingsError
-from bluesky_denoise.in_tiled.archive import raw_rows
-from bluesky_denoise.in_tiled.event_array import EventArray, rows_at_once
-from bluesky_denoise.in_tiled.stream_table import read_table
-from bluesky_denoise.in_tiled.streams import arrays_of
+from bluesky_denoise.in_tiled.archive import ArchivedStream, find_raw
+from bluesky_denoise.in_tiled.event_array import rows_at_once
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 from bluesky_denoise.sources.frame_keys import SIGMA, is_sigma, raw_key
 
 __all__ = ["export_nexus"]
@@ -83,14 +82,14 @@ def export_nexus(
         raise SettingsError(f"{path} is a folder; expected the name of a file.")
     if path.exists():
         raise SettingsError(f"{path} exists; remove it, or write to another file.")
-    node = denoised.stream.base  # one request for the table; the stream's own keys take one each
-    table = read_table(node)
+    stored, raw = StoredStream(denoised.stream), find_raw(run, denoised.raw_stream)
+    table = stored.read_table()
     if table is None or table.empty:  # that has been begun has no rows yet
         raise SettingsError(f"The stream {denoised.name!r} has no events; nothing to export.")
     rows = len(table)
-    stamps = {"time", "seq_num", *(f"ts_{key}" for key in node.metadata["data_keys"])}
+    stamps = {"time", "seq_num", *(f"ts_{key}" for key in stored.metadata["data_keys"])}
     columns = {key: table[key].to_numpy() for key in table.columns if key not in stamps}
-    frames = {key: array for key, array in arrays_of(node).items() if array.ndim >= 3}
+    frames = {key: array for key, array in stored.arrays.items() if array.ndim >= 3}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -99,9 +98,11 @@ def export_nexus(
                 with h5py.File(disk, "w") as file:
                     entry = _entry(file, run)
                     axes = _axes(run.metadata["start"], columns, denoised)
-                    keys = [key for key in frames if not is_sigma(key, node.metadata["data_keys"])]
+                    keys = [
+                        key for key in frames if not is_sigma(key, stored.metadata["data_keys"])
+                    ]
                     for i, key in enumerate(keys):
-                        for written in _frames(entry, run, denoised, frames, key, axes, columns):
+                        for written in _frames(entry, raw, denoised, frames, key, axes, columns):
                             disk.check(path)
                             progress(i * rows + written, len(keys) * rows)
                     _numbers(entry, columns, axes)
@@ -236,7 +237,7 @@ def _leaf(item: h5py.Dataset | h5py.Group) -> str:
 
 def _frames(
     entry: h5py.Group,
-    run: Any,
+    raw: ArchivedStream | None,
     denoised: DenoisedStream,
     frames: Mapping[str, Any],
     key: str,
@@ -257,15 +258,14 @@ def _frames(
         errors = _dataset(kind, "rate_errors", shape, np.float32, "counts / s")
         arrays.append((frames[key + SIGMA], errors, None))
     _describe(kind, axes, len(shape), f"{key}, denoised by {denoised.model}")
-    raw = run[denoised.raw_stream].base if denoised.raw_stream in run else {}
     of_raw = raw_key(key, specs.get(key, {}))
-    if of_raw in raw:
+    counts = None
+    if raw is not None and of_raw in raw.stored.nodes:
         counts = _group(entry, key, "NXdata", signal="counts")
-        events = EventArray(raw, of_raw)
-        rows_of_raw = raw_rows(
-            *(run, denoised.raw_stream, columns["raw_seq_num"].astype(int), len(events)),
-            from_archive=bool(denoised.provenance.get(FROM_ARCHIVE)),
-        )
+        events = raw.stored.frames(of_raw)
+        from_archive = bool(denoised.provenance.get(FROM_ARCHIVE))
+        seq_nums = columns["raw_seq_num"].astype(int)
+        rows_of_raw = raw.rows_of(seq_nums, len(events), from_archive=from_archive)
         arrays.append(
             (events, _dataset(counts, "counts", shape, events.dtype, "counts"), rows_of_raw)
         )
@@ -280,7 +280,7 @@ def _frames(
         masked &= ~np.isfinite(seen).any(axis=0)
         yield last
     detector = _instrument(entry, key)
-    if of_raw in raw:
+    if counts is not None:
         detector["data"] = counts["counts"]
     if not masked.all():  # else none could be denoised, and that tells of no pixel
         mask = _field(detector, "pixel_mask", masked.astype(np.uint32))

@@ -22,16 +22,10 @@ from bluesky_denoise.catalog import (
 )
 from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
 from bluesky_denoise.frames import DenoiserLike
-from bluesky_denoise.in_tiled.archive import archived_documents, raw_rows
-from bluesky_denoise.in_tiled.event_array import EventArray, rows_at_once, why_not_read
-from bluesky_denoise.in_tiled.stream_table import parts_of, read_table
-from bluesky_denoise.in_tiled.streams import (
-    METADATA_KEY,
-    arrays_of,
-    denoised_in,
-    read_a_pixel,
-    tags_of,
-)
+from bluesky_denoise.in_tiled.archive import ArchivedStream, archived_documents
+from bluesky_denoise.in_tiled.event_array import rows_at_once, why_not_read
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
+from bluesky_denoise.in_tiled.streams import METADATA_KEY, denoised_in, tags_of
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.runs.derived_stream import DerivedEvent
 from bluesky_denoise.settings import DenoiseSettings
@@ -80,22 +74,26 @@ class StoredResults:
                 self._add(raw, found)
 
     def _add(self, raw: Any, found: DenoisedStream) -> None:
-        stream, node = found.raw_stream, found.stream.base
-        table = read_table(node)
+        stored = StoredStream(found.stream)
+        table = stored.read_table()
         if table is None:
             return
+        archived = ArchivedStream(raw, found.raw_stream)
         try:
-            table["raw_seq_num"] = _archived_seq_nums(raw, found, table["raw_seq_num"].to_numpy())
+            table["raw_seq_num"] = _archived_seq_nums(
+                archived, found, table["raw_seq_num"].to_numpy()
+            )
         except DenoiseError as error:
             logger.warning("%s is not taken over: %s", found.name, error)
             return
-        arrays = arrays_of(node)
+        arrays = stored.nodes
         length = min([len(table), *(array.shape[0] for array in arrays.values())])
         good = has_frames(table)
-        good &= ~table["raw_seq_num"].isin(_taken_again(raw[stream].base))  # which is which?
+        good &= ~table["raw_seq_num"].isin(_taken_again(archived))  # which is which?
         for index, row in enumerate(table[:length].to_dict("records")):
             if arrays and good.iloc[index]:
-                self._rows.setdefault((stream, int(row["raw_seq_num"])), (arrays, row, index))
+                event = archived.name, int(row["raw_seq_num"])
+                self._rows.setdefault(event, (arrays, row, index))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -147,18 +145,20 @@ class StoredResults:
         return frame.reshape(-1, *frame.shape[-2:])
 
 
-def _taken_again(node: Any) -> set[int]:
+def _taken_again(archived: ArchivedStream) -> set[int]:
     """Return the numbers that several events of a raw stream have, as after a pause.
 
     Of these a denoised stream that was cut short may have one.
     """
-    table = read_table(node, ["seq_num"])
+    table = archived.stored.read_table(["seq_num"])
     if table is None:
         return set()
     return set(table["seq_num"][table["seq_num"].duplicated()].tolist())
 
 
-def _archived_seq_nums(raw: Any, found: DenoisedStream, seq_nums: np.ndarray) -> np.ndarray:
+def _archived_seq_nums(
+    archived: ArchivedStream, found: DenoisedStream, seq_nums: np.ndarray
+) -> np.ndarray:
     """Return the numbers that raw events have when they come from the archive.
 
     Raises
@@ -166,12 +166,12 @@ def _archived_seq_nums(raw: Any, found: DenoisedStream, seq_nums: np.ndarray) ->
     DenoiseError
         If it cannot be told which they are.
     """
-    node = raw[found.raw_stream].base
-    if parts_of(node):
+    stored = archived.stored
+    if stored.parts:
         return seq_nums
-    number = min((len(EventArray(node, key)) for key in node), default=0)
+    number = min((len(stored.frames(key)) for key in stored.nodes), default=0)
     from_archive = bool(found.provenance.get(FROM_ARCHIVE))
-    rows = raw_rows(raw, found.raw_stream, seq_nums, number, from_archive=from_archive)
+    rows = archived.rows_of(seq_nums, number, from_archive=from_archive)
     return rows + 1  # numbered anew, for there are no events
 
 
@@ -379,7 +379,7 @@ def _check_readable(run: Any, uid: str, settings: DenoiseSettings) -> None:
         if found.run_uid != uid:
             continue
         try:
-            read_a_pixel(found.stream.base)
+            StoredStream(found.stream).read_a_pixel()
         except httpx.HTTPStatusError as error:
             reason = (
                 f"Tiled may not read the frames under {settings.frames_directory}; it must be in "

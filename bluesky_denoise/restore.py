@@ -14,8 +14,8 @@ from tiled.client.container import Container
 
 from bluesky_denoise.backup import read_backup, take_backup
 from bluesky_denoise.errors import BackupError
-from bluesky_denoise.in_tiled.event_array import EventArray, is_array
-from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.in_tiled.event_array import is_array
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 from bluesky_denoise.in_tiled.streams import denoised_in
 from bluesky_denoise.runs.derived_run import is_derived
 from bluesky_denoise.sources.resources import RESOURCE_PATCHES
@@ -291,11 +291,12 @@ def _has_all(kept: _KeptRun, name: str, stream: Any) -> bool:
     """Tell whether a file has all events that Tiled has of a stream."""
     if name not in kept.seq_nums:
         return False
-    numbers = read_table(stream.base, ["seq_num"])
+    stored = StoredStream(stream)
+    numbers = stored.read_table(["seq_num"])
     if numbers is not None:
         return set(numbers["seq_num"]) <= set(kept.seq_nums[name])
-    arrays = [key for key, node in stream.base.items() if is_array(node)]
-    return all(len(EventArray(stream.base, key)) <= kept.rows[name].get(key, 0) for key in arrays)
+    rows = kept.rows[name]
+    return all(len(stored.frames(key)) <= rows.get(key, 0) for key in stored.arrays)
 
 
 class _InPlace:

@@ -1,7 +1,6 @@
 """A Tiled server inside this process, for demos, tests, and one-person beamlines."""
 
 import asyncio
-import inspect
 import logging
 import os
 import secrets
@@ -10,13 +9,14 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from bluesky_denoise.errors import SettingsError, TiledUnavailable
+from bluesky_denoise.tiled_shortcuts import take_shortcuts
 
 __all__ = ["embedded_tiled"]
 
@@ -118,8 +118,7 @@ def embedded_tiled(
         cache_config=StreamingCacheConfig(uri="memory").model_dump(),
     )
     _take_types_from_all_rows(catalog)
-    _look_at_dependencies_once()
-    _go_straight_to_nodes()
+    take_shortcuts()
     # Without this, `run.documents()` is refused by the server.
     default_serialization_registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
     app = build_app(catalog, authentication=Authentication(single_user_api_key=api_key))
@@ -229,63 +228,6 @@ def _take_types_from_all_rows(catalog: Any) -> None:
     for storage in catalog.context.writable_storage.values():
         if isinstance(storage, SQLStorage):
             event.listen(storage._connection_pool, "connect", prepare)
-
-
-def _look_at_dependencies_once() -> None:
-    """Keep what FastAPI finds in the signatures of functions, in this whole process.
-
-    Where an application overrides some dependency, as Tiled does, FastAPI looks at those of all
-    of them anew in each request.
-    """
-    from fastapi.dependencies import utils
-
-    look = getattr(utils, "get_dependant", None)
-    if look is None or look.__module__ == __name__:  # it is here already
-        return
-    found: dict[Any, Any] = {}
-
-    def get_dependant(**told: Any) -> Any:
-        # A route, which adds to what it gets, tells no scopes of a parent.
-        if "parent_oauth_scopes" not in told or "own_oauth_scopes" in told:
-            return look(**told)
-        scopes = tuple(told["parent_oauth_scopes"] or ())
-        key = tuple((told | {"parent_oauth_scopes": scopes}).items())
-        if key not in found:
-            found[key] = look(**told)
-        return found[key]
-
-    utils.get_dependant = get_dependant
-
-
-def _go_straight_to_nodes() -> None:
-    """Find nodes of catalogs by their whole path, in this process, where no policy says who may.
-
-    Tiled asks the database for each node on the way, with its data sources, so as to apply an
-    access policy to each.
-    """
-    from tiled.catalog.adapter import CatalogNodeAdapter
-    from tiled.server import router
-    from tiled.server.core import NoEntry
-    from tiled.utils import BrokenLink
-
-    walk = getattr(router, "get_entry", None)
-    if walk is None or walk.__module__ == __name__:  # it is here already
-        return
-    signature = inspect.signature(walk)
-
-    async def get_entry(*given: Any, **named: Any) -> Any:
-        told = signature.bind(*given, **named).arguments
-        tree, families = told.get("root_tree"), told.get("structure_families")
-        segments = [part for part in told.get("path", "").split("/") if part]
-        free = told.get("access_policy") is None
-        if free and len(segments) > 1 and isinstance(tree, CatalogNodeAdapter):
-            with suppress(NoEntry, BrokenLink):
-                node = await tree.lookup_adapter(segments)
-                if families is None or node.structure_family in families:
-                    return node
-        return await walk(*given, **named)  # whatever is wrong, it says so
-
-    router.get_entry = get_entry
 
 
 def _serve_what_the_reader_has_seen(app: Any) -> None:

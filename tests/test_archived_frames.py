@@ -23,8 +23,9 @@ from tiled_fixtures import Live, in_tiled
 
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError
-from bluesky_denoise.in_tiled.archive import archived_documents, archived_events, raw_rows
-from bluesky_denoise.in_tiled.event_array import EventArray, rows_at_once
+from bluesky_denoise.in_tiled.archive import ArchivedStream, archived_documents
+from bluesky_denoise.in_tiled.event_array import rows_at_once
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.reprocessing import StoredResults
 from bluesky_denoise.router import DenoiseRouter
@@ -125,7 +126,7 @@ def test_a_file_with_frames_of_other_streams_is_not_denoised_from_the_archive(
     going_on.__iter__.side_effect, going_on.__getitem__.side_effect = run.__iter__, run.__getitem__
     for take in (
         lambda: list(archived_documents(run)),
-        lambda: list(archived_events(going_on, "primary")),
+        lambda: list(ArchivedStream(going_on, "primary").events()),
         lambda: exported(run, tmp_path / "x.h5"),
     ):
         with pytest.raises(DenoiseError, match="have frames for 3 events, and there are 2"):
@@ -166,7 +167,7 @@ def test_the_frame_of_a_point_that_was_broken_off_is_the_last(ended, tmp_path):
     for event, frame in zip(events, FRAMES[:2], strict=True):
         np.testing.assert_array_equal(np.squeeze(event["data"]["detector"]), frame)
     np.testing.assert_array_equal(exported(run, tmp_path / "x.h5")[0], FRAMES[:2])
-    events = archived_events(run, "primary", without_frames={1})
+    events = ArchivedStream(run, "primary").events(without_frames={1})
     assert ["detector" in event["data"] for event in events] == [False, True]
 
 
@@ -202,14 +203,14 @@ def joined(request, RE, raw, tiled, written, detector, beside):
     run = in_tiled(tiled, uid)
     if request.param == "when it is validated":
         assert run["primary"]["detector"].shape == (4, 2, *SHAPE)
-        events = EventArray(run["primary"].base, "detector")
+        events = StoredStream(run["primary"]).frames("detector")
         assert len(events) == 4
         np.testing.assert_array_equal(events[1:4], FRAMES[2:8].reshape(3, 2, *SHAPE))
         with pytest.warns(UserWarning, match="primary/detector"):
             run.validate(raise_on_error=True)
         run = in_tiled(tiled, uid)
     assert run["primary"]["detector"].shape == (8, *SHAPE)
-    events = EventArray(run["primary"].base, "detector")
+    events = StoredStream(run["primary"]).frames("detector")
     assert (events.shape, events.dtype) == ((4, 2, *SHAPE), events[:1].dtype)
     return run
 
@@ -413,7 +414,7 @@ def test_what_cannot_be_told_of_a_fly_scan_is_not_exported_and_not_drawn(
     np.testing.assert_array_equal(counts, FRAMES)
     np.testing.assert_array_equal(denoised, counts)
     some = np.array([1, 2, 5])  # as where that is stopped, and some frames were denoised before
-    found = raw_rows(retaken, "primary", some, len(FRAMES), from_archive=True)
+    found = ArchivedStream(retaken, "primary").rows_of(some, len(FRAMES), from_archive=True)
     np.testing.assert_array_equal(found, some - 1)
 
 

@@ -14,7 +14,7 @@ from tiled.client import from_context
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.catalog import has_frames, is_complete
 from bluesky_denoise.errors import DenoiseError, SettingsError, TiledUnavailable
-from bluesky_denoise.in_tiled.archive import raw_rows
+from bluesky_denoise.in_tiled.archive import ArchivedStream
 from bluesky_denoise.nexus import export_nexus
 from bluesky_denoise.reprocessing import StoredResults, has_result
 from bluesky_denoise.router import DenoiseRouter
@@ -103,9 +103,11 @@ def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, se
     assert StoredResults(run, found.provenance).seq_nums("primary") == {1, 3}
     going_on = type("GoingOn", (dict,), {"metadata": {"start": run.metadata["start"]}})(run)
     later = np.array([1, 2, 2, 2, 3, 6])  # than what Tiled has yet
-    np.testing.assert_array_equal(raw_rows(going_on, "primary", later, 7), [0, 1, 2, 4, 3, 6])
+    np.testing.assert_array_equal(
+        ArchivedStream(going_on, "primary").rows_of(later, 7), [0, 1, 2, 4, 3, 6]
+    )
     with pytest.raises(DenoiseError, match=r"has 4 raw frames, and frame 5 is denoised"):
-        raw_rows(run, "primary", np.array([1, 2, 2, 3, 4]), 4)
+        ArchivedStream(run, "primary").rows_of(np.array([1, 2, 2, 3, 4]), 4)
 
 
 def test_a_raw_row_that_was_written_twice_as_an_answer_was_lost_shifts_no_frame(
@@ -132,7 +134,9 @@ def test_a_raw_row_that_was_written_twice_as_an_answer_was_lost_shifts_no_frame(
     np.testing.assert_array_equal(
         found.stream["det_image"].read(), run["primary"]["det_image"].read() * 2
     )
-    np.testing.assert_array_equal(raw_rows(run, "primary", np.arange(1, 5), 4), [0, 1, 2, 3])
+    np.testing.assert_array_equal(
+        ArchivedStream(run, "primary").rows_of(np.arange(1, 5), 4), [0, 1, 2, 3]
+    )
 
 
 def test_an_exposure_that_was_configured_during_the_run_is_that_of_the_later_frames(

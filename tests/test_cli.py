@@ -25,7 +25,7 @@ from bluesky_denoise.cli import _denoised_keys, _moved_from
 from bluesky_denoise.commands.catalog import _numbers
 from bluesky_denoise.commands.terminal import console
 from bluesky_denoise.in_tiled.archive import archived_documents
-from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 from bluesky_denoise.reprocessing import reprocess
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.server import embedded_tiled
@@ -60,8 +60,8 @@ def test_runs_are_listed_denoised_and_shown(command, uid, tiled, tmp_path, monke
     said = command("show", uid[:8], "--picture", "event.foo", code=1)
     assert "event.foo cannot be written" in said
     assert "Traceback" not in said
-    begun = read_table(tiled.client[uid]["denoised"].base)[:0]  # as by a process that was killed
-    monkeypatch.setattr("bluesky_denoise.in_tiled.stream_table.read_table", lambda node: begun)
+    begun = StoredStream(tiled.client[uid]["denoised"]).read_table()[:0]  # by a killed process
+    monkeypatch.setattr(StoredStream, "read_table", lambda stored: begun)
     assert "The stream denoised has no events" in command("show", uid[:8], code=1)
 
 

@@ -16,7 +16,7 @@ from tiled_fixtures import Live, in_tiled
 from bluesky_denoise import denoised_streams, reprocess
 from bluesky_denoise.backup import BackupFile
 from bluesky_denoise.errors import BackupError, DenoiseError
-from bluesky_denoise.in_tiled.event_array import EventArray
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 from bluesky_denoise.restore import restore_run
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.sources.resources import RESOURCE_PATCHES, end_folder
@@ -269,7 +269,7 @@ def test_files_that_tiled_cannot_look_into_are_told(tmp_path, taken, logged):
     assert told in logged()
     assert "could not be handled" not in logged()
     with pytest.raises(DenoiseError, match="'AD_EIGER_MX', and has them as files, not as an array"):
-        EventArray(run["primary"].base, "det_image")
+        StoredStream(run["primary"]).frames("det_image")
 
 
 def test_the_dataset_of_a_layout_is_read_where_the_resource_names_it(tmp_path, taken):

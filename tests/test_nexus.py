@@ -20,7 +20,7 @@ from ophyd.sim import SynAxis, SynSignal
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.errors import DenoiseError, SettingsError
-from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 from bluesky_denoise.nexus import _axes, export_nexus
 from bluesky_denoise.simulation import ReplayFrames
 from bluesky_denoise.simulation.ophyd_devices import AreaDetectorReplay, ReplayDetector
@@ -144,8 +144,8 @@ def test_the_folder_of_the_file_is_made(run, tmp_path):
 
 
 def test_a_stream_without_a_table_or_without_a_row_is_refused(run, tmp_path, monkeypatch):
-    for table in (None, read_table(run["denoised"].base)[:0]):
-        monkeypatch.setattr("bluesky_denoise.nexus.read_table", lambda node, found=table: found)
+    for table in (None, StoredStream(run["denoised"]).read_table()[:0]):
+        monkeypatch.setattr(StoredStream, "read_table", lambda stored, found=table: found)
         with pytest.raises(SettingsError, match="'denoised' has no events; nothing to export"):
             export_nexus(run, "denoised", tmp_path / "run.nxs")
     assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,8 @@
 """The Tiled server inside a process."""
 
-import asyncio
 import sqlite3
 import subprocess
 import sys
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import bluesky.plans as bp
@@ -14,11 +11,6 @@ import numpy as np
 import pyarrow
 import pytest
 from bluesky_tiled_plugins import TiledWriter
-from fastapi import HTTPException
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
-from tiled.access_control.access_policies import NO_ACCESS
-from tiled.catalog import from_uri as catalog_from_uri
 from tiled.catalog.core import ALL_REVISIONS
 from tiled.client import from_context, from_uri
 from tiled.structures.array import ArrayStructure
@@ -146,90 +138,3 @@ def test_a_column_is_read_whose_first_numbers_come_late(tmp_path):
             with found.context:
                 np.testing.assert_array_equal(found.read()["width"], widths)
                 np.testing.assert_array_equal(found["width"].read(), widths)
-
-
-def test_signatures_of_dependencies_are_looked_at_once(tiled, monkeypatch):
-    from fastapi.dependencies import utils
-
-    looks, look = [], utils.get_typed_signature
-    monkeypatch.setattr(utils, "get_typed_signature", lambda call: looks.append(call) or look(call))
-    for _ in range(2):
-        looks.clear()
-        tiled.client.refresh()
-    assert looks == []
-
-
-@pytest.fixture(scope="module")
-def nested(tiled):
-    """Make a container in a container, with a table and an array in it."""
-    inner = tiled.client.create_container("outer").create_container("inner")
-    inner.write_array(np.arange(3.0), key="array")
-    return inner
-
-
-def test_a_node_is_found_by_one_question_however_deep_it_is(tiled, nested):
-    questions = []
-
-    def note(connection, cursor, statement, *_):
-        questions.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        array = from_context(tiled.client.context, node_path_parts=["outer", "inner", "array"])
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
-    np.testing.assert_array_equal(array.read(), np.arange(3.0))
-    assert sum(statement.startswith("SELECT nodes.id") for statement in questions) == 1
-
-
-@pytest.mark.parametrize(
-    ("path", "told"),
-    [
-        ("array/full/outer/inner/none", "No such entry: ['outer', 'inner', 'none']"),
-        ("array/full/outer/none/array", "No such entry: ['outer', 'none', 'array']"),
-        (
-            "array/full/outer/inner",
-            "The node at outer/inner has structure family StructureFamily.container",
-        ),
-        (
-            "search/outer/inner/array",
-            "The node at outer/inner/array has structure family StructureFamily.array",
-        ),
-    ],
-)
-def test_what_is_not_where_it_is_asked_for_is_told_with_its_path(tiled, nested, path, told):
-    url = f"{tiled.uri.partition('?')[0]}/{path}"
-    response = tiled.client.context.http_client.get(url)
-    assert response.status_code == 404
-    assert told in response.json()["detail"]
-
-
-class _NoneButTheTop:
-    """Whoever asks may read what lies at the top, and nothing below."""
-
-    async def allowed_scopes(self, *_):
-        return {"read:metadata"}
-
-    async def filters(self, node, *_):
-        return [] if node.node.parent is None else NO_ACCESS
-
-
-def test_a_policy_is_asked_about_each_node_on_the_way(tiled, tmp_path):
-    from tiled.server import router
-
-    with embedded_tiled(tmp_path) as uri, from_uri(uri).context as context:
-        from_context(context).create_container("outer").create_container("inner")
-
-    async def find(policy):
-        tree = catalog_from_uri(str(tmp_path / "catalog.db"))
-        user, times = [["read:metadata"], None, None, {"read:metadata"}], {"acl": Counter()}
-        try:
-            return await router.get_entry("outer/inner", *user, tree, {}, times, None, policy)
-        finally:
-            await tree.shutdown()
-
-    with ThreadPoolExecutor(1) as pool:
-        node = pool.submit(asyncio.run, find(None)).result()
-        assert node.node.key == "inner"
-        with pytest.raises(HTTPException, match="No such entry"):
-            pool.submit(asyncio.run, find(_NoneButTheTop())).result()

@@ -15,9 +15,9 @@ from tiled_fixtures import FRAMES
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
 from bluesky_denoise.catalog import events_of, frames_not_ok, is_complete
 from bluesky_denoise.errors import TiledUnavailable
-from bluesky_denoise.in_tiled.archive import archived_documents, archived_events
+from bluesky_denoise.in_tiled.archive import ArchivedStream, archived_documents
 from bluesky_denoise.in_tiled.layouts import connect, open_writer
-from bluesky_denoise.in_tiled.stream_table import parts_of, read_table
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 from bluesky_denoise.reprocessing import StoredResults, has_result
 from bluesky_denoise.router import DenoiseRouter
 from bluesky_denoise.testing import DocumentCollector, UnitDenoiser
@@ -61,8 +61,8 @@ def test_readings_and_exposures_are_found_in_all_tables_of_a_raw_stream(
     moved = [SynAxis(name=f"m{i}") for i in range(others)]  # of two readings each
     (uid,) = RE(bp.list_scan([det, *moved], det.cam.acquire_time, [0.5, 1.0]))
     stream = tiled.client[uid]["primary"].base
-    assert len(parts_of(stream)) == parts
-    events = list(archived_events(tiled.client[uid], "primary"))
+    assert len(StoredStream(stream).parts) == parts
+    events = list(ArchivedStream(tiled.client[uid], "primary").events())
     assert [event["seq_num"] for event in events] == [1, 2]
     assert [event["data"]["det_cam_acquire_time"] for event in events] == [0.5, 1.0]
     keys = stream.metadata["data_keys"].keys()
@@ -84,7 +84,7 @@ def skipped(run, settings, number):
 def test_frames_that_lack_are_told_and_the_others_are_taken_over(run, settings, command):
     provenance, uid = skipped(run, settings, 2), run.metadata["start"]["uid"]
     (found,) = denoised_streams(run)
-    assert len(parts_of(found.stream.base)) == 2
+    assert len(StoredStream(found.stream).parts) == 2
     assert (frames_not_ok(found), events_of(run, found)) == (1, (3, 3))
     assert not is_complete(run)
     assert has_result(run, provenance) == ""
@@ -93,7 +93,7 @@ def test_frames_that_lack_are_told_and_the_others_are_taken_over(run, settings, 
     known = StoredResults(run, provenance)
     assert known.seq_nums("primary") == {1, 3}
     reprocess(run, settings, known=known)
-    new, old = (read_table(found.stream.base) for found in denoised_streams(run))
+    new, old = (StoredStream(found.stream).read_table() for found in denoised_streams(run))
     assert list(new["denoise_ok"]) == [True] * 3
     np.testing.assert_array_equal(new["spot_intensity"][::2], old["spot_intensity"][::2])
     assert is_complete(run)
@@ -125,7 +125,8 @@ def test_a_point_that_was_taken_again_is_beside_its_own_raw_frame(
     most(32)
     run = tiled.client[uid]
     reprocess(run, settings)
-    assert list(read_table(denoised_streams(run)[0].stream.base)["raw_seq_num"]) == [1, 2, 2, 3]
+    table = StoredStream(denoised_streams(run)[0].stream).read_table()
+    assert list(table["raw_seq_num"]) == [1, 2, 2, 3]
     assert StoredResults(run, denoised_streams(run)[0].provenance).seq_nums("primary") == {1, 3}
     command("export", uid)
     with h5py.File(tmp_path / f"{uid[:8]}_denoised.nxs") as file:
@@ -155,14 +156,14 @@ def test_a_row_that_is_twice_in_one_of_the_tables_is_written_anew(run, settings,
         with pytest.raises(TiledUnavailable, match=r"1 of 4 rows of 'denoised' .* twice"):
             open_writer(client, settings).write(derived.documents)
         open_writer(client, settings).write(derived.documents)
-    assert len(read_table(denoised_streams(run)[0].stream.base)) == 3
+    assert len(StoredStream(denoised_streams(run)[0].stream).read_table()) == 3
 
 
 def test_rows_that_one_table_lacks_are_not_read(run, caplog):
     stream = run["primary"].base
-    other = next(part for part in parts_of(stream) if "seq_num" not in part.columns)
+    other = next(part for part in StoredStream(stream).parts if "seq_num" not in part.columns)
     other.append_partition(0, pa.Table.from_pandas(other.read()[:1], preserve_index=False))
-    assert list(read_table(stream)["seq_num"]) == [1, 2, 3]
+    assert list(StoredStream(stream).read_table()["seq_num"]) == [1, 2, 3]
     assert "primary have from 3 to 4 rows; the first 3 are read" in caplog.text
 
 
@@ -183,14 +184,14 @@ def requests(tiled, monkeypatch):
 
 def test_columns_are_asked_of_the_tables_that_have_them(run, requests):
     stream = run["primary"].base
-    of_parts = [part.columns for part in parts_of(stream)]
+    of_parts = [part.columns for part in StoredStream(stream).parts]
     assert len(of_parts) == 2
     wanted = [of_parts[1][0], of_parts[0][0], of_parts[0][1]]
     requests.clear()
-    assert list(read_table(stream, wanted[:1])) == wanted[:1]
+    assert list(StoredStream(stream).read_table(wanted[:1])) == wanted[:1]
     assert len(requests) == 2  # what there is, and one table
     requests.clear()
-    assert list(read_table(stream, wanted)) == wanted
+    assert list(StoredStream(stream).read_table(wanted)) == wanted
     assert len(requests) == 3
 
 
@@ -198,7 +199,7 @@ def test_one_table_is_read_in_two_requests(RE, tiled, written, det, requests):
     (uid,) = RE(bp.count([det], 2))
     stream = tiled.client[uid]["primary"].base
     requests.clear()
-    assert list(read_table(stream, ["seq_num"])) == ["seq_num"]
+    assert list(StoredStream(stream).read_table(["seq_num"])) == ["seq_num"]
     assert len(requests) == 2
 
 

@@ -20,7 +20,7 @@ from tiled_fixtures import FRAMES, IN_FILES, INLINE, check_documents, in_tiled
 from bluesky_denoise import __version__
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.in_tiled.layouts import explain
-from bluesky_denoise.in_tiled.stream_table import read_table
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 from bluesky_denoise.in_tiled.streams import StreamWriter
 from bluesky_denoise.reprocessing import mark_interrupted, reprocess
 from bluesky_denoise.router import DenoiseRouter
@@ -88,7 +88,7 @@ def test_a_row_that_tiled_has_twice_hides_none_that_come_later(RE, tiled, writte
     row = stream["internal"].read()
     stream["internal"].append_partition(0, pa.Table.from_pandas(row, preserve_index=False))
     StreamWriter(tiled.client).write(derived.documents)
-    assert list(read_table(stream)["raw_seq_num"]) == [1, 2]
+    assert list(StoredStream(stream).read_table()["raw_seq_num"]) == [1, 2]
     assert in_tiled(tiled, uid)["denoised"].metadata["denoise"]["num_events"] == 2
 
 

@@ -16,6 +16,7 @@ from bluesky_denoise.catalog import (
     is_whole_so_far,
 )
 from bluesky_denoise.errors import DenoiseError
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 
 DISK = "'det' could not be saved in /data: No space left on device"
 
@@ -36,7 +37,7 @@ def read(monkeypatch):
 
     def read(ok=(True, True, True), reasons=("", "", "")):
         table = pd.DataFrame({"denoise_ok": list(ok), "denoise_reason": list(reasons)})
-        monkeypatch.setattr(catalog, "read_table", lambda node, columns=None: table)
+        monkeypatch.setattr(StoredStream, "read_table", lambda stored, columns=None: table)
 
     read()
     return read

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bluesky_denoise.bus.received import ReceivedStream
-from bluesky_denoise.in_tiled.archive import archived_events, descriptors_of
+from bluesky_denoise.in_tiled.archive import ArchivedStream
 
 __all__ = ["Descriptors", "LostEvents"]
 
@@ -62,7 +62,7 @@ class LostEvents:
         try:
             run = self.catalog()[uid]
             return all(
-                any(archived_events(run, name, number, number))
+                any(ArchivedStream(run, name).events(number, number))
                 for name, number in wanted.items()
                 if number
             )
@@ -100,14 +100,14 @@ class LostEvents:
         pauses = _Pauses(patience_s)
         while True:
             try:
-                run = self.catalog()[uid]
+                archived = ArchivedStream(self.catalog()[uid], stream.name)
                 found = [
                     event
-                    for event in archived_events(run, stream.name, first, last)
+                    for event in archived.events(first, last)
                     if (event["time"], event["seq_num"]) > stream.newest
                     and event["data"].keys() >= set(stream.keys)  # files come after the table
                 ]
-                descriptors = {doc["uid"]: doc for doc in descriptors_of(run, stream.name)}
+                descriptors = {doc["uid"]: doc for doc in archived.descriptors()}
                 events, why = found, "not in Tiled"
             except KeyError:
                 why = "not in Tiled"

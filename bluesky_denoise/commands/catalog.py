@@ -136,7 +136,7 @@ def show(
 ) -> None:
     """Show raw against denoised as a picture, the numbers, the audit, and what made them."""
     from bluesky_denoise.catalog import find_stream, frames_not_ok
-    from bluesky_denoise.in_tiled.stream_table import read_table
+    from bluesky_denoise.in_tiled.stored_stream import StoredStream
     from bluesky_denoise.views.picture import draw_event
 
     picture = picture_file(picture)
@@ -144,7 +144,7 @@ def show(
         run = find_run(catalog, uid)
         chosen = find_stream(run, stream, container)
         told = {key: getattr(chosen, key) for key in _SHOWN}
-        table = read_table(chosen.stream.base)
+        table = StoredStream(chosen.stream).read_table()
         if table is None or table.empty:
             fail(f"The stream {chosen.name} has no events. {chosen.reason}".strip())
         if not 1 <= event <= len(table):

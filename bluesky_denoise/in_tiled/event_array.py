@@ -1,7 +1,7 @@
 """Frames of a stream in Tiled by their events, and why they cannot be read."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,10 +26,12 @@ class EventArray:
 
     Parameters
     ----------
-    node :
-        Tiled client of the stream.
     key :
         Data key of the array.
+    array :
+        Tiled client of it.
+    spec :
+        What the descriptor has under the key.
 
     Raises
     ------
@@ -37,12 +39,11 @@ class EventArray:
         If Tiled has files that it cannot look into.
     """
 
-    def __init__(self, node: Any, key: str) -> None:
-        self._key, self._array = key, node[key]
-        array = self._array
+    def __init__(self, key: str, array: Any, spec: Mapping[str, Any]) -> None:
+        self._key, self._array = key, array
         if not is_array(array):
             raise DenoiseError(why_no_array(key, array))
-        shape: Sequence[int] = node.metadata["data_keys"].get(key, {}).get("shape") or ()
+        shape: Sequence[int] = spec.get("shape") or ()
         # Files of areaDetector say by themselves how many frames a point has.
         declared = shape[0] if len(shape) == 3 else 1
         frames = array.metadata.get("frame_per_point") or declared or 1

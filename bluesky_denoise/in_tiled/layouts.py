@@ -13,8 +13,9 @@ from tiled.structures.core import Spec
 
 from bluesky_denoise.documents import Document
 from bluesky_denoise.errors import TiledUnavailable
-from bluesky_denoise.in_tiled.stream_table import Columns, parts_of
-from bluesky_denoise.in_tiled.streams import StreamWriter, read_a_pixel, streams_of
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
+from bluesky_denoise.in_tiled.stream_table import Columns
+from bluesky_denoise.in_tiled.streams import StreamWriter, streams_of
 from bluesky_denoise.settings import DenoiseSettings
 
 __all__ = [
@@ -90,7 +91,7 @@ class DerivedRunWriter:
     def _check_rows(self, uid: str) -> None:
         """Raise where `TiledWriter` has sent a row again whose answer was lost."""
         for name, stream in self._container[uid].items():
-            columns = [_a_column(part) for part in parts_of(stream.base)]
+            columns = [_a_column(part) for part in StoredStream(stream).parts]
             if not columns:
                 continue
             (numbers,) = (column for column in columns if column.name == "seq_num")
@@ -175,7 +176,7 @@ def open_writer(client: Any, settings: DenoiseSettings) -> Writer:
 
 
 def try_reading(client: Any, settings: DenoiseSettings, start: Mapping[str, Any]) -> bool:
-    """Read a pixel of each denoised array of a derived run; see `read_a_pixel`.
+    """Read a pixel of each denoised array of a derived run; see `StoredStream.read_a_pixel`.
 
     Parameters
     ----------
@@ -197,10 +198,10 @@ def try_reading(client: Any, settings: DenoiseSettings, start: Mapping[str, Any]
         Whatever Tiled raises.
     """
     if settings.tiled_layout == "run":
-        streams = [stream.base for stream in client[start["uid"]].values()]
+        streams = list(client[start["uid"]].base.values())
     else:
         streams = [node for _, node in streams_of(client[start["original_run_uid"]], start["uid"])]
-    found = [read_a_pixel(stream) for stream in streams]
+    found = [StoredStream(stream).read_a_pixel() for stream in streams]
     return any(found)
 
 

@@ -19,16 +19,15 @@ from tiled.utils import safe_json_dump
 
 from bluesky_denoise.documents import Document
 from bluesky_denoise.errors import TiledUnavailable
-from bluesky_denoise.in_tiled.stream_table import Columns, is_table, parts_of
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
+from bluesky_denoise.in_tiled.stream_table import Columns
 from bluesky_denoise.runs.derived_run import raw_stream_of
 
 __all__ = [
     "METADATA_KEY",
     "NodeMissing",
     "StreamWriter",
-    "arrays_of",
     "denoised_in",
-    "read_a_pixel",
     "streams_of",
     "tags_of",
 ]
@@ -71,23 +70,6 @@ def streams_of(run: Any, derived_uid: str) -> Iterator[tuple[str, Any]]:
     for key, stream, provenance in denoised_in(run):
         if provenance.get("run_uid") == derived_uid:
             yield key, stream.base
-
-
-def arrays_of(node: Any) -> dict[str, Any]:
-    """Return the arrays of a stream's node, ``stream.base``; columns would be a request each."""
-    return {key: child for key, child in node.items() if not is_table(key, child)}
-
-
-def read_a_pixel(stream: Any) -> bool:
-    """Read a pixel of each array of a stream's node, and tell whether there is an array.
-
-    A server takes the address of any file, and finds out only when the frames are read that
-    it may not read there: whatever Tiled raises then is raised.
-    """
-    arrays = arrays_of(stream)
-    for array in arrays.values():
-        array[(slice(0, 1),) * array.ndim]
-    return bool(arrays)
 
 
 class StreamWriter:
@@ -255,12 +237,14 @@ class _Stream:
         self._datums: set[str] = set()  # that have been added: documents may come twice
         self._written, self._resumed = 0, resumed
         self._piece_bytes = _PIECE_BYTES
-        if resumed and (parts := parts_of(node)):
-            self._table = parts[0]
+        if not resumed:
+            return
+        there = StoredStream(node)
+        if there.parts:
+            self._table = there.parts[0]
             # Not how many rows there are: one whose answer was too late may be there twice.
             self._written = int(max(self._table.read(["seq_num"])["seq_num"], default=0))
-        if resumed:
-            self._inline = {key: node[key] for key in self._arrays if key in node}
+        self._inline = {key: there.nodes[key] for key in self._arrays if key in there.nodes}
 
     def add_files(
         self, datums: list[Mapping[str, Any]], resources: Mapping[str, Mapping[str, Any]]

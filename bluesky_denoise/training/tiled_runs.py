@@ -9,7 +9,7 @@ import numpy as np
 
 from bluesky_denoise.errors import DenoiseError, FrameShapeError, TiledUnavailable
 from bluesky_denoise.frame_files import usable_mask
-from bluesky_denoise.in_tiled.archive import archived_events, descriptors_of
+from bluesky_denoise.in_tiled.archive import ArchivedStream
 from bluesky_denoise.in_tiled.layouts import connect, why_not_opened
 from bluesky_denoise.settings import DenoiseSettings
 from bluesky_denoise.sources.exposure import Exposure, find_exposure
@@ -242,7 +242,8 @@ def _check_positions(name: str, short: _Taken, long: _Taken) -> None:
 
 
 def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
-    descriptors = descriptors_of(run, stream)
+    archived = ArchivedStream(run, stream)
+    descriptors = archived.descriptors()
     keys = descriptors[0]["data_keys"]
     images = [key for key in keys if is_frame_key(keys[key])]
     frame_key = images[0] if data_key is None and len(images) == 1 else data_key
@@ -256,7 +257,7 @@ def _taken(run: Any, stream: str, data_key: str | None) -> _Taken:
     found = {d["uid"]: _exposure(d, frame_key, motors) for d in descriptors}
     motors = [motor for motor in motors if motor in keys]
     frames, exposures, positions = [], [], []
-    for event in archived_events(run, stream):
+    for event in archived.events():
         data, exposure = event["data"], found[event["descriptor"]]
         frames.append(as_stack(data[frame_key], frame_key))
         exposures.append(exposure.of_event(data) if exposure else np.nan)

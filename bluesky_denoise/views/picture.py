@@ -7,10 +7,8 @@ import numpy as np
 
 from bluesky_denoise.catalog import FROM_ARCHIVE
 from bluesky_denoise.errors import DenoiseError
-from bluesky_denoise.in_tiled.archive import raw_rows
-from bluesky_denoise.in_tiled.event_array import EventArray
-from bluesky_denoise.in_tiled.stream_table import read_table
-from bluesky_denoise.in_tiled.streams import arrays_of
+from bluesky_denoise.in_tiled.archive import find_raw
+from bluesky_denoise.in_tiled.stored_stream import StoredStream
 from bluesky_denoise.sources.frame_keys import SIGMA, is_sigma, raw_key
 from bluesky_denoise.views.screen import block_px, panels, show_blocks
 
@@ -44,16 +42,15 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    raw = run[denoised.raw_stream].base if denoised.raw_stream in run else {}
-    node = denoised.stream.base
-    specs = node.metadata["data_keys"]
+    raw, stored = find_raw(run, denoised.raw_stream), StoredStream(denoised.stream)
+    specs = stored.metadata["data_keys"]
     raw_keys = {key: raw_key(key, spec) for key, spec in specs.items()}
-    frames = {key: array for key, array in arrays_of(node).items() if array.ndim >= 3}
-    keys = [key for key in frames if raw_keys[key] in raw]
-    if not keys:
+    frames = {key: array for key, array in stored.arrays.items() if array.ndim >= 3}
+    keys = [key for key in frames if raw and raw_keys[key] in raw.stored.nodes]
+    if raw is None or not keys:
         what = "raw" if frames else "denoised"
         raise DenoiseError(f"There are no {what} frames of {denoised.name} in Tiled to draw.")
-    table = read_table(node, ["raw_seq_num", *(f"{key}_exposure_s" for key in keys)])
+    table = stored.read_table(["raw_seq_num", *(f"{key}_exposure_s" for key in keys)])
     seq_nums = table["raw_seq_num"].to_numpy(int)
     errors = {key.removesuffix(SIGMA): key for key in frames if is_sigma(key, specs)}
     columns = 4 if errors.keys() & set(keys) else 3
@@ -70,11 +67,9 @@ def draw_event(run: Any, denoised: Any, event: int, path: Path) -> None:
         exposure_s = float(table[f"{key}_exposure_s"][event - 1])
         rate = np.asarray(frames[key][event - 1], float)
         rate = rate.reshape(-1, *rate.shape[-2:])[0]
-        events = EventArray(raw, raw_keys[key])
-        order = raw_rows(
-            *(run, denoised.raw_stream, seq_nums, len(events)),
-            from_archive=bool(denoised.provenance.get(FROM_ARCHIVE)),
-        )
+        events = raw.stored.frames(raw_keys[key])
+        from_archive = bool(denoised.provenance.get(FROM_ARCHIVE))
+        order = raw.rows_of(seq_nums, len(events), from_archive=from_archive)
         at = order[event - 1]
         counts = np.asarray(events[at : at + 1])
         counts = counts.reshape(-1, *counts.shape[-2:])[0]
