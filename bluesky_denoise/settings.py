@@ -28,7 +28,7 @@ from bluesky_denoise.columns import LONGEST_OF_KEY, MOST_REGIONS, check_columns
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.masks import load_mask
 from bluesky_denoise.settings_errors import EXPECTED, expected, explain
-from bluesky_denoise.settings_rois import Regions, by_data_key, check_names, check_seen
+from bluesky_denoise.settings_rois import Rois, by_data_key, check_names, check_seen
 from bluesky_denoise.support.directories import check_writable, data_directory
 from bluesky_denoise.support.run_directories import check_run_directory, names_keys
 from bluesky_denoise.support.yaml_files import read_yaml
@@ -74,7 +74,7 @@ class DenoiseSettings(BaseModel):
     """Invalid pixels (nonzero), (H, W): array, or .npy / .tif / .h5 file; or one by data key, or
     by detector."""
 
-    rois: Annotated[Regions, BeforeValidator(by_data_key), AfterValidator(check_names)] = Field(
+    rois: Annotated[Rois, BeforeValidator(by_data_key), AfterValidator(check_names)] = Field(
         default_factory=dict
     )
     """Regions whose intensity goes into each event, as ``{"satellite": ROI(rows=(80, 96),
@@ -283,7 +283,7 @@ class DenoiseSettings(BaseModel):
 
     @field_validator("rois")
     @classmethod
-    def _can_be_seen(cls, rois: Regions, info: ValidationInfo) -> Regions:
+    def _can_be_seen(cls, rois: Rois, info: ValidationInfo) -> Rois:
         check_seen(rois, lambda key: _of(info.data.get("mask"), (key,)))
         return rois
 
@@ -364,7 +364,7 @@ class DenoiseSettings(BaseModel):
 
     def rois_of(
         self, data_keys: Sequence[str], also: Mapping[str, Sequence[str]] | None = None
-    ) -> Regions:
+    ) -> Rois:
         """Return, for each of the data keys that a stream has, its regions by name.
 
         Parameters
@@ -375,7 +375,7 @@ class DenoiseSettings(BaseModel):
             By data key, what else its frames may be called here.
         """
         also = also or {}
-        regions: Regions = {key: {} for key in data_keys}
+        regions: Rois = {key: {} for key in data_keys}
         for key, of_key in regions.items():
             for name in (key, *also.get(key, ())):
                 of_key.update(self.rois.get(name, {}))

@@ -9,9 +9,9 @@ import numpy as np
 from bluesky_denoise.columns import LONGEST_OF_ROI, check_columns
 from bluesky_denoise.roi import ROI
 
-__all__ = ["Regions", "by_data_key", "check_names", "check_seen", "is_hidden"]
+__all__ = ["Rois", "by_data_key", "check_names", "check_seen", "is_hidden"]
 
-Regions = dict[str, dict[str, ROI]]
+Rois = dict[str, dict[str, ROI]]
 """By data key, ``"*"`` for the first one that is denoised, the regions by name."""
 
 
@@ -31,7 +31,7 @@ def _is_region(value: Any) -> bool:
     )
 
 
-def check_names(rois: Regions) -> Regions:
+def check_names(rois: Rois) -> Rois:
     """Refuse names that cannot begin those of columns, or that two regions have."""
     for name in {name: None for regions in rois.values() for name in regions}:
         if not name.isidentifier():
@@ -47,7 +47,7 @@ def check_names(rois: Regions) -> Regions:
     return rois
 
 
-def check_seen(rois: Regions, mask_of: Callable[[str], np.ndarray | None]) -> None:
+def check_seen(rois: Rois, mask_of: Callable[[str], np.ndarray | None]) -> None:
     """Refuse regions of which a mask leaves nothing.
 
     Parameters

@@ -57,6 +57,26 @@ def test_names_of_directories_are_texts_and_numbers_also_those_of_numpy(value):
     assert path == Path(f"/data/{value}")
 
 
+@pytest.mark.parametrize(
+    ("path", "start", "wanted"),
+    [
+        ("{scan_id:05d}", {"scan_id": 7}, "00007"),
+        ("{sample:.3}", {"sample": "lead"}, "lea"),
+        ("{scan_id:0{digits}d}", {"scan_id": 7, "digits": 3}, "007"),
+        ("{temperature_k:.0f}K", {"temperature_k": 4.2}, "4K"),
+        ("{sample!r}", {"sample": "lead"}, "'lead'"),
+    ],
+)
+def test_how_a_name_is_written_may_be_given(tmp_path, path, start, wanted):
+    directory = DenoiseSettings(frames_directory=tmp_path / path).frames_directory
+    assert directory_of_run(directory, start) == tmp_path / wanted
+
+
+def test_a_value_that_cannot_be_written_as_is_given_is_told():
+    with pytest.raises(ValueError, match=r"does not fit /data/{scan_id:05d}: Unknown format code"):
+        directory_of_run(Path("/data/{scan_id:05d}"), {"scan_id": "cold"})
+
+
 @pytest.mark.parametrize("value", [" ", ".", "a/b", "a\\b", "a#b", "a?b", "a\0b", None, ["a"]])
 def test_what_cannot_be_the_name_of_one_directory_is_refused(value):
     with pytest.raises(ValueError, match="names no directory"):
@@ -95,6 +115,8 @@ def test_a_run_that_names_none_has_its_numbers_and_the_reason(
         ("{}", "expected keys of start documents in braces"),
         ("{0}", "expected keys of start documents in braces"),
         ("{a b}", "expected keys of start documents in braces"),
+        ("{scan_id:05q}", "can be written in the way that is given for scan_id"),
+        ("{proposal[id]!z}", r"can be written in the way that is given for proposal\[id\]"),
     ],
 )
 def test_a_setting_that_can_be_no_directory_is_refused(tmp_path, directory, message):

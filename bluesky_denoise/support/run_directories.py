@@ -28,17 +28,34 @@ def check_run_directory(directory: Path) -> None:
         If the names are none, or what comes before them is no directory.
     """
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(str(directory))]
+        parsed = list(string.Formatter().parse(str(directory)))
     except ValueError as error:
         raise ValueError(f"{directory}: {error}; a brace that is meant is written twice") from None
-    if any(field is not None and not field.partition("[")[0].isidentifier() for field in fields):
-        raise ValueError(
-            f"{directory}: expected keys of start documents in braces, such as {{proposal}} or "
-            "{proposal[id]}"
-        )
+    for _, field, spec, conversion in parsed:
+        if field is None:
+            continue
+        if not field.partition("[")[0].isidentifier():
+            raise ValueError(
+                f"{directory}: expected keys of start documents in braces, such as {{proposal}} or "
+                "{proposal[id]}"
+            )
+        if not any(_takes(value, spec or "", conversion) for value in (1, 1.0, "a")):
+            raise ValueError(
+                f"{directory}: neither a number nor a text can be written in the way that is given "
+                f"for {field}; expected such as {{scan_id:05d}}"
+            )
     fixed = next(path for path in directory.parents if not names_keys(path))
     if not fixed.is_dir():
         raise ValueError(f"{fixed} is no directory")
+
+
+def _takes(value: float | str, spec: str, conversion: str | None) -> bool:
+    """Tell whether a value can be formatted, as far as that is known before there is one."""
+    try:
+        format(string.Formatter().convert_field(value, conversion), spec)
+    except ValueError:
+        return "{" in spec  # which has keys in it, too
+    return True
 
 
 def directory_of_run(directory: Path, start: Mapping[str, Any]) -> Path:
@@ -75,3 +92,10 @@ class _Names(string.Formatter):
         if not is_name or set(name) & set("/\\#?\0"):
             raise ValueError(f"{field_name} of the start document, {value!r}, names no directory")
         return value, first
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """Write a value; one that cannot be written so fits as little as one of another type."""
+        try:
+            return str(super().format_field(value, format_spec))
+        except ValueError as error:
+            raise TypeError(str(error)) from None
