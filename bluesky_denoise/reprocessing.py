@@ -86,7 +86,7 @@ class StoredResults:
         except DenoiseError as error:
             logger.warning("%s is not taken over: %s", found.name, error)
             return
-        arrays = stored.nodes
+        arrays = stored.arrays
         length = min([len(table), *(array.shape[0] for array in arrays.values())])
         good = has_frames(table)
         good &= ~table["raw_seq_num"].isin(_taken_again(archived))  # which is which?

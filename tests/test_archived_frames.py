@@ -461,3 +461,25 @@ def test_a_router_takes_the_documents_that_tiled_gives(RE, tiled):
     derived.validate()
     assert values(derived, "denoise_ok") == [True] * 3
     assert derived.by_name["stop"][0]["exit_status"] == "success"
+
+
+def test_each_question_about_a_stream_is_asked_once(RE, tiled, camera, motor):
+    RE.subscribe(TiledWriter(tiled.client, batch_size=1))
+    (uid,) = RE(bp.scan([camera], motor, 1, 3, 3))
+    run, asked = in_tiled(tiled, uid), []
+    hooks = tiled.client.context.http_client.event_hooks
+    tiled.client.context.http_client.event_hooks = {
+        **hooks,
+        "request": [*hooks["request"], lambda request: asked.append(request.url.path)],
+    }
+    try:
+        assert len(list(archived_documents(run))) == 6
+    finally:
+        tiled.client.context.http_client.event_hooks = hooks
+    *others, of_frames = [re.sub(rf".*/v1/|{uid}", "", path) for path in asked]
+    assert others == [
+        "metadata//primary",
+        "search//primary",
+        "table/partition//primary/internal",
+    ]
+    assert of_frames.startswith("array/")

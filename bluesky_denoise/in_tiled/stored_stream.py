@@ -111,9 +111,9 @@ class StoredStream:
         A server takes the address of any file, and finds out only when the frames are read that
         it may not read there: whatever Tiled raises then is raised.
         """
-        for array in self.nodes.values():
+        for array in self.arrays.values():
             array[(slice(0, 1),) * array.ndim]
-        return bool(self.nodes)
+        return bool(self.arrays)
 
 
 def _read_part(part: Any, columns: Sequence[str] | None) -> Any:
