@@ -66,38 +66,6 @@ def archived_documents(
         yield "stop", dict(stop)
 
 
-def _readable(stream: "ArchivedStream") -> list[dict[str, Any]]:
-    """Return the descriptors without the data keys of files that Tiled cannot look into."""
-    descriptors = stream.descriptors()
-    for key, node in stream.stored.nodes.items():
-        if is_array(node):
-            continue
-        logger.warning("%s: %s is left out. %s", stream, key, why_no_array(key, node))
-        for descriptor in descriptors:
-            descriptor["data_keys"].pop(key, None)
-            for owned in descriptor.get("object_keys", {}).values():
-                owned[:] = [other for other in owned if other != key]
-    _warn_of_filled_up(descriptors[0], stream)
-    return descriptors
-
-
-def _warn_of_filled_up(descriptor: Mapping[str, Any], stream: "ArchivedStream") -> None:
-    """Tell of frames that are larger in Tiled than they were said to be: zeros may be no counts."""
-    for key, array in stream.stored.arrays.items():
-        spec = descriptor["data_keys"].get(key, {})
-        external = "external" in stream.stored.metadata.get("data_keys", {}).get(key, {})
-        if not is_frame_key(spec) or external:
-            continue
-        said, found = tuple(spec["shape"][-2:]), tuple(array.shape[-2:])
-        if said != found:
-            logger.warning(
-                "%s: frames of %s are %s in Tiled, and the descriptor has %s. If "
-                "their size changed during the run, zeros were put around the smaller ones, and "
-                "are denoised as if they were counts.",
-                *(stream, key, found, said),
-            )
-
-
 class ArchivedStream:
     """A raw stream of a run in Tiled.
 
@@ -232,8 +200,8 @@ class ArchivedStream:
             )
         if len(found) and found.max() >= number:
             raise DenoiseError(
-                f"{self}, has {number} raw frames, and frame {found.max() + 1} is "
-                "denoised. If the run is still being written, wait for its end."
+                f"{self}, has {number} raw frames, and frame {found.max() + 1} is denoised. If the "
+                "run is still being written, wait for its end."
             )
         return found
 
@@ -246,10 +214,10 @@ class ArchivedStream:
             if len(found) > 1:
                 told = ", ".join("unknown" if value is None else f"{value:g} s" for value in found)
                 raise DenoiseError(
-                    f"{self}: the exposure of {key} was "
-                    f"changed during the scan ({told}), and Tiled does not tell which frames had "
-                    "which, as the stream has no events. Denoise such a scan live, or from its "
-                    "documents; or take a run or a stream for each exposure."
+                    f"{self}: the exposure of {key} was changed during the scan ({told}), and "
+                    "Tiled does not tell which frames had which, as the stream has no events. "
+                    "Denoise such a scan live, or from its documents; or take a run or a stream "
+                    "for each exposure."
                 )
 
     def _check_rows(self, frames: int, events: int) -> None:
@@ -265,10 +233,10 @@ class ArchivedStream:
         ahead = not stop or (stop.get("exit_status") != "success" and frames == events + 1)
         if not (ahead and self._has_own_files()):
             raise DenoiseError(
-                f"{self}: the files have frames for "
-                f"{frames} events, and there are {events}; Tiled does not tell which frames are of "
-                "which event. They may be of other streams, or of points that were taken again or "
-                "dropped. Denoise such a run beside the scan, or from its documents."
+                f"{self}: the files have frames for {frames} events, and there are {events}; Tiled "
+                "does not tell which frames are of which event. They may be of other streams, or "
+                "of points that were taken again or dropped. Denoise such a run beside the scan, "
+                "or from its documents."
             )
 
     def _has_own_files(self) -> bool:
@@ -278,6 +246,38 @@ class ArchivedStream:
         return all(
             METADATA_KEY in other or keys.isdisjoint(other.get("data_keys", {})) for other in others
         )
+
+
+def _readable(stream: ArchivedStream) -> list[dict[str, Any]]:
+    """Return the descriptors without the data keys of files that Tiled cannot look into."""
+    descriptors = stream.descriptors()
+    for key, node in stream.stored.nodes.items():
+        if is_array(node):
+            continue
+        logger.warning("%s: %s is left out. %s", stream, key, why_no_array(key, node))
+        for descriptor in descriptors:
+            descriptor["data_keys"].pop(key, None)
+            for owned in descriptor.get("object_keys", {}).values():
+                owned[:] = [other for other in owned if other != key]
+    _warn_of_filled_up(descriptors[0], stream)
+    return descriptors
+
+
+def _warn_of_filled_up(descriptor: Mapping[str, Any], stream: ArchivedStream) -> None:
+    """Tell of frames that are larger in Tiled than they were said to be: zeros may be no counts."""
+    for key, array in stream.stored.arrays.items():
+        spec = descriptor["data_keys"].get(key, {})
+        external = "external" in stream.stored.metadata.get("data_keys", {}).get(key, {})
+        if not is_frame_key(spec) or external:
+            continue
+        said, found = tuple(spec["shape"][-2:]), tuple(array.shape[-2:])
+        if said != found:
+            logger.warning(
+                "%s: frames of %s are %s in Tiled, and the descriptor has %s. If their size "
+                "changed during the run, zeros were put around the smaller ones, and are denoised "
+                "as if they were counts.",
+                *(stream, key, found, said),
+            )
 
 
 def find_raw(run: Any, name: str) -> ArchivedStream | None:
