@@ -1,10 +1,12 @@
 """What the embedded Tiled server would do anew in each request, done once.
 
-All of it is of the whole process, changes no answer, and is left out where Tiled or FastAPI no
-longer have what it is about.
+All of it is of the whole process, changes no answer, and is left out where Tiled, FastAPI or
+SQLAlchemy no longer have what it is about.
 """
 
 import inspect
+import sqlite3
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import wraps
@@ -22,6 +24,7 @@ def take_shortcuts() -> None:
     _go_straight_to_nodes()
     _name_nodes_once()
     _keep_types_of_answers()
+    _go_to_sqlite_once()
 
 
 def _look_at_dependencies_once() -> None:
@@ -115,3 +118,46 @@ def _keep_types_of_answers() -> None:
     for links in kinds.values():
         _kept.append(schemas.Resource[schemas.NodeAttributes, links, schemas.EmptyDict])
         _kept.append(schemas.Resource[schemas.NodeAttributes, links, schemas.ContainerMeta])
+
+
+def _go_to_sqlite_once() -> None:
+    """Ask, fetch and close in one visit to the thread of a connection, where there were four."""
+    from aiosqlite import Connection
+    from sqlalchemy.dialects.sqlite import aiosqlite
+
+    cursors: Any = getattr(aiosqlite, "AsyncAdapt_aiosqlite_cursor", None)
+    step_by_step = vars(cursors).get("execute") if cursors else None
+    if step_by_step is None or step_by_step.__module__ == __name__:  # it is here already
+        return
+    known = {"description", "lastrowid", "rowcount", "_rows"} <= {
+        *getattr(cursors, "__slots__", ())
+    }
+    if not (known and hasattr(Connection, "_execute") and hasattr(Connection, "_conn")):
+        return
+
+    @wraps(step_by_step, assigned=())
+    def execute(self: Any, operation: str, parameters: Any = None) -> None:
+        if self.server_side:  # its rows are fetched as they are wanted
+            step_by_step(self, operation, parameters)
+            return
+        connection = self._connection
+        given = () if parameters is None else (parameters,)
+        try:
+            answer = self.await_(connection._execute(_ask, connection, operation, *given))
+        except Exception as error:
+            self._adapt_connection._handle_exception(error)
+        self.description, rows, self.lastrowid, self.rowcount = answer
+        if self.description:
+            self.lastrowid = self.rowcount = -1
+            self._rows = deque(rows)
+
+    cursors.execute = execute
+
+
+def _ask(connection: Any, *asked: Any) -> tuple[Any, list[Any], int | None, int]:
+    """Ask SQLite, in the thread of an `aiosqlite.Connection`."""
+    cursor: sqlite3.Cursor = connection._conn.execute(*asked)
+    try:
+        return cursor.description, cursor.fetchall(), cursor.lastrowid, cursor.rowcount
+    finally:
+        cursor.close()

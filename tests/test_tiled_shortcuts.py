@@ -6,11 +6,15 @@ import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import aiosqlite
 import numpy as np
 import pytest
 from fastapi import HTTPException
-from sqlalchemy import Column, event
+from sqlalchemy import Column, event, text
+from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_cursor
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import create_async_engine
 from tiled.access_control.access_policies import NO_ACCESS
 from tiled.catalog import adapter
 from tiled.catalog import from_uri as catalog_from_uri
@@ -136,3 +140,54 @@ def test_types_of_answers_are_made_once():
     types = [weakref.ref(schemas.Resource[schemas.NodeAttributes, *kind]) for kind in kinds]
     gc.collect()
     assert all(kept() is not None for kept in types)
+
+
+STATEMENTS = [
+    "CREATE TABLE frames (id INTEGER PRIMARY KEY, counts INTEGER UNIQUE)",
+    "INSERT INTO frames (counts) VALUES (3), (5)",
+    "INSERT INTO frames (counts) VALUES (7) RETURNING id, counts",
+    "UPDATE frames SET counts = counts + 1 WHERE counts > 4",
+    "SELECT id, counts FROM frames WHERE counts > :least ORDER BY id",
+    "SELECT id FROM frames WHERE counts > 2 * :least + 100",
+]
+
+
+async def answers_of_sqlite(path):
+    """Return what each of the statements gives, and what a stream of rows does."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    answers = []
+    async with engine.begin() as connection:
+        for statement in STATEMENTS:
+            given = {"least": 3} if ":least" in statement else {}
+            result = await connection.execute(text(statement), given)
+            rows = [row._asdict() for row in result] if result.returns_rows else None
+            answers.append((rows, result.lastrowid, result.rowcount))
+        with pytest.raises(IntegrityError, match="UNIQUE constraint failed"):
+            await connection.execute(text(STATEMENTS[1]))
+        streamed = await connection.stream(text("SELECT id FROM frames ORDER BY id"))
+        answers.append([row async for row in streamed])
+    await engine.dispose()
+    return answers
+
+
+@pytest.mark.usefixtures("tiled")
+def test_sqlite_is_visited_once_for_a_statement_and_answers_as_before(tmp_path, monkeypatch):
+    visits, visit = [], aiosqlite.Connection._execute
+
+    def count(*given, **named):
+        visits.append(given)
+        return visit(*given, **named)
+
+    monkeypatch.setattr(aiosqlite.Connection, "_execute", count)
+    ask = AsyncAdapt_aiosqlite_cursor.execute
+    found = []
+    for execute in (ask.__wrapped__, ask):
+        monkeypatch.setattr(AsyncAdapt_aiosqlite_cursor, "execute", execute)
+        visits.clear()
+        with ThreadPoolExecutor(1) as pool:
+            answers = pool.submit(asyncio.run, answers_of_sqlite(tmp_path / f"{len(found)}.db"))
+            found.append((answers.result(), len(visits)))
+    (before, visits_before), (now, visits_now) = found
+    assert now == before
+    assert now[4][0] == [{"id": 2, "counts": 6}, {"id": 3, "counts": 8}]
+    assert visits_now <= visits_before - 2 * len(STATEMENTS)  # and one more where there are rows
