@@ -270,7 +270,7 @@ def test_the_fine_scan_stays_near_the_peak_and_has_its_own_exposure(RE, raw, mot
 
 
 def test_a_peak_of_a_relative_scan_is_told_at_what_the_motor_reads(RE, raw, motor, denoised):
-    motor.set(5.0)
+    motor.set(5.0).wait(10)
     det = detector(motor, width=0.3, centre=5.8)
     asked = {"start": -2, "stop": 2, "num": 13, "exposure_s": 2.0, "fine_num": 9}
     found = []

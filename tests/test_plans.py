@@ -206,7 +206,7 @@ def test_a_motor_that_is_moved_during_a_pause_is_moved_back(
     with pytest.raises(RunEngineInterrupted):
         RE(bpp.plan_mutator(plans(det, motor, denoised)[name], pause))
     while RE.state == "paused":
-        motor.set(7.0)
+        motor.set(7.0).wait(10)  # it moves in a thread
         with contextlib.suppress(RunEngineInterrupted):
             RE.resume()
     positions = [e["data"]["motor"] for e in raw.by_name["event"] if "motor" in e["data"]]

@@ -31,7 +31,7 @@ class SimulatedMotor(SynAxis):
         super().__init__(value=float(value), **kwargs)
 
     def set(self, value: float) -> Any:
-        """Move, at once."""
+        """Move, in a thread; the status tells when it is there."""
         return super().set(float(value))
 
 
