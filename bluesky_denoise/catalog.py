@@ -1,7 +1,7 @@
 """The denoised streams of a run, and whether all of it is denoised."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "DenoisedStream",
     "as_tiled_run",
     "denoised_streams",
+    "derived_runs",
     "ended_well",
     "events_of",
     "find_stream",
@@ -30,6 +31,7 @@ __all__ = [
     "is_complete",
     "is_whole",
     "is_whole_so_far",
+    "streams_of",
 ]
 
 FROM_ARCHIVE = "from_archive"
@@ -98,10 +100,25 @@ def denoised_streams(run: Any, container: str = "denoised") -> list[DenoisedStre
     >>> newest.stream["pilatus_image"].read()
     """
     run = as_tiled_run(run)
+    return streams_of(run, derived_runs(run.context, container))
+
+
+def streams_of(run: Any, derived: Any) -> list[DenoisedStream]:
+    """Return the denoised streams of one of many raw runs, newest first.
+
+    Parameters
+    ----------
+    run :
+        From `as_tiled_run`.
+    derived :
+        From `derived_runs`, which needs to be asked only once for all runs.
+    """
     found = [_describe(*item) for item in denoised_in(run)]
-    for derived in _derived_runs(run, container):
-        start, stop = derived.metadata["start"], derived.metadata.get("stop") or {}
-        for name, stream in derived.items():
+    wanted = Eq("start.original_run_uid", run.metadata["start"]["uid"])
+    of_run = () if derived is None else derived.search(wanted).values()
+    for derived_run in of_run:  # a list would ask for their number first
+        start, stop = derived_run.metadata["start"], derived_run.metadata.get("stop") or {}
+        for name, stream in derived_run.items():
             provenance = {
                 **start["denoise"],
                 "run_uid": start["uid"],
@@ -176,14 +193,20 @@ def as_tiled_run(run: Any) -> Any:
     return run if run.metadata.get("stop") else run.refresh()  # and that there was no end
 
 
-def _derived_runs(run: Any, container: str) -> Iterator[Any]:
-    path = container.strip("/").split("/")
+def derived_runs(context: Any, container: str = "denoised") -> Any:
+    """Open the container where derived runs are; None if none has been written.
+
+    Parameters
+    ----------
+    context :
+        Of any Tiled client of the catalog.
+    container :
+        As for `denoised_streams`.
+    """
     try:
-        catalog = from_context(run.context, node_path_parts=path)
+        return from_context(context, node_path_parts=container.strip("/").split("/"))
     except (KeyError, ClientError):
-        return  # none has been written
-    # A list would ask for their number first.
-    yield from catalog.search(Eq("start.original_run_uid", run.metadata["start"]["uid"])).values()
+        return None
 
 
 def has_frame_keys(

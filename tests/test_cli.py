@@ -17,7 +17,7 @@ from bluesky.utils import RunEngineInterrupted
 from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT, Camera, poisson, wait_for
 from ophyd.sim import SynAxis
-from tiled.client import from_uri
+from tiled.client import from_context, from_uri
 
 from bluesky_denoise import __version__
 from bluesky_denoise.catalog import denoised_streams
@@ -215,6 +215,21 @@ def test_derived_runs_of_their_own_are_chosen_by_their_uids(command, uid, tiled,
     assert f"run_uid: {older.run_uid}" in command("show", uid, "--stream", older.run_uid[:8])
     said = command("show", uid, "--stream", "denoised_9", code=1)
     assert f"it has denoised ({newer.run_uid[:8]}), denoised ({older.run_uid[:8]})" in said
+
+
+def test_derived_runs_of_all_runs_are_looked_for_in_a_container_that_is_opened_once(
+    RE, command, uid, monkeypatch
+):
+    (newer,) = RE(bp.count([SynAxis(name="x")]))
+    opened = []
+    monkeypatch.setattr(
+        "bluesky_denoise.catalog.from_context",
+        lambda *given, **named: opened.append(named) or from_context(*given, **named),
+    )
+    listed = command("runs", "-n", "2")
+    assert uid[:8] in listed
+    assert newer[:8] in listed
+    assert opened == [{"node_path_parts": ["denoised"]}]
 
 
 def test_derived_runs_in_another_container_are_found(command, uid, tmp_path):

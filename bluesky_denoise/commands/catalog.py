@@ -61,12 +61,15 @@ def runs(
     container: Container = "denoised",
 ) -> None:
     """List runs, and what of them is denoised."""
+    from bluesky_denoise.catalog import derived_runs
+
     rest = ("scan_id", "plan", "sample", "denoised", "model", "events", "not ok", "ended")
     # In a narrow terminal all is broken but what is typed again.
     columns = [Column("uid", no_wrap=True), *(Column(name, overflow="fold") for name in rest)]
     table = Table(*columns)
     with open_catalog(uri) as found, console.status("Searching"):
-        listed = _listed(_search(found, sample, scan_id), model, flagged, container)
+        derived = derived_runs(found.context, container)
+        listed = _listed(_search(found, sample, scan_id), model, flagged, derived)
         for start, streams in islice(listed, min(number, sys.maxsize)):
             about = [start["uid"][:8], str(start.get("scan_id", "")), start.get("plan_name", "")]
             about.append(_sample(start))
@@ -91,17 +94,17 @@ def _search(catalog: Any, sample: str | None, scan_id: int | None) -> Iterator[A
 
 
 def _listed(
-    found: Iterator[Any], model: str | None, flagged: bool, container: str
+    found: Iterator[Any], model: str | None, flagged: bool, derived: Any
 ) -> Iterator[tuple]:
     """Yield the start document of each run that is asked for, and a row for each stream."""
-    from bluesky_denoise.catalog import denoised_streams, events_of, frames_not_ok
+    from bluesky_denoise.catalog import as_tiled_run, events_of, frames_not_ok, streams_of
 
     for run in found:
         if "start" not in run.metadata:  # a container of derived runs
             continue
         raw_end = "" if run.metadata.get("stop") else "the raw run has no end"
         rows = []
-        for stream in denoised_streams(run, container):
+        for stream in streams_of(as_tiled_run(run), derived):
             if model and not (stream.model == model or stream.weights_sha256.startswith(model)):
                 continue
             try:
