@@ -121,7 +121,7 @@ def _keep_types_of_answers() -> None:
 
 
 def _go_to_sqlite_once() -> None:
-    """Ask, fetch and close in one visit to the thread of a connection, where there were four."""
+    """Ask, fetch and close in one visit to the thread of a connection, in place of up to four."""
     from aiosqlite import Connection
     from sqlalchemy.dialects.sqlite import aiosqlite
 
@@ -143,7 +143,7 @@ def _go_to_sqlite_once() -> None:
         connection = self._connection
         given = () if parameters is None else (parameters,)
         try:
-            answer = self.await_(connection._execute(_ask, connection, operation, *given))
+            answer = self.await_(connection._execute(_ask, connection._conn, operation, *given))
         except Exception as error:
             self._adapt_connection._handle_exception(error)
         self.description, rows, self.lastrowid, self.rowcount = answer
@@ -154,9 +154,9 @@ def _go_to_sqlite_once() -> None:
     cursors.execute = execute
 
 
-def _ask(connection: Any, *asked: Any) -> tuple[Any, list[Any], int | None, int]:
-    """Ask SQLite, in the thread of an `aiosqlite.Connection`."""
-    cursor: sqlite3.Cursor = connection._conn.execute(*asked)
+def _ask(connection: sqlite3.Connection, *asked: Any) -> tuple[Any, list[Any], int | None, int]:
+    """Ask SQLite, in the thread of the connection."""
+    cursor = connection.execute(*asked)
     try:
         return cursor.description, cursor.fetchall(), cursor.lastrowid, cursor.rowcount
     finally:

@@ -5,6 +5,7 @@ import gc
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import aiosqlite
 import numpy as np
@@ -13,7 +14,7 @@ from fastapi import HTTPException
 from sqlalchemy import Column, event, text
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_cursor
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from tiled.access_control.access_policies import NO_ACCESS
 from tiled.catalog import adapter
@@ -166,6 +167,14 @@ async def answers_of_sqlite(path):
             await connection.execute(text(STATEMENTS[1]))
         streamed = await connection.stream(text("SELECT id FROM frames ORDER BY id"))
         answers.append([row async for row in streamed])
+    with suppress(OperationalError):  # nor can it be rolled back
+        async with engine.connect() as connection:
+            opened = await connection.get_raw_connection()
+            await opened.driver_connection.close()
+            try:
+                await connection.execute(text(STATEMENTS[-1]), {"least": 3})
+            except Exception as error:
+                answers.append(repr(error.__class__))
     await engine.dispose()
     return answers
 
@@ -189,5 +198,6 @@ def test_sqlite_is_visited_once_for_a_statement_and_answers_as_before(tmp_path, 
             found.append((answers.result(), len(visits)))
     (before, visits_before), (now, visits_now) = found
     assert now == before
+    assert now[-1] == repr(OperationalError)
     assert now[4][0] == [{"id": 2, "counts": 6}, {"id": 3, "counts": 8}]
     assert visits_now <= visits_before - 2 * len(STATEMENTS)  # and one more where there are rows
