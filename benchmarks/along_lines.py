@@ -33,7 +33,7 @@ def main() -> None:
         if changed.mean() < LEAST_CHANGED:
             continue
         ratios.append(_divergence(after, truth) / _divergence(before, truth))
-        for word, leave_out in (("without", network_alone(denoiser)), ("with", nullcontext())):
+        for word, leave_out in (("without", network_alone()), ("with", nullcontext())):
             with leave_out:
                 found = denoiser.denoise(counts, 1.0)
             intervals = [found.interval(confidence) for confidence in CONFIDENCES]
@@ -96,7 +96,7 @@ def _times_longer(denoiser: Denoiser, counts: np.ndarray) -> float:
     """Time over that without the last exchange, taken in turns."""
     alone, whole = [], []
     for _ in range(20):
-        with network_alone(denoiser):
+        with network_alone():
             alone.append(_time_s(denoiser, counts))
         whole.append(_time_s(denoiser, counts))
     return min(whole) / min(alone)

@@ -33,7 +33,7 @@ def power(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
             row, col = rng.uniform(30, 98, 2)
             seen = rng.poisson(flat / 2)
             found_here = denoiser.denoise(seen, 1.0)
-            estimate, sigma = found_here.rate, found_here.sigma
+            estimate, sigma = found_here.rate, found_here.expected_sigma
             for i, strength in enumerate(STRENGTHS):
                 photons = strength * np.sqrt(4 * np.pi * SIGMA**2 * background)
                 half = gaussian_peak(SHAPE, Peak(row, col, photons / 2, SIGMA, SIGMA))
@@ -50,7 +50,7 @@ def alarms(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
     """Count flags on simulated scenes; one that fresh photons do not repeat is false."""
     for name in ("diffraction", "random"):
         flagged = false = no_photons = dead = 0
-        by_check = dict.fromkeys(("error bars too small", "fringes were lost"), 0)
+        by_check = dict.fromkeys(("errors larger than expected", "fringes were lost"), 0)
         for i in range(draws):
             if name == "diffraction":
                 scene = diffraction_scene((195, 244), seed=i, hot_pixels=0)
@@ -63,7 +63,7 @@ def alarms(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None:
             no_photons += bool(looks_poisson(whole, mask))
             dead += len(dead_areas(whole, mask)) > 0
             denoised = denoiser.denoise(seen, 1.0, mask)
-            estimate, stated = denoised.rate, {"seen": seen, "sigma": denoised.sigma}
+            estimate, stated = denoised.rate, {"seen": seen, "sigma": denoised.expected_sigma}
             verdict = audit_rate(first, estimate, mask, **stated)
             for check in by_check:
                 by_check[check] += check in verdict.reason
@@ -143,7 +143,7 @@ def many_peaks(denoiser: Denoiser, draws: int, rng: np.random.Generator) -> None
                 core = np.hypot(rows - peak.row, cols - peak.col) < peak.width_row_px
                 if (denoised.rate - truth)[core].sum() < -0.5 * image[core].sum():
                     mended += image
-            stated = {"seen": seen, "sigma": denoised.sigma}
+            stated = {"seen": seen, "sigma": denoised.expected_sigma}
             found[0] += not audit_rate(others, denoised.rate, **stated).ok
             found[1] += not audit_rate(others, mended, **stated).ok
             found[2] += not audit_rate(others, truth, seen=seen).ok

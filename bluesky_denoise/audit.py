@@ -12,7 +12,7 @@ from bluesky_denoise.frame_checks import (
     check_mask,
     valid_pixels,
 )
-from bluesky_denoise.frames import SupportsDenoise
+from bluesky_denoise.frames import SupportsDenoise, expected_sigma
 from bluesky_denoise.photons.photon_checks import no_counts, scatters_otherwise
 from bluesky_denoise.photons.pixel_checks import dead_areas, hot_pixels
 from bluesky_denoise.photons.residuals import (
@@ -37,7 +37,7 @@ MOST_CORRELATION = 0.15
 ALONE = 0.05
 """Correlation below which neighbouring pixels are called independent."""
 MOST_UNTOLD = 4.0
-"""Squared error of the estimate over the one that it states: error bars too small by two times."""
+"""Squared error of the estimate over the one that is expected of it: errors of twice the size."""
 LEAST_POWER = 60.0
 """Of a wave in 3 x 3 frequencies: noise reaches 35 to 50, by the size of the frame."""
 LEAST_SHARE = 0.003
@@ -146,7 +146,7 @@ def audit_frame(
     seen, held_out = thin(photons, 0.5, np.random.default_rng(0) if rng is None else rng)
     half_s = 0.5 * exposure_s
     denoised = denoiser.denoise(seen[None], half_s, mask=~valid)
-    sigma = getattr(denoised, "sigma", None)
+    sigma = expected_sigma(denoised)
     found = audit_rate(
         held_out,
         denoised.rate[0] * half_s,
@@ -240,8 +240,8 @@ def audit_rate(
         untold, untold_z = untold_error(counts, model, stated)
         if untold_z > SURE_Z and untold > MOST_UNTOLD:
             reasons.append(
-                f"error bars too small, by {np.sqrt(untold):.1f} times: detail was lost, all over "
-                "the frame"
+                f"errors larger than expected, by {np.sqrt(untold):.1f} times: detail was lost, "
+                "all over the frame"
             )
         power, share, told, period = lost_wave(counts, model, stated)
         if power > LEAST_POWER and share > max(LEAST_SHARE, told):

@@ -62,6 +62,7 @@ class Denoiser:
         self._kind = torch.device(self.device).type
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._has_variance = getattr(model, "tells_variance", False)
+        self._images = 3 if self._has_variance else 1
         self._stretch = _stretch(card)
         self._most_pixels = MOST_PIXELS[self._kind]
 
@@ -155,7 +156,7 @@ class Denoiser:
         stack = counts if counts.ndim == 3 else counts[None]  # (H, W) -> (1, H, W)
         seconds = check_exposure(exposure_s, len(stack), counts.ndim)
         masked = check_mask(mask, stack.shape[1:])
-        out = np.empty((2 if self._has_variance else 1, *stack.shape), np.float32)
+        out = np.empty((self._images, *stack.shape), np.float32)
         # Checked and converted a few frames at a time, so that a long stack fits memory.
         each = max(1, self._most_pixels // (stack.shape[1] * stack.shape[2]))
         start = 0
@@ -167,13 +168,14 @@ class Denoiser:
             start += len(frames)
             if start < len(stack):
                 prepared = prepare(stack[start : start + each], masked)
-        rate, *sigma = out.reshape(len(out), *counts.shape)
-        return Denoised(rate, sigma[0] if sigma else None, self._stretch)
+        rate, *sigmas = out.reshape(len(out), *counts.shape)
+        sigma, expected = sigmas or (None, None)
+        return Denoised(rate, sigma, self._stretch, expected)
 
     def _fill(
         self, out: np.ndarray, frames: np.ndarray, valid: np.ndarray, seconds: np.ndarray
     ) -> None:
-        """Write rates and standard errors, NaN where not valid, to (1 or 2, B, H, W).
+        """Write rates and standard errors, NaN where not valid, to (1 or 3, B, H, W).
 
         When memory runs out, the batch is halved, then the tile, and the work goes on.
         """
@@ -251,7 +253,7 @@ class Denoiser:
                 yield outer, (rows, cols), core
 
     def _run(self, frames: np.ndarray, valid: np.ndarray, seconds: np.ndarray) -> Tensor:
-        """Run the network on frames that it can take at once: (B, H, W) -> (1 or 2, B, H, W).
+        """Run the network on frames that it can take at once: (B, H, W) -> (1 or 3, B, H, W).
 
         All else is done on the device, too: with a GPU, the processor would be slower.
         """
@@ -270,7 +272,7 @@ class Denoiser:
             return images.div_(torch.where(v[:, 0, :height, :width] > 0, over, torch.nan))
 
     def _estimate(self, counts: Tensor, valid: Tensor) -> Sequence[Tensor]:
-        """Return the estimate, and its variance where the network tells it."""
+        """Return the estimate, and its variances where the network tells them."""
         if self._has_variance:
             return self._model.denoise(counts, valid)
         return [self._model(counts, valid)]

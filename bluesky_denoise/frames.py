@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Denoised", "DenoiserLike", "Frame", "SupportsDenoise"]
+__all__ = ["Denoised", "DenoiserLike", "Frame", "SupportsDenoise", "expected_sigma"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +35,15 @@ class Denoised:
     rate: np.ndarray
     """Same shape as the counts, float32, counts / s, >= 0; NaN where masked."""
     sigma: np.ndarray | None = None
-    """Standard error of ``rate``: same shape, float32, counts / s, > 0; NaN where masked.
+    """Standard error of ``rate``: same shape, float32, counts / s, > 0; NaN where masked. Larger
+    where the counts disagree with ``rate``.
     Of single pixels: errors of neighbours are correlated, so they do not add in quadrature.
     None if the network tells none."""
     stretch: Mapping[float, float] = field(default_factory=dict)
     """Confidence -> how much wider an interval must be than a normal distribution's, as
     found on fresh draws of what was trained on; 1 where nothing is known."""
+    expected_sigma: np.ndarray | None = None
+    """``sigma`` as it would be if the counts did not disagree with ``rate``; None: the same."""
 
     def interval(self, confidence: float = 0.68) -> tuple[np.ndarray, np.ndarray]:
         """Return the interval of each pixel that holds the true rate with a probability.
@@ -77,6 +80,16 @@ class Denoised:
         factor = NormalDist().inv_cdf(0.5 + confidence / 2)
         half = self.sigma * np.float32(factor * np.interp(confidence, known, values))
         return np.maximum(self.rate - half, 0), self.rate + half
+
+
+def expected_sigma(denoised: Denoised) -> np.ndarray | None:
+    """Return the error that a denoiser expects of such a frame, whatever its counts say.
+
+    What judges the estimate goes by it: an estimate that has lost what the frame shows has failed,
+    even where its error bars tell. ``None`` if the denoiser states no error.
+    """
+    expected = getattr(denoised, "expected_sigma", None)
+    return getattr(denoised, "sigma", None) if expected is None else expected
 
 
 class SupportsDenoise(Protocol):

@@ -196,7 +196,7 @@ def test_lines_lose_noise_that_they_keep_otherwise(denoiser, scene):
     truth = scene()
     counts, line = rng(0).poisson(truth), truth > 100
     better = denoiser.denoise(counts, 1.0)
-    with network_alone(denoiser):
+    with network_alone():
         plain = denoiser.denoise(counts, 1.0)
     before, after = (((d.rate - truth) ** 2 / truth)[line].mean() for d in (plain, better))
     assert before > 0.6

@@ -16,6 +16,7 @@ from bluesky_denoise.evaluation.frame_sets import (
 )
 from bluesky_denoise.evaluation.methods import NamedDenoiser
 from bluesky_denoise.evaluation.metrics import unexplained_deviance
+from bluesky_denoise.frames import expected_sigma
 from bluesky_denoise.photons.thinning import thin
 
 __all__ = ["ShiftScore", "gaussian_variance", "shift_scores"]
@@ -75,7 +76,7 @@ def shift_scores(
         seen, others = thin(counts, 1 / 3, rng)
         held_out, judge = thin(others, 0.5, rng)
         found = denoiser.denoise(seen, 1.0, mask)
-        estimates = [(denoiser.name, found.rate, getattr(found, "sigma", None))]
+        estimates = [(denoiser.name, found.rate, expected_sigma(found))]
         for width in SMEARED_PX:
             sigma = np.sqrt(gaussian_variance(seen, width, mask))
             estimates.append(("smeared", gaussian(seen, width, mask), sigma))

@@ -36,6 +36,8 @@ class Kernel(NamedTuple):
     """(B, C, h, w) -> (B, C, h, w)."""
     scale: float
     """Left to the caller, who multiplies anyway."""
+    centre: float
+    """Weight of a pixel in its own average; of `long` on average, as it depends on the place."""
     name: str
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ def _line(x: Tensor, rows: int, cols: int) -> Tensor:
 
 def line(rows: int, cols: int) -> Kernel:
     """Average over [1, 2, 3, 4, 3, 2, 1] / 16 in steps of a direction."""
-    return Kernel(partial(_line, rows=rows, cols=cols), 1 / 16, f"line {rows, cols}")
+    return Kernel(partial(_line, rows=rows, cols=cols), 1 / 16, 0.25, f"line {rows, cols}")
 
 
 def _long(x: Tensor, rows: int, cols: int) -> Tensor:
@@ -134,14 +136,14 @@ def _long(x: Tensor, rows: int, cols: int) -> Tensor:
 
 def long(rows: int, cols: int) -> Kernel:
     """Blur along one axis, sigma 7 pixels, width 1 pixel."""
-    return Kernel(partial(_long, rows=rows, cols=cols), 1 / 16, f"long {rows, cols}")
+    return Kernel(partial(_long, rows=rows, cols=cols), 1 / 16, 0.0555, f"long {rows, cols}")
 
 
 def _boxed(name: str, *steps: tuple[int, int]) -> Kernel:
     def apply(x: Tensor) -> Tensor:
         return _spread(x, *steps)
 
-    return Kernel(apply, 0.25 ** len(steps), name)
+    return Kernel(apply, 0.25 ** len(steps), 0.5 ** len(steps), name)
 
 
 blur = _boxed("blur", (1, 0), (0, 1))

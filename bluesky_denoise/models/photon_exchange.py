@@ -32,6 +32,7 @@ from bluesky_denoise.models.along_lines import share_along_lines
 from bluesky_denoise.models.error_head import ErrorHead
 from bluesky_denoise.models.features import describe
 from bluesky_denoise.models.layers import Block, Point, roots
+from bluesky_denoise.models.misfit import misfit
 
 __all__ = ["Estimate", "PhotonExchange"]
 
@@ -58,6 +59,8 @@ class Estimate(NamedTuple):
     """Expected squared error of ``counts``, counts squared, > 0."""
     spread: Tensor | None
     """Another image, its photons exchanged as those of the frame were."""
+    own: Tensor
+    """Weight of a pixel's own counts in its estimate, 0 to 1."""
 
 
 class _Shares(NamedTuple):
@@ -228,7 +231,7 @@ class PhotonExchange(nn.Module):
             return self.estimate(counts, valid, other)
         shares, _ = self.shares(counts, valid)
         with torch.autocast(counts.device.type, enabled=False):
-            (out,), _ = self._moved(shares, valid, counts)
+            (out,), *_ = self._moved(shares, valid, counts)
             return out
 
     def estimate(
@@ -245,24 +248,35 @@ class PhotonExchange(nn.Module):
         shares, found = self.shares(counts, valid, free)
         with torch.autocast(counts.device.type, enabled=False):
             images = [counts] if other is None else [counts, other]
-            out, own = self._moved(shares, valid, *images)
-            variance = self.error(found, out[0], own) * valid
-        return Estimate(out[0], variance, None if other is None else out[1])
+            out, kept, scale = self._moved(shares, valid, *images)
+            variance = self.error(found, out[0], kept) * valid
+            own = self._own(shares[0], kept.detach(), scale.detach())
+        return Estimate(out[0], variance, None if other is None else out[1], own)
 
-    def denoise(self, counts: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate expected counts and their variance, and let noisy pixels share along lines.
+    def denoise(self, counts: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Estimate expected counts, let noisy pixels share along lines, and hear the counts.
 
         Nothing of that is learnt: training does without it. Arguments as for `forward`.
+
+        Returns
+        -------
+        tuple
+            (B, 1, H, W) float32 each: expected counts, their variance, and what that would be if
+            the counts did not disagree with them.
         """
         free = self._free(counts)
         found = self.estimate(counts, valid, free=free)
         with torch.autocast(counts.device.type, enabled=False):
-            return share_along_lines(valid, found.counts, found.variance, free * free)
+            free = free * free
+            # Of what the network alone tells: lines take noise away, and leave what was lost.
+            beyond = misfit(counts, found.counts, found.variance, found.own, free) * valid
+            estimate, expected = share_along_lines(valid, found.counts, found.variance, free)
+            return estimate, expected + beyond, expected
 
     def _moved(
         self, shares: list[_Shares], valid: Tensor, *images: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """Exchange the photons of images; also the share of its own that a pixel keeps."""
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Exchange the photons of images; also tell what a pixel keeps of its own, and ``s``."""
         scale = torch.rsqrt(self.exchange(shares, valid).clamp_min(1e-6)) * valid
         # No row of s M s may exceed 1, else a pixel would give more than it has.
         reached = self.exchange(shares, scale)
@@ -271,4 +285,15 @@ class PhotonExchange(nn.Module):
         share, *moved = (scale * self.exchange(shares, all_images)).split(1, 1)
         left = (1 - share).clamp_min(0)
         out = [(m + left * image) * valid for m, image in zip(moved, images, strict=True)]
-        return out, left + (scale * shares[0].own) ** 2
+        return out, left + (scale * shares[0].own) ** 2, scale
+
+    def _own(self, shares: _Shares, kept: Tensor, scale: Tensor) -> Tensor:
+        """Tell the weight of a pixel's own counts: what it kept, and what kernels give back.
+
+        The little that comes back from coarser levels is left out.
+        """
+        back = torch.zeros_like(kept)
+        for share, kernel in zip(shares.kernels, self.banks[0], strict=True):
+            share = share.detach()
+            back.addcmul_(share, share, value=kernel.centre)
+        return torch.addcmul(kept, back, scale * scale)
