@@ -33,7 +33,7 @@ NOISE = (0.026917, 0.0063443, 0.0015638, 0.00038959)
 CLEAR = (2.0, 3.5)
 """Standard deviations of noise: up to the first a misfit says nothing, from the second on all."""
 LEAST_COUNTS = 0.01
-"""Scatter is told in units of an estimate of so many counts more."""
+"""Added to the estimate, so that what is told in units of it has an end."""
 
 
 def misfit(counts: Tensor, estimate: Tensor, variance: Tensor, own: Tensor, free: Tensor) -> Tensor:
@@ -53,16 +53,20 @@ def misfit(counts: Tensor, estimate: Tensor, variance: Tensor, own: Tensor, free
         (B, 1, H, W) float32, counts squared, >= 0. Where the estimate fits, chance leaves less than
         a hundredth of the counts, on average.
     """
-    apart = counts - estimate
+    batch, _, height, width = counts.shape
+    images = counts.new_empty((batch, 3, height, width))  # filled in place: new memory is dear
+    apart, level, scatter = images.split(1, 1)
+    torch.sub(counts, estimate, out=apart)
+    level.copy_(estimate)
     # What masked pixels lack is missing in noise and misfit alike.
-    scatter = apart * apart - torch.addcmul(counts, own, counts, value=-2) - variance
-    scatter.div_(estimate + LEAST_COUNTS)
-    images, by_level = torch.cat([apart, estimate, scatter], 1), []
+    torch.addcmul(variance + counts, own, counts, value=-2, out=scatter)
+    scatter.neg_().addcmul_(apart, apart).div_(estimate + LEAST_COUNTS)
+    by_level = []
     for noise in NOISE:
         images = kernels.down(images)
         mean_apart, mean, mean_scatter = kernels.blur(images).split(1, 1)
         square = mean_apart * mean_apart
-        by_level.append(square * _clear(square, noise * mean))
+        by_level.append(_clear(square, noise * mean).mul_(square))
     found = by_level.pop()
     while by_level:
         found = torch.maximum(kernels.up(found), by_level.pop())
@@ -72,12 +76,11 @@ def misfit(counts: Tensor, estimate: Tensor, variance: Tensor, own: Tensor, free
     if fine.any():
         for _ in NOISE:
             fine = kernels.up(fine)
-        found = torch.maximum(found, fine * estimate)
-    return found * free
+        found = torch.maximum(found, fine.mul_(estimate))
+    return found.mul_(free)
 
 
 def _clear(square: Tensor, noise: Tensor | float) -> Tensor:
     """Tell how far squares are beyond noise, 0 to 1; ``noise`` is what it makes of them."""
     least, full = (deviations**2 for deviations in CLEAR)
-    ratio = square / (noise + 1e-12)
-    return (ratio - least).mul_(1 / (full - least)).clamp_(0, 1)
+    return (square / (noise + 1e-12)).sub_(least).mul_(1 / (full - least)).clamp_(0, 1)

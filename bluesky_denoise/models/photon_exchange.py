@@ -267,11 +267,11 @@ class PhotonExchange(nn.Module):
         free = self._free(counts)
         found = self.estimate(counts, valid, free=free)
         with torch.autocast(counts.device.type, enabled=False):
-            free = free * free
+            free = (free * free).mul_(valid)
             # Of what the network alone tells: lines take noise away, and leave what was lost.
-            beyond = misfit(counts, found.counts, found.variance, found.own, free) * valid
+            beyond = misfit(counts, found.counts, found.variance, found.own, free)
             estimate, expected = share_along_lines(valid, found.counts, found.variance, free)
-            return estimate, expected + beyond, expected
+            return estimate, beyond.add_(expected), expected
 
     def _moved(
         self, shares: list[_Shares], valid: Tensor, *images: Tensor
