@@ -41,7 +41,8 @@ def test_figures_go_between_the_markers_of_a_document_and_missed_gates_are_named
 
 
 def test_the_card_of_weights_gets_the_gates_of_its_own_evaluations_alone(tmp_path):
-    told = {"sha256": "abc", "command": "bluesky-denoise evaluate", "data": "d", "date": "today"}
+    command = "bluesky-denoise evaluate '/home/me/long scans' --json out/mine.json"
+    told = {"sha256": "abc", "command": command, "data": "d", "date": "today"}
     result = Evaluation("ours", told, speed=[SpeedScore("Anscombe + BM3D", 42.0, "195 x 487")])
     (tmp_path / "scores.json").write_text(json.dumps(asdict(result)))
     card = tmp_path / "ours.json"
@@ -50,7 +51,8 @@ def test_the_card_of_weights_gets_the_gates_of_its_own_evaluations_alone(tmp_pat
     written = json.loads(card.read_text())
     assert written["notes"] == "kept"
     (figures,) = written["metrics"].values()
-    assert figures["command"] == "bluesky-denoise evaluate"
+    # Folders of a machine are of no use to others.
+    assert figures["command"] == "bluesky-denoise evaluate 'long scans' --json out/mine.json"
     (gate,) = figures["gates"]
     assert (gate["check"], gate["figure"], gate["met"]) == ("speed", "42 times", False)
     card.write_text('{"sha256": "of others"}')

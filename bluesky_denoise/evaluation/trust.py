@@ -8,6 +8,7 @@ the gates become the ``metrics`` of a card of weights, too.
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,7 +57,7 @@ def fill(text: str, evaluations: Sequence[Evaluation]) -> str:
 def _part(name: str, evaluation: Evaluation) -> str:
     about = evaluation.about
     head = (
-        f"`{about.get('command')}`, weights `{about.get('model')}` "
+        f"`{_command(about)}`, weights `{about.get('model')}` "
         f"({str(about.get('sha256'))[:12]}), {about.get('date')}:\n"
     )
     if name == "gates":
@@ -91,8 +92,15 @@ def metrics(card: dict[str, Any], evaluations: Sequence[Evaluation]) -> dict[str
                 f"{str(about.get('sha256'))[:12]}; the card is of {card['sha256'][:12]}."
             )
         gates = [asdict(gate) for gate in judge(evaluation)]
-        found[about["data"]] = {"command": about["command"], "date": about["date"], "gates": gates}
+        told = {"command": _command(about), "date": about["date"], "gates": gates}
+        found[about["data"]] = told
     return found
+
+
+def _command(about: dict[str, Any]) -> str:
+    """Return the command without the folders of the machine that it was typed on."""
+    words = shlex.split(about.get("command", ""))
+    return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in words)
 
 
 def write_figures(
