@@ -52,18 +52,21 @@ def _with_ends(x: Tensor, axis: int) -> Tensor:
 
 def _fours(x: Tensor, axis: int) -> tuple[Tensor, ...]:
     """Return four in a row along one axis, in steps of 2, the border repeated."""
-    size = x.shape[axis] // 2
+    end = x.shape[axis] - 1
     wide = _with_ends(x, axis)
-    first, third = wide.narrow(axis, 0, 2 * size), wide.narrow(axis, 2, 2 * size)
-    return tuple(
-        one for part in (first, third) for one in part.unflatten(axis, (size, 2)).unbind(axis + 1)
-    )
+    steps = [slice(first, end + first, 2) for first in range(4)]
+    return tuple(wide[..., step] if axis == 3 else wide[:, :, step] for step in steps)
+
+
+def _eight(x: Tensor, axis: int) -> Tensor:
+    """Sum over [1, 3, 3, 1] along one axis in steps of 2, the border repeated."""
+    a, b, c, d = _fours(x, axis)
+    return (a + d).add_(b + c, alpha=3)
 
 
 def halve(x: Tensor, axis: int) -> Tensor:
     """Average over [1, 3, 3, 1] / 8 along one axis in steps of 2, the border repeated."""
-    a, b, c, d = _fours(x, axis)
-    return (a + d).add_(b + c, alpha=3).mul_(0.125)
+    return _eight(x, axis).mul_(1 / 8)
 
 
 def slope(x: Tensor, axis: int) -> Tensor:
@@ -77,7 +80,7 @@ def down(x: Tensor) -> Tensor:
 
     With the border repeated it is the transpose of `up` over 4, exactly.
     """
-    return halve(halve(x, 2), 3)
+    return _eight(_eight(x, 2), 3).mul_(1 / 64)
 
 
 def _double(x: Tensor, axis: int) -> Tensor:
@@ -110,13 +113,16 @@ def _spread(x: Tensor, *steps: tuple[int, int]) -> Tensor:
     wide = sum(abs(cols) for _, cols in steps)
     x = F.pad(x, (wide, wide, high, high))
     for rows, cols in steps:
-        height, width = x.shape[-2] - 2 * abs(rows), x.shape[-1] - 2 * abs(cols)
-        parts = []
-        for sign in (-1, 0, 1):
-            top, left = abs(rows) + sign * rows, abs(cols) + sign * cols
-            parts.append(x[..., top : top + height, left : left + width])
+        parts = [_within(_within(x, 2, rows, sign), 3, cols, sign) for sign in (-1, 0, 1)]
         x = (parts[0] + parts[2]).add_(parts[1], alpha=2)
     return x
+
+
+def _within(x: Tensor, axis: int, step: int, sign: int) -> Tensor:
+    """Leave out a step at both ends of one axis, from what is moved by a step in a direction."""
+    if step == 0:
+        return x
+    return x.narrow(axis, abs(step) + sign * step, x.shape[axis] - 2 * abs(step))
 
 
 def _line(x: Tensor, rows: int, cols: int) -> Tensor:
@@ -130,13 +136,13 @@ def line(rows: int, cols: int) -> Kernel:
 
 def _long(x: Tensor, rows: int, cols: int) -> Tensor:
     axis = 2 if rows else 3
-    x = _line(halve(halve(x, axis), axis), rows, cols)
+    x = _line(_eight(_eight(x, axis), axis), rows, cols)
     return _double(_double(x, axis), axis)
 
 
 def long(rows: int, cols: int) -> Kernel:
     """Blur along one axis, sigma 7 pixels, width 1 pixel."""
-    return Kernel(partial(_long, rows=rows, cols=cols), 1 / 16, 0.0555, f"long {rows, cols}")
+    return Kernel(partial(_long, rows=rows, cols=cols), 1 / 1024, 0.0555, f"long {rows, cols}")
 
 
 def _boxed(name: str, *steps: tuple[int, int]) -> Kernel:
