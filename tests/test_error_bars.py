@@ -9,6 +9,7 @@ import torch
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.frames import Denoised
 from bluesky_denoise.models import build_model
+from bluesky_denoise.models.error_head import ErrorHead
 from bluesky_denoise.simulation.random_scenes import random_scene
 from bluesky_denoise.training.calibration import calibrate
 from bluesky_denoise.training.losses import known_rate_loss, variance_loss
@@ -53,6 +54,22 @@ def test_pixels_that_are_kept_have_the_error_of_their_counts(denoiser):
     found = denoiser.denoise(counts, 1.0)
     assert found.rate[20, 30] == pytest.approx(40_000, rel=1e-4)
     assert found.sigma[20, 30] == pytest.approx(200, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("told", "factor"),
+    [(0.3, np.exp(12 * np.tanh(0.3 / 12))), (-900.0, np.exp(-12)), (900.0, np.exp(12))],
+)
+def test_the_head_tells_the_log_of_a_factor_that_has_bounds(told, factor):
+    channels = (16, 32, 64, 64)
+    head = ErrorHead(channels)
+    torch.nn.init.zeros_(head.out.weight)
+    torch.nn.init.constant_(head.out.bias, told)
+    found = [torch.zeros(1, c, 16 // 2**i, 16 // 2**i) for i, c in enumerate(channels)]
+    counts = torch.full((1, 1, 32, 32), 50.0)
+    with torch.inference_mode():
+        variance = head(found, counts, own=torch.zeros_like(counts))
+    torch.testing.assert_close(variance, factor * counts, rtol=1e-5, atol=0)
 
 
 def test_an_empty_pixel_beside_a_spot_is_as_known_as_those_around_it(denoiser):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bluesky_denoise.models.features import describe
+from bluesky_denoise.models.features import _middle_of_nine, describe
 from bluesky_denoise.models.kernels import repeat
 
 LEVELS, LINES = 5, ((1, 0), (0, 1))
@@ -54,3 +54,9 @@ def test_all_that_a_network_is_shown_is_bounded():
 def test_each_pixel_is_made_four_of():
     x = torch.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     assert torch.equal(repeat(x), torch.nn.functional.interpolate(x, scale_factor=2.0))
+
+
+def test_the_middle_of_nine_is_their_median():
+    # Small numbers, so that many are the same.
+    x = torch.randint(0, 6, (9, 100_000), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(_middle_of_nine(list(x)), x.median(0).values)
