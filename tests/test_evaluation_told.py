@@ -40,6 +40,15 @@ def test_figures_go_between_the_markers_of_a_document_and_missed_gates_are_named
         fill("<!-- begin spot -->\n<!-- end spot -->", [result])
 
 
+def test_a_document_tells_a_command_without_folders_of_a_machine():
+    result = Evaluation(
+        "ours", {"command": "bluesky-denoise evaluate /home/me/scans --json a/b.json"}
+    )
+    result.speed = [SpeedScore("Anscombe + BM3D", 42.0, "195 x 487")]
+    found = fill("<!-- begin speed -->\n<!-- end speed -->", [result])
+    assert "`bluesky-denoise evaluate scans --json a/b.json`" in found
+
+
 def test_the_card_of_weights_gets_the_gates_of_its_own_evaluations_alone(tmp_path):
     command = "bluesky-denoise evaluate '/home/me/long scans' --json out/mine.json"
     told = {"sha256": "abc", "command": command, "data": "d", "date": "today"}

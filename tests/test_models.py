@@ -58,6 +58,21 @@ def test_every_kernel_is_a_symmetric_matrix_with_rows_of_at_most_one(network, le
         assert spread.centre == pytest.approx(float(own.mean()), rel=1e-2)
 
 
+@pytest.mark.parametrize("step", [*pe.DIRECTIONS, *pe.BETWEEN])
+def test_a_line_goes_in_its_direction(step):
+    image, expected = torch.zeros(2, 1, 1, 15, 15)
+    image[..., 7, 7] = 16
+    for i in range(-3, 4):
+        expected[..., 7 + i * step[0], 7 + i * step[1]] = 4 - abs(i)
+    assert torch.equal(kernels.line(*step)(image), expected)
+
+
+def test_halving_keeps_what_is_flat():
+    flat = torch.full((1, 1, 6, 8), 3.0)
+    assert torch.equal(kernels.halve(flat, 2), flat[..., :3, :])
+    assert torch.equal(kernels.halve(flat, 3), flat[..., :4])
+
+
 def test_up_is_four_times_the_transpose_of_down():
     basis = torch.eye(256, dtype=torch.float64).reshape(256, 1, 16, 16)
     down = kernels.down(basis).reshape(256, 64)  # pixel -> coarse pixel

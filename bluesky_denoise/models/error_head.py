@@ -71,7 +71,7 @@ class ErrorHead(nn.Module):
             correction = correction * place + factor
         x = x + correction
         # Relative to a Poisson variance; bounded, so that a strange frame does not overflow.
-        # That is 12 tanh(x / 12); `tanh` takes three times as long.
+        # That is 12 tanh(x / 12); on a CPU `tanh` takes longer.
         bounded = 24 * torch.sigmoid(x * (1 / 6)) - 12
         ratio = torch.lerp(torch.exp(bounded), torch.ones_like(own), own * own)
         variance = ratio * (out + 1e-5)

@@ -142,7 +142,8 @@ def _long(x: Tensor, rows: int, cols: int) -> Tensor:
 
 def long(rows: int, cols: int) -> Kernel:
     """Blur along one axis, sigma 7 pixels, width 1 pixel."""
-    return Kernel(partial(_long, rows=rows, cols=cols), 1 / 1024, 0.0555, f"long {rows, cols}")
+    scale = 1 / (8 * 8 * 16)  # twice halved, and a line
+    return Kernel(partial(_long, rows=rows, cols=cols), scale, 0.0555, f"long {rows, cols}")
 
 
 def _boxed(name: str, *steps: tuple[int, int]) -> Kernel:
