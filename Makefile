@@ -9,13 +9,17 @@ COMPILED := bluesky_denoise.cli, bluesky_denoise.router, bluesky_denoise.process
 # Where it is set, as in many containers, each of the many processes would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test bench evaluate trust docs lint clean
+.PHONY: demo test test-all bench evaluate trust docs lint clean
 
 demo: .venv/installed
 	$(BIN)/bluesky-denoise demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+# With those that are marked `thorough`; before a release, and after a change of what they are about.
+test-all: .venv/installed
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m ""
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

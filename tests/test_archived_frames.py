@@ -107,6 +107,7 @@ def drawn(run, event, path, monkeypatch):
 # Frames that are of no event, or of another stream -----------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_file_with_frames_of_other_streams_is_not_denoised_from_the_archive(
     RE, raw, tiled, written, detector, motor, beside, tmp_path
 ):
@@ -171,6 +172,7 @@ def test_the_frame_of_a_point_that_was_broken_off_is_the_last(ended, tmp_path):
     assert ["detector" in event["data"] for event in events] == [False, True]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("broken_off", "unread", "dark"), [(True, 2, 0), (False, 1, 0), (True, 0, 1)]
 )
@@ -245,6 +247,7 @@ def test_all_frames_of_an_event_are_denoised_again(joined, beside):
         np.testing.assert_array_equal(found.stream["raw_seq_num"].read(), [1, 2, 3, 4])
 
 
+@pytest.mark.thorough
 @CONCAT
 def test_all_frames_of_an_event_are_exported(joined, tmp_path):
     raw, denoised = exported(joined, tmp_path / "run.nxs")
@@ -314,6 +317,7 @@ def test_a_fly_scan_whose_exposure_was_changed_is_not_denoised_from_the_archive(
     assert len(denoised_streams(in_tiled(tiled, uid))) == 1
 
 
+@pytest.mark.thorough
 def test_a_fly_scan_that_was_configured_as_before_is_denoised_from_the_archive(
     RE, raw, tiled, written, detector, beside
 ):
@@ -325,6 +329,7 @@ def test_a_fly_scan_that_was_configured_as_before_is_denoised_from_the_archive(
     np.testing.assert_array_equal(found.stream["detector"].read()[:, 0] * EXPOSURE_S, FRAMES[:6])
 
 
+@pytest.mark.thorough
 def test_a_fly_scan_whose_exposure_only_the_settings_tell_is_denoised_from_the_archive(
     RE, tiled, written, tmp_path
 ):
@@ -370,6 +375,7 @@ def test_a_row_of_a_fly_scan_that_was_taken_again_is_beside_its_own_raw_frames(
     )
 
 
+@pytest.mark.thorough
 def test_results_of_a_row_that_was_taken_again_are_taken_over_for_their_own_frames(
     raw, retaken, beside, caplog
 ):
@@ -396,6 +402,7 @@ def without_first_row(documents):
     return [(name, doc) for name, doc in documents if doc is not lost]
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_told_of_a_fly_scan_is_not_exported_and_not_drawn(
     raw, retaken, beside, tmp_path, monkeypatch
 ):
@@ -418,6 +425,7 @@ def test_what_cannot_be_told_of_a_fly_scan_is_not_exported_and_not_drawn(
     np.testing.assert_array_equal(found, some - 1)
 
 
+@pytest.mark.thorough
 def test_a_fly_scan_of_which_a_part_is_denoised_is_exported_with_its_own_raw_frames(
     RE, raw, tiled, written, detector, beside, tmp_path
 ):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from live_path import UNIT, free_port
 from profile_sessions import environment, profile_copy, started
+from tiers import thorough
 from tiled.client import from_uri
 
 from bluesky_denoise.server import embedded_tiled
@@ -96,7 +97,7 @@ def scanned(tmp_path, layer, code, *options, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", ["ophyd", thorough("ophyd-async")])
 def test_a_short_scan_of_an_epics_detector_is_denoised(tmp_path, layer):
     printed, start, streams, frames, numbers = scanned(tmp_path, layer, SCAN)
     assert streams == {"primary", "denoised", "signals"}
@@ -113,6 +114,7 @@ def test_a_short_scan_of_an_epics_detector_is_denoised(tmp_path, layer):
     assert primed == (layer == "ophyd-async")  # there, the size comes from the camera
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_frames_that_cannot_be_read_during_the_run_are_told_with_what_to_do(tmp_path):
     count = """

@@ -96,6 +96,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_all_that_the_plugins_write_is_denoised_beside_the_scan_and_from_tiled(tmp_path):
     (tmp_path / "raw").mkdir()

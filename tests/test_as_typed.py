@@ -8,6 +8,7 @@ from live_path import SHAPE, poisson
 from ophyd.sim import DirectImage, SynAxis, SynSignal, SynSignalWithRegistry
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 from ophyd_async.sim import SimBlobDetector
+from tiers import thorough
 from tiled.client import from_uri
 
 from bluesky_denoise import DenoiseProcess, DenoiseSettings, embedded_tiled
@@ -47,6 +48,7 @@ DETECTORS = {
     ),
     "AsyncReplayDetector": under_a_loop(lambda p: AsyncReplayDetector(p, frames(), name="det")),
 }
+OFTEN = ("ophyd_async.sim.SimBlobDetector", "ReplayDetector", "AreaDetectorReplay")
 
 
 def check(run, frames, num):
@@ -103,7 +105,11 @@ def session(tiled, tmp_path_factory):
         yield tiled.client, denoise
 
 
-@pytest.mark.parametrize("make", DETECTORS.values(), ids=DETECTORS)
+@pytest.mark.parametrize(
+    "make",
+    [one if name in OFTEN else thorough(one) for name, one in DETECTORS.items()],
+    ids=DETECTORS,
+)
 def test_it_works_with_any_detector(RE, session, make, tmp_path):
     client, denoise = session
     det = make(tmp_path)

@@ -108,6 +108,7 @@ def test_in_process_says_what_it_lacks(told, tmp_path, settings, message):
     assert message in told("callbacks/in_process.py", *arguments)
 
 
+@pytest.mark.thorough
 def test_in_process_says_that_its_server_is_down(environment, tmp_path):
     (tmp_path / "settings.yaml").write_text("tiled_uri: http://127.0.0.1:9\n")
     process = start_program(
@@ -128,6 +129,7 @@ def test_in_process_says_why_nothing_can_be_denoised(settings_file, tiled, monke
         runpy.run_path(str(ROOT / "callbacks/in_process.py"))
 
 
+@pytest.mark.thorough
 def test_in_process_says_that_it_cannot_keep_raw_runs(tiled, environment, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "settings.yaml").write_text(f"tiled_uri: {tiled.uri}\n")
@@ -147,6 +149,7 @@ def test_what_listens_to_the_bus_says_what_is_wrong_with_its_settings(told, tmp_
     assert "There are no weights 'defualt'" in told("callbacks/zmq.py", tmp_path / "settings.yaml")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("option", ["--subscribe", "--publish"])
 def test_an_address_of_the_bus_that_is_none_is_told_in_a_line(environment, tmp_path, option):
     (tmp_path / "settings.yaml").write_text(f"model: {UNIT!r}\n")
@@ -247,6 +250,7 @@ def test_zmq_denoises_what_comes_over_the_proxy_and_publishes_it_back(
     assert process.returncode == 0
 
 
+@pytest.mark.thorough
 def test_zmq_completes_a_run_whose_end_was_lost_when_it_is_ended(
     RE, tiled, settings_file, environment, camera, proxy
 ):

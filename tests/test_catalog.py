@@ -110,6 +110,7 @@ def test_a_run_with_a_point_that_was_taken_again_is_denoised_whole(RE, tiled, se
         ArchivedStream(run, "primary").rows_of(np.array([1, 2, 2, 3, 4]), 4)
 
 
+@pytest.mark.thorough
 def test_a_raw_row_that_was_written_twice_as_an_answer_was_lost_shifts_no_frame(
     RE, tiled, settings, camera
 ):
@@ -165,6 +166,7 @@ def test_an_exposure_that_was_configured_during_the_run_is_that_of_the_later_fra
     np.testing.assert_allclose(rates, raw / np.array([1, 1, 2, 2, 4, 4])[:, None, None])
 
 
+@pytest.mark.thorough
 def test_a_run_of_which_tiled_lacks_an_event_is_denoised_once(RE, raw, tiled, settings, camera):
     (uid,) = RE(bp.count([camera], 3))
     write = TiledWriter(tiled.client)
@@ -180,6 +182,7 @@ def test_a_run_of_which_tiled_lacks_an_event_is_denoised_once(RE, raw, tiled, se
     assert has_result(run, DenoiseRouter(settings).provenance) == "denoised"
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_held_since_before_its_end_is_denoised_to_its_end(
     RE, raw, tiled, settings, camera
 ):
@@ -200,6 +203,7 @@ def test_a_run_that_is_held_since_before_its_end_is_denoised_to_its_end(
     assert denoised_streams(held[0])[0].num_events == 2
 
 
+@pytest.mark.thorough
 def test_a_run_without_an_end_has_its_result_until_more_of_it_comes(
     RE, raw, tiled, settings, camera
 ):
@@ -285,6 +289,7 @@ def test_a_run_whose_scan_failed_is_complete_once_it_is_denoised(
     assert has_result(run, DenoiseRouter(settings).provenance) == "denoised"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reason", ["No space left", "MemoryError: no memory"])
 def test_frames_that_were_lost_to_the_machine_are_tried_again(
     RE, tiled, settings, camera, monkeypatch, reason

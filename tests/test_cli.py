@@ -91,6 +91,7 @@ def test_a_run_that_has_the_same_result_is_left_alone(command, uid, tmp_path):
     assert f"{uid}: denoised as run" in command("reprocess", "other.yaml", uid)
 
 
+@pytest.mark.thorough
 def test_denoising_again_that_was_killed_goes_on_where_it_was(
     command, uid, tiled, tmp_path, monkeypatch
 ):
@@ -153,6 +154,7 @@ def test_runs_are_searched_by_model_and_by_flag(command, uid, tmp_path):
     assert re.search(rf"{uid[:8]} .* denoised_2 +│ .* │ 3 +│ 3 +│", command(*listed, "--flagged"))
 
 
+@pytest.mark.thorough
 def test_a_raw_run_without_its_end_is_told_however_well_its_denoising_ended(
     RE, command, into_tiled, tiled
 ):
@@ -174,6 +176,7 @@ def test_a_raw_run_without_its_end_is_told_however_well_its_denoising_ended(
         assert "has this result already, as denoised" in told
 
 
+@pytest.mark.thorough
 def test_a_stream_that_was_cut_short_is_flagged_and_another_shown(command, uid, tiled):
     command("reprocess", "settings.yaml", uid)
     settings = DenoiseSettings(model=UNIT, tiled_uri=tiled.uri)
@@ -205,6 +208,7 @@ def test_a_run_without_a_denoised_stream_does_not_end_the_export_of_others(
     assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{uid[:8]}_denoised.nxs"]
 
 
+@pytest.mark.thorough
 def test_derived_runs_of_their_own_are_chosen_by_their_uids(command, uid, tiled, tmp_path):
     settings = (tmp_path / "settings.yaml").read_text()
     (tmp_path / "own.yaml").write_text(f"{settings}tiled_layout: run\n")
@@ -232,6 +236,7 @@ def test_derived_runs_of_all_runs_are_looked_for_in_a_container_that_is_opened_o
     assert opened == [{"node_path_parts": ["denoised"]}]
 
 
+@pytest.mark.thorough
 def test_derived_runs_in_another_container_are_found(command, uid, tmp_path):
     settings = (tmp_path / "settings.yaml").read_text()
     (tmp_path / "own.yaml").write_text(
@@ -319,6 +324,7 @@ def test_the_version_is_told(command):
     assert command("--version") == f"bluesky-denoise {__version__}\n"
 
 
+@pytest.mark.thorough
 def test_a_stream_whose_frames_could_not_be_saved_shows_its_numbers(command, uid, tmp_path):
     settings = (tmp_path / "settings.yaml").read_text()
     (tmp_path / "gone.yaml").write_text(settings.replace("denoised\n", "gone\n"))
@@ -331,6 +337,7 @@ def test_a_stream_whose_frames_could_not_be_saved_shows_its_numbers(command, uid
     assert not (tmp_path / "denoised.png").exists()
 
 
+@pytest.mark.thorough
 def test_what_could_not_be_denoised_is_drawn_raw_and_exported_without_a_mask(
     command, uid, tmp_path
 ):
@@ -351,6 +358,7 @@ def test_what_could_not_be_denoised_is_drawn_raw_and_exported_without_a_mask(
         assert file["entry/det_image/counts"].shape == (3, 32, 40)
 
 
+@pytest.mark.thorough
 def test_a_motor_that_is_called_an_error_is_shown(RE, command, tmp_path, tiled):
     RE.subscribe(TiledWriter(tiled.client))
     camera = Camera(name="det", func=poisson(shape=(32, 40)), exposure_s=0.5)
@@ -361,6 +369,7 @@ def test_a_motor_that_is_called_an_error_is_shown(RE, command, tmp_path, tiled):
     assert "following_error_setpoint" in shown
 
 
+@pytest.mark.thorough
 def test_an_error_in_other_units_is_not_shown_as_that_of_its_number(command, uid, tmp_path):
     settings = (tmp_path / "settings.yaml").read_text()
     roi = "rois:\n  spot: {rows: [8, 20], cols: [8, 20], background_px: 4}\n"
@@ -372,6 +381,7 @@ def test_an_error_in_other_units_is_not_shown_as_that_of_its_number(command, uid
     assert re.search(r"spot_background_error +│ \S+ +│ +│", shown)  # counts / s
 
 
+@pytest.mark.thorough
 def test_what_is_exported_before_its_raw_frames_came_says_so(RE, command, tiled, tmp_path):
     options = {"tiled_uri": tiled.uri, "model": UNIT, "frames_directory": tmp_path / "denoised"}
     settings = DenoiseSettings(**options, data_keys=["det_image"])
@@ -412,6 +422,7 @@ def in_files(tmp_path):
     return AreaDetectorReplay(name="det", frames=frames, directory=tmp_path / "raw")
 
 
+@pytest.mark.thorough
 def test_a_directory_that_was_moved_is_told_in_a_line(RE, command, in_files, tmp_path, capfd):
     before, after = tmp_path / "data of May", tmp_path / "moved"
     with embedded_tiled(before, readable=tmp_path) as uri:
@@ -436,6 +447,7 @@ def test_a_directory_is_served_again_under_the_key_that_is_given(command, tmp_pa
     assert "?api_key=k3y" in command("serve", "mine", "--port", "0", "--api-key", "k3y")
 
 
+@pytest.mark.thorough
 def test_frames_under_the_name_of_their_detector_are_told_where_they_are_served(
     RE, in_files, tiled, tmp_path
 ):

@@ -28,6 +28,7 @@ def test_a_number_of_runs_below_one_is_refused(command, typed):
     assert ">=1" in said or "be greater than or equal" in said  # versions of typer differ
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [301, 10**20])
 def test_more_runs_than_there_are_or_tiled_tells_of_at_once_may_be_asked_for(
     command, uid, monkeypatch, number
@@ -155,6 +156,7 @@ def test_a_directory_that_tiled_may_not_read_is_named_and_the_stream_marked(
     assert f"{uid}: denoised as run" in command("reprocess", "settings.yaml", uid, "--again")
 
 
+@pytest.mark.thorough
 def test_a_stream_that_tiled_fails_to_read_costs_no_other_run(RE, command, uid, tiled, monkeypatch):
     camera = Camera(name="broken", func=poisson())  # with a table in Tiled for itself
     (broken,) = RE(bp.count([camera], 2))
@@ -198,6 +200,7 @@ with embedded_tiled("catalog") as uri:
 """
 
 
+@pytest.mark.thorough
 def test_a_server_that_goes_away_meanwhile_is_named(tmp_path, capsys):
     server = subprocess.Popen(
         [sys.executable, "-c", SERVE], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE

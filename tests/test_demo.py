@@ -86,6 +86,7 @@ def served_until_sigterm(tmp_path):
     return said
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(example, tmp_path):
     done = subprocess.run(

@@ -11,6 +11,7 @@ import tifffile
 from bluesky_tiled_plugins import TiledWriter
 from event_model import compose_run
 from live_path import SHAPE, settings
+from tiers import thorough
 from tiled_fixtures import Live, in_tiled
 
 from bluesky_denoise import denoised_streams, reprocess
@@ -121,10 +122,10 @@ def series(tmp_path, spec, per_point, shape=SHAPE, **kwargs):
 @pytest.mark.parametrize(
     ("spec", "per_point", "rooted"),
     [  # each pair of options once
-        ("AD_TIFF", 1, False),
+        thorough("AD_TIFF", 1, False),
         ("AD_TIFF", 3, True),
         ("AD_HDF5_SINGLE", 1, True),
-        ("AD_HDF5_SINGLE", 3, False),
+        thorough("AD_HDF5_SINGLE", 3, False),
     ],
 )
 def test_a_file_for_each_frame_is_denoised_beside_the_scan_and_again(
@@ -150,6 +151,7 @@ def test_a_run_that_was_kept_is_restored_with_its_files(tmp_path, tiled):
     np.testing.assert_array_equal(read[:, 0], FRAMES)
 
 
+@pytest.mark.thorough
 def test_a_run_with_files_that_tiled_cannot_look_into_is_restored(tmp_path, tiled):
     *begun, stop = documents("AD_EIGER_MX", tmp_path / "a")
     BackupFile(tmp_path, "kept").append(begun)
@@ -213,6 +215,7 @@ def test_a_detector_that_has_seen_no_frame_is_told_with_what_to_do(tmp_path, tak
     assert re.search(f"{told}.* {NO_SIZE}", caplog.text)
 
 
+@pytest.mark.thorough
 def test_frames_without_a_size_are_denoised_where_they_are_named(tmp_path, taken, caplog):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["/entry/data/data"] = FRAMES
@@ -272,6 +275,7 @@ def test_files_that_tiled_cannot_look_into_are_told(tmp_path, taken, logged):
         StoredStream(run["primary"]).frames("det_image")
 
 
+@pytest.mark.thorough
 def test_the_dataset_of_a_layout_is_read_where_the_resource_names_it(tmp_path, taken):
     elsewhere = "/entry/instrument/detector/data"
     with h5py.File(tmp_path / "a.h5", "w") as file:

@@ -84,6 +84,7 @@ def test_frames_that_are_mostly_masked_are_drawn(masked, spot):
     assert np.isfinite(closer.get_ylim()).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("shape", "kind"),
     [

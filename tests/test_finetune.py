@@ -136,6 +136,7 @@ def test_weights_far_worse_than_a_gaussian_are_not_kept():
     assert "more than 100 % worse than a Gaussian: they are not kept" in told
 
 
+@pytest.mark.thorough
 def test_the_verdict_is_of_photons_that_the_progress_bar_has_not_shown(tmp_path, scan, monkeypatch):
     shown = []
 
@@ -152,6 +153,7 @@ def test_the_verdict_is_of_photons_that_the_progress_bar_has_not_shown(tmp_path,
     assert not any(np.array_equal(a, b) for a in verdict for b in bar)
 
 
+@pytest.mark.thorough
 def test_of_several_short_runs_the_last_is_held_out(tmp_path, scan):
     counts = read_file(scan).counts
     mask = np.zeros(counts.shape[1:], bool)

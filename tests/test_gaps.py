@@ -12,6 +12,7 @@ from bluesky_tiled_plugins import TiledWriter
 from live_path import Camera, paused_scan, poisson, rates, settings, values
 from lossy_bus import filled
 from ophyd.sim import motor
+from tiers import thorough
 
 from bluesky_denoise import DenoiseRouter, GapFiller
 from bluesky_denoise.in_tiled.layouts import connect
@@ -49,6 +50,7 @@ def test_a_point_that_was_taken_again_and_lost_comes_from_tiled_twice(RE, raw, t
     np.testing.assert_allclose(rates(derived, "det_image"), expected(raw.documents))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("gone", ["start", "descriptor"])
 def test_a_run_whose_beginning_was_lost_is_denoised_from_tiled(saved, tiled, gone):
     derived = filled(saved, tiled.client, lambda name, doc: name == gone)
@@ -74,7 +76,11 @@ def configured(RE, raw, tiled):
     return raw.documents
 
 
-@pytest.mark.parametrize("gone", [(3,), (4,), (2, 3, 4), ("second",), (3, "second")], ids=str)
+@pytest.mark.parametrize(
+    "gone",
+    [thorough((3,)), thorough((4,)), (2, 3, 4), thorough(("second",)), (3, "second")],
+    ids=str,
+)
 def test_lost_events_have_the_exposure_of_their_time(configured, tiled, gone):
     second = [doc["uid"] for name, doc in configured if name == "descriptor"][1]
 
@@ -87,6 +93,7 @@ def test_lost_events_have_the_exposure_of_their_time(configured, tiled, gone):
     assert values(derived, "denoise_ok") == [True] * 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("found", [True, False], ids=["in Tiled", "nowhere"])
 def test_a_stream_whose_descriptor_was_lost_leaves_the_others_alone(RE, raw, tiled, found):
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
@@ -120,6 +127,7 @@ def test_what_is_not_in_tiled_either_is_recorded_as_lost(saved):
     assert np.isnan(rates(derived, "det_image")[2:4]).all()
 
 
+@pytest.mark.thorough
 def test_a_tiled_that_cannot_be_reached_is_told(saved, caplog):
     catalog = partial(connect, settings(tiled_uri="http://127.0.0.1:9"))
     derived = filled(saved, catalog, lambda name, doc: doc.get("seq_num") == 3)

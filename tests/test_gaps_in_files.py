@@ -13,6 +13,7 @@ from bluesky_tiled_plugins import TiledWriter
 from live_path import Camera, poisson, settings, values
 from lossy_bus import Counting, classic, filled, fly, in_files, means, no_tiled, nth, step, taken
 from ophyd_async.core import StaticPathProvider, TriggerInfo, UUIDFilenameProvider, init_devices
+from tiers import thorough
 
 from bluesky_denoise import DenoiseRouter, GapFiller
 from bluesky_denoise.bus.lost_events import LostEvents
@@ -31,6 +32,7 @@ def test_lost_frames_of_a_fly_scan_come_from_tiled(RE, raw, tiled, tmp_path, gon
     assert values(derived, "denoise_ok") == [True] * 8
 
 
+@pytest.mark.thorough
 def test_frames_of_a_fly_scan_whose_stream_resource_was_lost_come_from_tiled(
     RE, raw, tiled, tmp_path
 ):
@@ -46,6 +48,7 @@ def test_frames_of_a_fly_scan_whose_stream_resource_was_lost_come_from_tiled(
     assert values(derived, "raw_seq_num") == means(derived) == FLOWN
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "gone"), [("stream_datum", (2, 4)), ("stream_resource", (1,))])
 @pytest.mark.parametrize("key", ["a", "b"])
 def test_of_two_flown_detectors_the_frames_of_one_are_lost(
@@ -61,10 +64,10 @@ def test_of_two_flown_detectors_the_frames_of_one_are_lost(
 @pytest.mark.parametrize(
     ("make", "kind", "gone"),
     [
-        (classic, "datum", (1,)),
+        thorough(classic, "datum", (1,)),
         (classic, "datum", (3, 5)),
-        (classic, "resource", (1,)),
-        (in_files, "stream_datum", (1,)),
+        thorough(classic, "resource", (1,)),
+        thorough(in_files, "stream_datum", (1,)),
         (in_files, "stream_datum", (3, 5)),
         (in_files, "stream_resource", (1,)),
     ],
@@ -79,6 +82,7 @@ def test_lost_frames_of_a_step_scan_come_from_tiled(RE, raw, tiled, tmp_path, ma
     assert derived.by_name["stop"][0]["exit_status"] == "success"
 
 
+@pytest.mark.thorough
 def test_events_and_frames_that_are_lost_together_come_from_tiled(RE, raw, tiled, tmp_path):
     documents = taken(RE, raw, tiled, step([in_files(tmp_path)]))
     event, datum = nth(documents, "event", 1, 2, 4), nth(documents, "stream_datum", 2, 4, 5)
@@ -169,6 +173,7 @@ def test_rows_of_a_fly_scan_that_are_taken_again_are_no_gap(
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "gone", "seq_nums", "frames"),
     [

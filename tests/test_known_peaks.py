@@ -106,6 +106,7 @@ def study():
     return study_peaks([RAW, GAUSSIAN, Method("better", better)], None, quiet, frames=8)
 
 
+@pytest.mark.thorough
 def test_a_ninth_of_the_variance_is_worth_nine_exposures(study):
     ratios = {(r.method, r.reference): r for r in exposure_ratios(study, ["raw", "better"])}
     known, fitted, box = REFERENCES
@@ -200,6 +201,7 @@ class Smoother:
         return Denoised(np.stack(rate).astype(np.float32))
 
 
+@pytest.mark.thorough
 def test_shapes_of_measure_roi_are_judged_apart_from_those_of_the_denoised_frame():
     smooth = Method("smooth", lambda n, mask, judge: gaussian(n, 1.5))
     found = study_peaks([RAW, smooth], Smoother(), quiet, frames=4)

@@ -87,6 +87,7 @@ def test_a_run_whose_end_was_lost_is_completed_when_the_next_begins(two_runs, ti
     assert not bus.filler._runs
 
 
+@pytest.mark.thorough
 def test_a_run_whose_end_was_lost_is_completed_when_the_callback_is_closed(two_runs, tiled):
     (first, second), documents = two_runs
     bus = Bus(lambda: tiled.client)
@@ -119,6 +120,7 @@ def test_a_run_that_goes_on_while_others_begin_is_left_alone(RE, raw, tiled, cam
     assert "lost on the bus" not in caplog.text
 
 
+@pytest.mark.thorough
 def test_a_run_without_an_end_in_tiled_stays_open(two_runs, tiled, caplog):
     (first, second), documents = two_runs
     bus = Bus({})
@@ -129,6 +131,7 @@ def test_a_run_without_an_end_in_tiled_stays_open(two_runs, tiled, caplog):
     assert bus.numbers()[first][1] == ["fail"]
 
 
+@pytest.mark.thorough
 def test_a_server_that_hangs_is_not_waited_for(two_runs, caplog):
     (first, second), documents = two_runs
     answer = threading.Event()

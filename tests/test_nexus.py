@@ -160,6 +160,7 @@ def test_a_file_that_could_not_be_finished_is_not_left_behind(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_a_disk_that_is_full_is_told_and_the_process_lives_on(run, tiled, tmp_path):
     code = (
         "import resource, sys\n"

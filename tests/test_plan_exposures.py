@@ -278,6 +278,7 @@ def soft(request, det):
     return det, "seconds"
 
 
+@pytest.mark.thorough
 def test_a_coarse_exposure_in_whole_seconds_does_not_round_the_fine_one(RE, tiled, motor, soft):
     det, key = soft
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))

@@ -14,6 +14,7 @@ from bluesky.simulators import check_limits, summarize_plan
 from bluesky.utils import FailedStatus, RunEngineInterrupted
 from ophyd.sim import SynAxis
 from ophyd_async.core import init_devices, soft_signal_rw
+from tiers import thorough
 
 from bluesky_denoise.errors import SettingsError
 from bluesky_denoise.plans import (
@@ -122,12 +123,12 @@ def test_each_plan_runs_closes_its_run_and_puts_the_exposure_back(
 @pytest.mark.parametrize(
     ("interrupted", "saves", "then", "ends_as"),
     [
-        ("pause", 1, "resume", "success"),
+        thorough("pause", 1, "resume", "success"),
         ("pause", 2, "resume", "success"),
         ("pause", 1, "abort", "abort"),
-        ("pause", 2, "stop", "success"),
+        thorough("pause", 2, "stop", "success"),
         ("Ctrl-C twice", 2, "resume", "success"),
-        ("Ctrl-C twice", 1, "abort", "abort"),
+        thorough("Ctrl-C twice", 1, "abort", "abort"),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)

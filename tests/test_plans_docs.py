@@ -10,6 +10,7 @@ from beamline import ROIS, denoised_here, detector
 from bluesky_tiled_plugins import TiledWriter
 from live_path import UNIT
 from ophyd.sim import SynAxis
+from tiers import thorough
 
 from bluesky_denoise.best_effort import DenoisedBestEffortCallback
 from bluesky_denoise.testing import UnitDenoiser
@@ -89,9 +90,11 @@ def test_links_between_the_pages_lead_somewhere():
     ("example", "shown"),
     [
         ("04_adaptive_exposure", r"exposed [\d.]+ s instead of [\d.]+ s"),
-        ("05_find_weak_peak", r"peak at 0\.[2-5]\d, \d+\.\d sigma"),
-        ("07_adaptive_agent", r"25 frames of 0.2 s; brightest at x = 0\.[2-6]\d, y = -0\.[0-5]\d"),
-        ("06_paired_exposures", r"motor \+1\.0 +1\.00 s +4\d+\.\d counts / s"),
+        thorough("05_find_weak_peak", r"peak at 0\.[2-5]\d, \d+\.\d sigma"),
+        thorough(
+            "07_adaptive_agent", r"25 frames of 0.2 s; brightest at x = 0\.[2-6]\d, y = -0\.[0-5]\d"
+        ),
+        thorough("06_paired_exposures", r"motor \+1\.0 +1\.00 s +4\d+\.\d counts / s"),
     ],
 )
 def test_the_examples_say_what_they_should(example, shown, capfd):

@@ -34,6 +34,7 @@ from ophyd.sim import DirectImage, SynAxis, SynSignal, SynSignalWithRegistry
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 from ophyd_async.sim import SimBlobDetector
 from process_fixtures import FRAMES, finished, open_node, replay
+from tiers import thorough
 
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.child.connection import _packed
@@ -326,7 +327,10 @@ def test_a_document_that_cannot_be_sent_is_left_out_and_the_others_go_on(RE, liv
     assert "A resource document cannot be sent to the denoiser" in logged()
 
 
-@pytest.mark.parametrize("name", ["start", "descriptor", "event", "stream_datum", "stop"])
+@pytest.mark.parametrize(
+    "name",
+    [thorough("start"), "descriptor", thorough("event"), thorough("stream_datum"), "stop"],
+)
 def test_a_document_that_is_malformed_is_told_and_reaches_no_one(RE, live, logged, name):
     live.denoise(name, {})
     (uid,) = RE(bp.count([replay()], 2))
@@ -334,6 +338,7 @@ def test_a_document_that_is_malformed_is_told_and_reaches_no_one(RE, live, logge
     assert re.search(f"A {name} document could not be (handled|handed|followed)", logged())
 
 
+@pytest.mark.thorough
 def test_a_run_that_cannot_be_opened_costs_no_other(RE, tiled, tmp_path):
     RE.subscribe(TiledWriter(tiled.client, batch_size=1))
     camera = Camera(name="det", func=poisson(shape=(32, 32)))

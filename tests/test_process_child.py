@@ -82,6 +82,7 @@ def test_a_child_that_is_killed_before_all_is_in_tiled(RE, raw, tiled, shared):
     np.testing.assert_array_equal(stream["det_image"].read(), FRAMES[:3] * 2)
 
 
+@pytest.mark.thorough
 def test_a_killed_child_with_frames_inside_the_events_is_counted_right(
     RE, raw, monkeypatch, logged
 ):
@@ -175,6 +176,7 @@ def test_a_child_that_cannot_be_started_again_is_not_said_to_die_often(
             denoise.wait(1)
 
 
+@pytest.mark.thorough
 def test_a_run_whose_child_died_goes_once_to_the_next_but_one_if_the_next_dies_of_it(
     RE, monkeypatch
 ):
@@ -204,6 +206,7 @@ def test_a_run_whose_child_died_goes_once_to_the_next_but_one_if_the_next_dies_o
     assert len(sent) == len(set(sent)) == 2
 
 
+@pytest.mark.thorough
 def test_results_that_cannot_be_read_cost_their_run_alone(RE, monkeypatch, logged):
     derived, receive, broken = DocumentCollector(), process_module.Child.receive, []
 
@@ -242,6 +245,7 @@ def test_a_child_that_cannot_go_on_ends_its_runs_and_says_why(RE, live, logged):
     assert "The denoiser cannot go on" in logged()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("with_an_event", [True, False])
 def test_a_run_whose_child_died_ends_once_however_many_die_after(
     RE, tmp_path, gate, with_an_event, monkeypatch

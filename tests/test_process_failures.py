@@ -41,6 +41,7 @@ from bluesky_denoise.tiled_sink import replay_backup
 # The end of a session
 
 
+@pytest.mark.thorough
 def test_what_waits_when_the_denoiser_is_closed_is_skipped_in_time(
     RE, tmp_path, logged, monkeypatch
 ):
@@ -79,6 +80,7 @@ def test_what_to_do_about_a_run_that_is_cut_short_is_told(RE, gate, tmp_path, lo
         denoise.wait(60)
 
 
+@pytest.mark.thorough
 def test_frames_of_a_fly_scan_that_wait_at_the_end_are_skipped_and_the_others_kept(
     tmp_path, monkeypatch
 ):
@@ -209,6 +211,7 @@ def all_bytes(*directories):
                 yield path, path.read_bytes()
 
 
+@pytest.mark.thorough
 def test_a_tiled_that_hangs_as_the_denoiser_is_closed_costs_no_result(RE, raw, elsewhere, tmp_path):
     client = from_uri(elsewhere.uri)
     writing = RE.subscribe(TiledWriter(client, batch_size=1))

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from live_path import NO_PROXY, is_whole, python_path, settings, wait_for
 from process_fixtures import FRAMES, IDLE, NOWHERE, open_node, replay
+from tiers import thorough
 
 from bluesky_denoise.backup import backup_files, read_backup
 from bluesky_denoise.child.worker import _LogToParent, _open_sink, _Pipe, _portable, _Worker
@@ -42,6 +43,7 @@ def resources(*pids):
     return [(p.memory_info().rss / 1e6, p.num_fds()) for p in processes]
 
 
+@pytest.mark.thorough
 def test_two_hundred_runs_leave_no_memory_and_no_files_behind(RE, tmp_path):
     """Each run brings 1 MB of frames: one in ten that stayed would show."""
     counts = np.ones((2, 256, 256), np.uint16)
@@ -71,6 +73,7 @@ def test_two_hundred_runs_leave_no_memory_and_no_files_behind(RE, tmp_path):
         assert after[1] <= before[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(resource is None, reason="Windows has no such limit")
 def test_backups_of_more_runs_than_files_may_be_open_here_are_kept(RE, tmp_path, monkeypatch):
     monkeypatch.setenv("TILED_RETRY_ATTEMPTS", "1")
@@ -88,6 +91,7 @@ def test_backups_of_more_runs_than_files_may_be_open_here_are_kept(RE, tmp_path,
     assert all(map(is_whole, backup_files(backup)))
 
 
+@pytest.mark.thorough
 def test_many_runs_in_tiled_leave_no_files_and_no_state_behind(RE, raw, tiled, shared):
     derived = DocumentCollector()
     token = shared.subscribe(derived)
@@ -114,6 +118,7 @@ def test_a_wrong_model_is_told_when_it_is_built():
         DenoiseProcess(model="nowhere.module:Denoiser")
 
 
+@pytest.mark.thorough
 def test_the_child_finds_modules_as_this_process_does(tmp_path, monkeypatch):
     """Those that the working directory hides, too, and whatever the length of a folder's name."""
     (tmp_path / "secrets.py").write_text("raise SystemExit('not of the standard library')")
@@ -148,6 +153,7 @@ def test_a_missing_key_is_told_when_it_is_built(tiled, monkeypatch):
         DenoiseProcess(settings(tiled_uri=tiled.uri.partition("?")[0]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("home", ["file", "home"])
 def test_a_home_in_which_nothing_can_wait_for_tiled_is_warned_of(
     tmp_path, monkeypatch, caplog, home
@@ -203,7 +209,7 @@ def test_whatever_the_child_logs_or_notes_its_key_is_not_told(RE, secret, logged
 
 
 @pytest.mark.parametrize(
-    ("layout", "where"), [("stream", "the raw runs"), ("run", "denoised elsewhere")]
+    ("layout", "where"), [thorough("stream", "the raw runs"), ("run", "denoised elsewhere")]
 )
 def test_it_says_where_in_tiled_results_go(tiled, tmp_path, logged, layout, where):
     options = {"tiled_uri": tiled.uri, "tiled_layout": layout}
@@ -214,6 +220,7 @@ def test_it_says_where_in_tiled_results_go(tiled, tmp_path, logged, layout, wher
     assert "Nothing is written" not in logged()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("with_directory", "frames"),
     [(True, "saved in {}"), (False, "not saved (`frames_directory` is not set either)")],
@@ -240,6 +247,7 @@ def test_the_child_yields_to_the_run_engine(shared):
         assert group.read_text().endswith("nice 5\n")
 
 
+@pytest.mark.thorough
 def test_a_closed_process_takes_no_more_documents(RE, raw, tmp_path):
     derived = DocumentCollector()
     denoise = DenoiseProcess(settings(frames_directory=tmp_path))
@@ -264,6 +272,7 @@ def children():
     return {child.pid for child in psutil.Process().children()}
 
 
+@pytest.mark.thorough
 def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again(RE, gate, ctrl_c):
     derived = DocumentCollector()
     denoise = DenoiseProcess(settings(model="child_denoisers:Gated"))
@@ -353,6 +362,7 @@ def test_what_the_child_logs_when_its_parent_is_gone_is_no_error():
         _LogToParent(_Pipe(ours), str).emit(logging.makeLogRecord({"msg": "all is kept"}))
 
 
+@pytest.mark.thorough
 def test_a_child_that_is_being_started_again_has_ended_for_all_who_close_the_denoiser(gate, logged):
     others = children()
     gate.touch()
@@ -473,6 +483,7 @@ def test_the_key_of_the_settings_does_not_go_to_another_server(idle_child, monke
     assert given.tiled_api_key.get_secret_value() == "secret"
 
 
+@pytest.mark.thorough
 def test_a_callback_of_the_results_cannot_wait_for_them(RE):
     refused = []
 

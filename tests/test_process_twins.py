@@ -9,6 +9,7 @@ from live_path import settings
 from ophyd.sim import motor
 from process_fixtures import replay
 from test_as_typed import DETECTORS
+from tiers import thorough
 
 from bluesky_denoise.catalog import denoised_streams
 from bluesky_denoise.process import DenoiseProcess
@@ -37,6 +38,7 @@ def test_a_denoiser_that_another_one_is_beside_says_so_and_closes_it(RE, tiled, 
         assert len(denoised_streams(tiled.client[uid])) == 1
 
 
+@pytest.mark.thorough
 def test_denoisers_of_a_detector_each_are_meant(RE, logged):
     with (
         DenoiseProcess(settings(data_keys=["det"])) as one,
@@ -62,7 +64,9 @@ def around_another(det):
     yield from bps.trigger_and_read([motor])
 
 
-@pytest.mark.parametrize("kind", ["ReplayDetector", "AreaDetectorReplay", "AsyncReplayDetector"])
+@pytest.mark.parametrize(
+    "kind", ["AreaDetectorReplay", thorough("ReplayDetector"), thorough("AsyncReplayDetector")]
+)
 def test_a_raw_writer_that_another_one_is_beside_leaves_runs_alone(
     RE, tiled, tmp_path, logged, kind
 ):

@@ -84,6 +84,7 @@ RE(changed())
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_startup_files_run_one_after_another_as_the_queue_server_runs_them(tmp_path, RE):
     profile = profile_copy(tmp_path, "profile_simulated")
@@ -238,6 +239,7 @@ def test_a_tiled_that_does_not_answer_is_told_with_the_line_to_look_at(tmp_path,
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_what_is_left_empty_in_the_area_detector_profile_is_not_there(tmp_path):
     cases = {
         "empty keys": "motors:\ndetectors:\ndenoise:\ntiled_uri:\n",

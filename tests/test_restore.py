@@ -136,6 +136,7 @@ def test_a_server_that_is_killed_during_a_run_gets_the_run_later(
     assert left.read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_denoised_streams_stay_where_raw_ones_are_replaced(
     RE, kept, unreliable, tiled, into_tiled, raw
 ):
@@ -296,6 +297,7 @@ def test_frames_that_are_no_more_in_tiled_are_missed(tiled, tmp_path):
         restore_run(tiled.client, tmp_path / "copy.jsonl")
 
 
+@pytest.mark.thorough
 def test_a_number_that_is_whole_at_first_is_no_obstacle(RE, unreliable, tiled):
     """Tiled refuses it in a run that is written event by event."""
     position = Signal(name="position", value=1)
@@ -424,6 +426,7 @@ def test_what_tiled_does_not_take_stays_in_its_file(kept, unreliable, tiled):
     assert tiled.client[uid].stop["exit_status"] == "success"
 
 
+@pytest.mark.thorough
 def test_a_raw_stream_with_the_name_of_a_denoised_one_is_refused_until_that_is_deleted(
     RE, kept, unreliable, tiled, into_tiled, command
 ):

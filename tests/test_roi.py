@@ -3,6 +3,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 from roi_fixtures import BOX, SHAPE, STEEP, Smoother, measured, satellite
+from tiers import thorough
 
 from bluesky_denoise.denoiser import Denoiser
 from bluesky_denoise.errors import FrameShapeError, FrameValueError, MaskError, SettingsError
@@ -206,7 +207,7 @@ def test_a_region_at_the_corner_of_the_frame_is_measured():
     assert found.center_row == pytest.approx(6.0, abs=0.4)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis", [0, thorough(1)])
 def test_a_peak_on_a_strip_detector_is_summed_where_it_is(axis):
     rng, at, length = np.random.default_rng(9), np.arange(120), (40, 81)
     roi = ROI(*((length, (0, 1)) if axis == 0 else ((0, 1), length)), background_px=10)
@@ -336,6 +337,7 @@ class Spiky(Smoother):
         return Denoised(level + np.maximum(smooth - level, 0) ** 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("denoiser", [Smoother(), Spiky()], ids=["smooth", "spiky"])
 @pytest.mark.parametrize("strength", [7.0, 10.0, 20.0])
 def test_no_share_of_a_peak_is_lost_where_the_denoised_one_is_too_narrow(denoiser, strength):
@@ -388,6 +390,7 @@ def test_values_are_plain_numbers_that_any_document_takes():
     )
 
 
+@pytest.mark.thorough
 def test_what_is_chosen_by_chance_is_in_the_error():
     """A measured line through the region: each part finds another ellipse."""
     shipped = read_frame_file(files("bluesky_denoise.simulation") / "frames" / "i07_line.h5")

@@ -17,6 +17,7 @@ def test_a_gap_beside_a_weak_peak_or_in_it_does_not_bias_its_intensity(gap):
     assert found.covered.mean() == pytest.approx(1 - gap.hidden, abs=0.08)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("gap", [Gap(600, 1.0, 2), Gap(5000, 0.05, 2)], ids=str)
 def test_the_stated_error_has_in_it_what_is_not_known_of_the_hidden_part(gap):
     assert gap.hidden == pytest.approx(0.22, abs=0.01)

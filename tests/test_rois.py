@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from ophyd.sim import motor
 from roi_fixtures import Smoother
+from tiers import thorough
 
 from bluesky_denoise import ROI, Denoiser, DenoiseRouter, DenoiseSettings, measure_roi, measure_rois
 from bluesky_denoise.errors import SettingsError
@@ -272,7 +273,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32], ids=["integers", "floats with NaN"])
-@pytest.mark.parametrize("denoised", [True, False])
+@pytest.mark.parametrize("denoised", [True, thorough(False)])
 def test_regions_that_are_measured_together_are_as_each_alone(kind, denoised):
     rng, denoiser = np.random.default_rng(3), Counting(Denoiser.load())
     spots = [Peak(30, 30, 900, 2, 3), Peak(31, 80, 400, 2, 2), Peak(90, 60, 2000, 3, 2)]

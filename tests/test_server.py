@@ -51,6 +51,7 @@ def catalog_of(path):
         return schema, tables.execute("SELECT * FROM alembic_version").fetchall()
 
 
+@pytest.mark.thorough
 def test_the_catalog_is_one_that_tiled_would_make(tmp_path):
     with embedded_tiled(tmp_path):
         pass
@@ -75,6 +76,7 @@ def test_a_catalog_of_another_tiled_is_refused_with_what_to_do(tmp_path):
         pass
 
 
+@pytest.mark.thorough
 def test_a_directory_is_read_by_whatever_path_leads_to_it(RE, motor, tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)

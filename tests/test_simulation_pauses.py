@@ -102,6 +102,7 @@ def test_after_a_pause_within_an_exposure_each_point_has_its_own_frames(
     assert frames_in_files(tmp_path) == files
 
 
+@pytest.mark.thorough
 @LATE
 def test_a_run_that_is_aborted_within_an_exposure_leaves_nothing_to_the_next(
     RE, tiled, det, tmp_path, late

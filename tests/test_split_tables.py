@@ -10,6 +10,7 @@ import pytest
 from bluesky_tiled_plugins.writing import tiled_writer
 from live_path import UNIT, paused_scan
 from ophyd.sim import SynAxis
+from tiers import thorough
 from tiled_fixtures import FRAMES
 
 from bluesky_denoise import DenoiseSettings, denoised_streams, reprocess
@@ -53,6 +54,7 @@ def run(RE, tiled, written, det, motor, most):
     return tiled.client[uid]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("others", "parts"), [(0, 1), (260, 2)])
 def test_readings_and_exposures_are_found_in_all_tables_of_a_raw_stream(
     RE, tiled, written, det, others, parts
@@ -81,6 +83,7 @@ def skipped(run, settings, number):
     return router.provenance
 
 
+@pytest.mark.thorough
 def test_frames_that_lack_are_told_and_the_others_are_taken_over(run, settings, command):
     provenance, uid = skipped(run, settings, 2), run.metadata["start"]["uid"]
     (found,) = denoised_streams(run)
@@ -117,6 +120,7 @@ def test_a_stream_of_several_tables_is_shown_and_exported(run, settings, command
         assert set(file["entry/table"]) == scalars | {"time"}
 
 
+@pytest.mark.thorough
 def test_a_point_that_was_taken_again_is_beside_its_own_raw_frame(
     RE, tiled, written, det, motor, most, settings, command, tmp_path
 ):
@@ -135,7 +139,7 @@ def test_a_point_that_was_taken_again_is_beside_its_own_raw_frame(
     assert len(np.unique(counts, axis=0)) == 4
 
 
-@pytest.mark.parametrize("twice", range(2))
+@pytest.mark.parametrize("twice", [0, thorough(1)])
 def test_a_row_that_is_twice_in_one_of_the_tables_is_written_anew(run, settings, twice):
     router, derived = DenoiseRouter(settings, UnitDenoiser()), DocumentCollector()
     router.subscribe(derived)
@@ -159,6 +163,7 @@ def test_a_row_that_is_twice_in_one_of_the_tables_is_written_anew(run, settings,
     assert len(StoredStream(denoised_streams(run)[0].stream).read_table()) == 3
 
 
+@pytest.mark.thorough
 def test_rows_that_one_table_lacks_are_not_read(run, caplog):
     stream = run["primary"].base
     other = next(part for part in StoredStream(stream).parts if "seq_num" not in part.columns)
@@ -182,6 +187,7 @@ def requests(tiled, monkeypatch):
     return asked
 
 
+@pytest.mark.thorough
 def test_columns_are_asked_of_the_tables_that_have_them(run, requests):
     stream = run["primary"].base
     of_parts = [part.columns for part in StoredStream(stream).parts]
@@ -195,6 +201,7 @@ def test_columns_are_asked_of_the_tables_that_have_them(run, requests):
     assert len(requests) == 3
 
 
+@pytest.mark.thorough
 def test_one_table_is_read_in_two_requests(RE, tiled, written, det, requests):
     (uid,) = RE(bp.count([det], 2))
     stream = tiled.client[uid]["primary"].base
@@ -203,6 +210,7 @@ def test_one_table_is_read_in_two_requests(RE, tiled, written, det, requests):
     assert len(requests) == 2
 
 
+@pytest.mark.thorough
 def test_a_detector_may_be_called_as_a_table_is(RE, tiled, written, det, settings):
     det.image.name = "internal_0"
     (uid,) = RE(bp.count([det], 2))

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from bluesky_tiled_plugins import TiledWriter
 from live_path import Camera, archived, paused_scan, poisson
+from tiers import thorough
 from tiled.client import from_uri
 
 from bluesky_denoise import denoised_streams, reprocess
@@ -38,7 +39,7 @@ def audited():
     return denoiser
 
 
-@pytest.mark.parametrize("save_sigma", [False, True])
+@pytest.mark.parametrize("save_sigma", [thorough(False), True])
 def test_only_the_frames_that_lack_are_denoised_and_the_others_stay_as_they_are(
     RE, tiled, camera, settings, save_sigma
 ):
@@ -88,6 +89,7 @@ class Counted:
         return self._denoise(counts, exposure_s, mask)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("keys", "save_sigma"), [(("cam_sigma_image",), False), (("cam", "cam_sigma"), True)]
 )
@@ -130,6 +132,7 @@ def test_results_of_other_weights_or_settings_are_not_taken_over(RE, tiled, came
     assert not StoredResults(run, {**provenance, "settings": other})
 
 
+@pytest.mark.thorough
 def test_what_spoke_against_an_earlier_result_is_taken_over(RE, tiled, camera, settings):
     run = archived(RE, tiled, camera, 2)
     known = StoredResults(run, skipped(run, settings, audited(), {2}))
@@ -141,6 +144,7 @@ def test_what_spoke_against_an_earlier_result_is_taken_over(RE, tiled, camera, s
     assert known.read("primary", 1).problems == ["brighter than is expected"]
 
 
+@pytest.mark.thorough
 def test_an_earlier_result_whose_file_is_gone_says_what_to_do(RE, tiled, camera, settings):
     run = archived(RE, tiled, camera)
     known = StoredResults(run, skipped(run, settings, UnitDenoiser(), {2}))
@@ -155,6 +159,7 @@ def test_an_earlier_result_whose_file_is_gone_says_what_to_do(RE, tiled, camera,
     assert "http://" not in str(error.value)
 
 
+@pytest.mark.thorough
 def test_an_earlier_result_that_no_server_gives_says_why(RE, tiled, camera, settings):
     run = archived(RE, tiled, camera)
     provenance = skipped(run, settings, UnitDenoiser(), {2})
@@ -185,6 +190,7 @@ def test_a_point_that_was_taken_again_when_the_denoiser_was_dead_gets_its_own_fr
     np.testing.assert_array_equal(frames, np.stack(func.taken[-4:]) * 2)
 
 
+@pytest.mark.thorough
 def test_a_frame_that_cannot_be_denoised_is_tried_again_once(RE, tiled, settings):
     frames = np.random.default_rng(0).poisson(3.0, (3, 64, 64)).astype(np.int32)
     frames[1, 10, 10] = -1

@@ -12,6 +12,7 @@ import pytest
 from bluesky_tiled_plugins import subscribe_to_streams
 from live_path import SHAPE, Camera, poisson, settings, wait_for
 from ophyd.sim import SynAxis
+from tiers import thorough
 from tiled.client import from_uri
 from tiled.client.container import Container
 from tiled.client.utils import ClientError
@@ -31,7 +32,7 @@ from bluesky_denoise.testing import DocumentCollector, UnitDenoiser, validate_do
 # Into the raw run
 
 
-@pytest.mark.parametrize("frames", [IN_FILES, INLINE])
+@pytest.mark.parametrize("frames", [IN_FILES, thorough(INLINE)])
 def test_the_denoised_stream_reads_as_primary_does(
     RE, tiled, written, into_tiled, det, motor, frames
 ):
@@ -256,7 +257,7 @@ def test_a_reader_gets_the_rows_that_it_has_seen_when_more_have_come(
     np.testing.assert_array_equal(anew["raw_seq_num"].read(), range(1, 6))
 
 
-@pytest.mark.parametrize("frames", [IN_FILES, INLINE])
+@pytest.mark.parametrize("frames", [IN_FILES, thorough(INLINE)])
 def test_standard_errors_read_as_the_frames_do(RE, tiled, written, into_tiled, det, frames):
     one = into_tiled(frames, save_sigma=True)
     (uid,) = RE(bp.count([det], 3))
@@ -430,7 +431,7 @@ def test_a_document_of_no_run_does_not_end_the_writing(RE, tiled, written, into_
 # As runs of their own
 
 
-@pytest.mark.parametrize("frames", [IN_FILES, INLINE])
+@pytest.mark.parametrize("frames", [IN_FILES, thorough(INLINE)])
 def test_a_derived_run_lies_in_a_container_of_its_own(
     RE, tiled, written, into_tiled, det, motor, frames
 ):

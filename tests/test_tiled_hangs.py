@@ -75,6 +75,7 @@ def derived(RE, raw, tiled, tmp_path):
     return runs
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layout", ["stream", "run"])
 def test_runs_that_are_in_tiled_in_part_go_on_when_the_connection_was_lost(
     derived, tiled, tmp_path, layout
@@ -128,6 +129,7 @@ def out_of_order(monkeypatch, uid, answer):
     monkeypatch.setattr("bluesky_denoise.tiled_sink.connect", connected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("answer", [500, None], ids=["500", "no answer"])
 def test_a_run_that_tiled_never_takes_is_told_once_and_holds_up_no_other(
     tiled, derived, tmp_path, monkeypatch, answer
@@ -159,6 +161,7 @@ def test_a_run_that_tiled_never_takes_is_told_once_and_holds_up_no_other(
     assert list(read_backup(path))[-1][0] == "stop"
 
 
+@pytest.mark.thorough
 def test_a_replay_goes_on_past_runs_that_tiled_never_takes_and_damaged_files(
     tiled, derived, tmp_path, monkeypatch
 ):
@@ -220,6 +223,7 @@ def test_a_close_that_was_interrupted_keeps_all_and_goes_on_when_it_is_called_ag
     assert not sink._thread.is_alive()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("answer", [None, httpx.ReadTimeout("timed out")], ids=["taken", "not"])
 def test_what_a_hanging_request_manages_at_the_end_changes_no_document_of_the_backup(
     derived, tmp_path, monkeypatch, answer

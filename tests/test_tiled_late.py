@@ -164,6 +164,7 @@ def test_a_signal_that_said_it_was_an_integer_keeps_its_fractions(
     assert stream["raw_seq_num"].read().dtype == np.int64
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layout", ["stream", "run"])
 def test_what_was_written_in_part_or_doubled_is_completed_by_a_replay(
     RE, raw, tiled, written, det, tmp_path, layout
@@ -242,6 +243,7 @@ def test_a_replay_goes_on_past_a_run_that_is_not_in_tiled(RE, tiled, det, tmp_pa
     assert in_tiled(tiled, uid)["denoised"]["det_image"].shape == (2, *SHAPE)
 
 
+@pytest.mark.thorough
 def test_a_run_that_can_neither_be_written_nor_kept_is_no_concern_of_another(
     RE, tiled, written, det, tmp_path, logged
 ):

@@ -99,6 +99,7 @@ def test_what_the_raw_catalog_refuses_is_kept_and_can_go_elsewhere(
     check_derived(own, uid)
 
 
+@pytest.mark.thorough
 def test_a_container_that_may_be_written_takes_the_runs_of_a_raw_catalog_that_may_not(
     RE, raw, served, tmp_path, logged
 ):
@@ -138,6 +139,7 @@ def test_frames_that_tiled_may_not_read_are_told_with_the_first_run(
     assert "Add that directory to `readable_storage` in the server's configuration" in logged()
 
 
+@pytest.mark.thorough
 def test_a_container_that_cannot_be_made_is_told_when_it_is_built(served):
     _, uri = served
     with pytest.raises(SettingsError, match=r"refuses to be written to \(403\)"):

@@ -177,6 +177,7 @@ def tags(node):
     return list(node.access_tags)
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_its_writers_alone_is_denoised_by_its_writer(denoised_by):
     run, left = denoised_by("alice")
     assert left == []
@@ -194,6 +195,7 @@ def test_what_is_derived_has_the_tags_of_the_raw_run(denoised_by, client_of):
     assert list(seen_by_bob["denoised"].read()["raw_seq_num"]) == [1, 2, 3]
 
 
+@pytest.mark.thorough
 def test_who_may_not_tag_so_is_told_by_what_tiled_says(denoised_by, caplog):
     run, (path,) = denoised_by("bob", tiled_access_tags=["proposal"])
     assert list(run) == ["primary"]
@@ -202,6 +204,7 @@ def test_who_may_not_tag_so_is_told_by_what_tiled_says(denoised_by, caplog):
     assert "give a `tiled_api_key` of an owner of them" in caplog.text
 
 
+@pytest.mark.thorough
 def test_a_derived_run_of_the_archive_has_the_tags_of_the_raw_run(
     RE, det, motor, uri_of, client_of
 ):

@@ -102,6 +102,7 @@ def test_a_killed_fit_ends_with_the_weights_of_an_unbroken_one(tmp_path, monkeyp
     assert cards[0] == cards[1]
 
 
+@pytest.mark.thorough
 def test_two_processes_end_with_the_same_weights_and_one_writes(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
@@ -116,6 +117,7 @@ def test_two_processes_end_with_the_same_weights_and_one_writes(tmp_path):
     assert card["training"]["processes"] == 2
 
 
+@pytest.mark.thorough
 def test_batches_drawn_ahead_give_the_same_weights(tmp_path):
     settings = FitSettings(steps=3, pixels=64**2, sides_px=(64,))
     here = fit(tmp_path / "here.safetensors", settings=settings, threads=1)

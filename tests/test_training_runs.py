@@ -124,6 +124,7 @@ def test_repeats_of_different_exposures_are_refused(archived, detector):
         read_run(run, repeats=True)
 
 
+@pytest.mark.thorough
 def test_frames_have_the_exposure_that_was_configured_at_their_time(archived):
     frames = ReplayFrames(np.random.default_rng(0).poisson(5.0, (4, *SHAPE)), 1.0)
     detector = ReplayDetector(name="det", frames=frames)
@@ -141,6 +142,7 @@ def test_frames_have_the_exposure_that_was_configured_at_their_time(archived):
         read_run(run, repeats=True)
 
 
+@pytest.mark.thorough
 def test_held_out_runs_are_not_the_half_of_a_pair_that_is_trained_on(archived):
     frames = ReplayFrames(np.random.default_rng(0).poisson(5.0, (6, *SHAPE)), 0.4)
     detector = ReplayDetector(name="det", frames=frames)
