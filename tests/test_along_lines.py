@@ -47,47 +47,68 @@ def _ramp(x, ends):
     return np.clip((x - ends[0]) / (ends[1] - ends[0]), 0, 1)
 
 
+def _walked(cell, step):
+    """Yield a cell, the way to it in whole pixels, and how straight it is, for each window."""
+    at, by, straight = np.ones(2, np.float32), step[:, *cell], 1.0
+
+    def inside(place):
+        return (place >= 0).all() and (place < step.shape[1:]).all()
+
+    for window in along_lines.WINDOWS:
+        half = np.array(cell) + np.floor((at + np.float32(window / 2) * by) / 2).astype(int)
+        if not inside(half):
+            return
+        cosine = by @ step[:, *half]
+        straight *= _ramp(abs(cosine), along_lines.TURN)
+        by = step[:, *half] * np.sign(cosine)
+        places = at + by * np.arange(1, window + 1, dtype=np.float32)[:, None]
+        beside = (places - 1) - np.round(places - 1)
+        place = places[np.argmin(abs(beside[:, 0] * by[1] - beside[:, 1] * by[0]))]
+        moved = np.round(place - 1).astype(int)
+        passed = np.array(cell) + moved // 2
+        if inside(passed):
+            yield tuple(passed), moved, straight
+        at = places[-1]
+
+
 def _by_hand(valid, estimate, variance, free):
     """The formula of the module, for one frame, walk by walk."""
     stable = estimate + 0.375
     noise = kernels.down(variance / stable)
-    cells = (noise, *along_lines._directions(2 * torch.sqrt(stable), noise, valid))
-    noise, down, right, clear = (kernels.repeat(x)[0, 0].numpy() for x in cells)
+    down, right, clear = along_lines._directions(2 * torch.sqrt(stable), noise, valid)
+    noise, down, right, clear = (x[0, 0].numpy() for x in (noise, down, right, clear))
     estimate, variance, free = (x[0, 0].double().numpy() for x in (estimate, variance, free))
     noisy = _ramp(variance / np.maximum(estimate, 1), along_lines.NOISY) * free
     noisy *= np.clip(estimate - 1, 0, 1)
-    root = np.pad(2 * np.sqrt(estimate + 0.375), 1)
+    root, step = np.pad(2 * np.sqrt(estimate + 0.375), (1, 2)), np.stack([down, right])
+    # The last pixels of a cell that is passed may lie a pixel outside.
+    estimate, variance, most = (np.pad(x, (0, 1)) for x in (estimate, variance, noisy))
     pairs = []
-    for start in zip(*np.nonzero(noisy * clear), strict=True):
-        left, at, step = clear[start], np.float32(start), np.array([down, right])
-        by = step[:, *start]
-        for _ in range(along_lines.STEPS):
-            at = at + by
-            place = tuple(np.round(at).astype(int))
-            if min(place) < 0 or place[0] >= noisy.shape[0] or place[1] >= noisy.shape[1]:
-                break
-            cosine = by @ step[:, *place]
-            left *= _ramp(abs(cosine), along_lines.TURN)
-            ahead = step[:, *place] * np.sign(cosine)
-            at, by = at + np.float32(0.5) * (ahead - by), ahead
-            mine, others = (root[r : r + 3, c : c + 3] for r, c in (start, place))
-            apart = ((mine - others) ** 2).mean() / (noise[start] + noise[place])
-            far = min(max(apart - 1, 0) / along_lines.BEYOND_NOISE, 1)
-            pairs.append((start, place, left * clear[place] * (1 - far**2) ** 2))
+    for cell in zip(*np.nonzero(noisy.reshape(24, 2, 28, 2).any((1, 3)) * clear), strict=True):
+        for passed, moved, straight in _walked(cell, step):
+            left = straight * clear[cell] * clear[passed]
+            for corner in np.ndindex(2, 2):
+                start = tuple(2 * np.array(cell) + corner)
+                place = tuple(np.array(start) + moved)
+                mine, others = (root[r : r + 3, c : c + 3] for r, c in (start, place))
+                apart = ((mine - others) ** 2).mean() / (noise[cell] + noise[passed])
+                far = min(max(apart - 1, 0) / along_lines.BEYOND_NOISE, 1)
+                pairs.append((start, place, left * (1 - far**2) ** 2))
     friends = np.ones_like(estimate)
     for one, other, w in pairs:
         friends[one] += w
         friends[other] += w
     out, kept, squares = estimate.copy(), np.ones_like(estimate), np.zeros_like(estimate)
     for one, other, w in pairs:
-        share = w * min((noisy / friends)[one], (noisy / friends)[other])
+        share = w * min((most / friends)[one], (most / friends)[other])
         for here, there in ((one, other), (other, one)):
             out[here] += share * (estimate[there] - estimate[here])
             kept[here] -= share
             squares[here] += share**2
     least, most = along_lines.SHARED_NOISE
     shared = least + (most - least) * np.minimum(variance / np.maximum(estimate, 1e-3), 1)
-    return out, variance * (1 - (1 - shared) * (1 - kept**2 - squares))
+    left = variance * (1 - (1 - shared) * (1 - kept**2 - squares))
+    return out[:-1, :-1], left[:-1, :-1]
 
 
 @pytest.mark.parametrize("scene", [_stripes, _circles])
@@ -112,6 +133,36 @@ def test_a_step_goes_along_the_line(angle):
     across = (np.sin(angle) * down + np.cos(angle) * right)[inner]
     assert across.abs().max() < 0.1
     torch.testing.assert_close(down**2 + right**2, torch.ones_like(down))
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.2, 0.7, -1.1])
+def test_of_each_window_the_place_nearest_to_the_line_is_taken(angle):
+    beyond, direction = along_lines.BEYOND_PX, np.array([np.cos(angle), np.sin(angle)])
+    width = 2 * beyond + 2  # one cell, and what is around it
+    steps = torch.from_numpy(direction).float()[:, None].expand(2, (width // 2) ** 2)
+    middle = torch.tensor([beyond // 2 * (width // 2 + 1)])
+    moved, passed, straight = along_lines._walk(middle, width, steps)
+    rows, cols = np.divmod(moved[:, 0].numpy() + beyond * (width + 1), width) - np.int64(beyond)
+    ends = np.cumsum(along_lines.WINDOWS)
+    for row, col, window, end in zip(rows, cols, along_lines.WINDOWS, ends, strict=True):
+        whole = np.round(direction * np.arange(end - window + 1, end + 1)[:, None])
+        off = abs(whole @ [-direction[1], direction[0]])
+        assert [row, col] in whole.tolist()
+        assert abs(col * direction[0] - row * direction[1]) == pytest.approx(off.min(), abs=1e-6)
+    at = (rows // 2 + beyond // 2) * (width // 2) + cols // 2 + beyond // 2
+    np.testing.assert_array_equal(passed[:, 0], at)
+    assert straight.min() == 1
+
+
+def test_a_walk_that_turns_at_each_step_stays_in_what_is_around_the_image():
+    width = 2 * along_lines.BEYOND_PX + 2
+    angle = torch.from_numpy(rng(6).uniform(0, np.pi, (width // 2) ** 2)).float()
+    steps = torch.stack([angle.cos(), angle.sin()])
+    cell = torch.tensor([along_lines.BEYOND_PX // 2 * (width // 2 + 1)])
+    moved, passed, straight = along_lines._walk(cell, width, steps)
+    assert abs(moved).max() < (along_lines.BEYOND_PX - 1) * width
+    assert passed.min() >= 0
+    assert straight[-1] == 0
 
 
 def test_there_is_no_line_where_slopes_are_noise_have_all_directions_or_are_masked():
