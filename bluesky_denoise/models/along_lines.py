@@ -33,7 +33,7 @@ from bluesky_denoise.models import kernels
 
 __all__ = ["share_along_lines"]
 
-WINDOWS = (1, 1, 2, 2, 3, 3, 4, 4)
+WINDOWS = (1, 1, 1, 1, 1, 1, 2, 3, 3)
 """Steps of a pixel, of which one is taken, one window after the other. A walk goes one way; from
 the other, others walk here."""
 REACH = sum(WINDOWS)
