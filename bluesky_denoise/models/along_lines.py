@@ -339,7 +339,8 @@ def _exchanged(walks: list[_Pairs], counts: Tensor, most: Tensor) -> tuple[Tenso
     most = most / friends
     taken, given, squares = (torch.zeros_like(counts) for _ in range(3))
     for pairs in walks:
-        share = torch.minimum(pairs.there(most), pairs.here(most)).mul_(pairs.alike)
+        share = pairs.there(most)
+        torch.minimum(share, pairs.here(most), out=share).mul_(pairs.alike)
         more = pairs.there(counts).sub_(pairs.here(counts))
         pairs.add(taken, more.mul_(share), back=-1.0)
         pairs.add(given, share)
