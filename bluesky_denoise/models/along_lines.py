@@ -1,17 +1,20 @@
-"""A last exchange along bright lines, arcs and fringes: each pixel walks along the one it is on.
+"""A last exchange along bright lines, arcs and fringes: pixels walk along the one they are on.
 
 The kernels of `photon_exchange` have few directions. On an arc, a fringe or an oblique line, what
-is alike lies along a curve that none of them follows, and a pixel keeps much of its noise. Here a
-pixel that is still noisy takes `STEPS` steps of one pixel in the direction in which the estimate
-changes least, which is looked up anew after each. Two pixels i and j, one on the walk of the
-other, share as far as what is around them differs by no more than noise, ``w_ij`` from 0 to 1:
+is alike lies along a curve that none of them follows, and a pixel keeps much of its noise. Here
+each cell of 2 x 2 pixels that is still noisy walks in the direction in which the estimate changes
+least, which is looked up anew on the way. On a narrow oblique line most whole pixels lie beside
+it, so that from a few pixels away on one of several is taken: the one that lies nearest to the
+line. Two pixels i and j, one on the walk of the other, share as far as what is around them differs
+by no more than noise, ``w_ij`` from 0 to 1:
 
     s_ij = w_ij min(k_i, k_j),        k_i = noisy_i / (1 + sum_j w_ij)
     out_i = n_i + sum_j s_ij (n_j - n_i)
 
 Photons move between pairs of pixels, and none gives more than it has: like the exchange before,
 it keeps sums, signs and what is flat. Nothing of it is learnt.
-``docs/decisions/0021-noisy-pixels-share-along-lines.md`` has the evidence.
+``docs/decisions/0021-noisy-pixels-share-along-lines.md`` and
+``docs/decisions/0025-cells-walk-and-choose-their-places.md`` have the evidence.
 
 References
 ----------
@@ -34,9 +37,9 @@ from bluesky_denoise.models import kernels
 __all__ = ["share_along_lines"]
 
 WINDOWS = (1, 1, 1, 1, 1, 1, 2, 3, 3)
-"""Steps of a pixel, of which one is taken, one window after the other. A walk goes one way; from
-the other, others walk here."""
-REACH = sum(WINDOWS)
+"""Steps of one pixel, window after window. From each window one place is taken. A walk goes one
+way; from the other, others walk here."""
+REACH_PX = sum(WINDOWS)
 NOISY = (0.05, 0.1)
 """Variance over the estimate: up to the first a pixel takes no part, from the second on in full."""
 LEAST_COUNTS = 1.0
@@ -55,9 +58,9 @@ SHARED_NOISE = (0.65, 0.2)
 between them takes it away: where none of its own noise is left, and where all is. Found on
 simulated scenes; ``python -m benchmarks.along_lines`` prints how often intervals hold."""
 
-HALO_PX = REACH + 6
+HALO_PX = REACH_PX + 6
 """Seen around the noisy pixels: as far as walks go, and a direction looks."""
-BEYOND_PX = (REACH + 4) // 2 * 2
+BEYOND_PX = (REACH_PX + 4) // 2 * 2
 """Put around an image, whole cells: what walks come to outside, with the surroundings of that."""
 AT_ONCE = 1 << 15
 """Walks that are followed at once: few enough for memory, and not too few: each step costs a
