@@ -61,7 +61,7 @@ simulated scenes; ``python -m benchmarks.along_lines`` prints how often interval
 HALO_PX = REACH_PX + 6
 """Seen around the noisy pixels: as far as walks go, and a direction looks."""
 BEYOND_PX = (REACH_PX + 4) // 2 * 2
-"""Put around an image, whole cells: what walks come to outside, with the surroundings of that."""
+"""Put around an image, whole cells: as far as walks go, and what is around a pixel there."""
 AT_ONCE = 1 << 15
 """Walks that are followed at once: few enough for memory, and not too few: each step costs a
 call."""
@@ -257,7 +257,6 @@ def _walk(start: Tensor, width: int, steps: Tensor) -> tuple[Tensor, Tensor, Ten
         cosine = (by * ahead).sum(0)
         by = ahead.mul_(cosine.sign())  # Go on in that direction of the line that was come in.
         places = torch.addcmul(at[:, None], by[:, None], lengths[:window])
-        places.clamp_(3, 2 * BEYOND_PX - 1)  # within what was put around the image
         at = places[:, -1]
         taken.append(_nearest(places, by) if window > 1 else at)
         cosines.append(cosine)
